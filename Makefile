@@ -1,0 +1,52 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lint format test test-all bench clean
+
+# The interpreter that builds the environment. 3.11 first: the CPU wheel of torch named in
+# constraints.txt is built for it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# One thread per test process: two processes with two threads each only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+setup: $(INSTALLED)  ## build .venv with everything (redone when pyproject.toml or constraints.txt change)
+
+# torch comes first and alone, so that no other package chooses its build.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "fas needs Python >= 3.11; found: '$(PYTHON)'. Name one: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
+	@touch $@
+
+demo: setup  ## convert the embedded model and let it write, spiking
+	$(BIN)/fas demo
+
+lint: setup  ## ruff, import-linter, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: setup  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint  ## lint, then every test that is not slow
+	$(PYTEST) -m "not slow"
+
+test-all: lint  ## lint, then every test
+	$(PYTEST)
+
+bench: setup  ## run every script in benchmarks/
+	@set -e; scripts='$(sort $(wildcard benchmarks/*.py))'; \
+	[ -n "$$scripts" ] || echo "no benchmarks yet"; \
+	for script in $$scripts; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## remove caches and packages; .venv and build/ (trained models) stay
+	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks examples tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

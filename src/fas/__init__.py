@@ -1,0 +1,47 @@
+"""fas: pretrained transformers as spiking neural networks.
+
+Importing the package is cheap: names load their modules on first use, and transformers learns about
+converted models as soon as it is itself imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fas._register import register_with_transformers
+from fas._version import __version__
+
+if TYPE_CHECKING:
+    from fas.config import FASConfig as FASConfig
+    from fas.convert import calibrate as calibrate
+    from fas.convert import convert as convert
+    from fas.convert import revert as revert
+    from fas.methods.fas import FAS as FAS
+    from fas.record import record as record
+    from fas.types import Measurement as Measurement
+
+_HOMES = {
+    "FAS": "fas.methods.fas",
+    "FASConfig": "fas.config",
+    "Measurement": "fas.types",
+    "calibrate": "fas.convert",
+    "convert": "fas.convert",
+    "record": "fas.record",
+    "revert": "fas.convert",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fas' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+register_with_transformers()

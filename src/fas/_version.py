@@ -1,0 +1,3 @@
+"""The version of the library: its single source, read by the build."""
+
+__version__ = "0.1.0"

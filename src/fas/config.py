@@ -1,0 +1,115 @@
+"""The configuration that a converted model carries in its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from fas import registry
+from fas._version import __version__
+from fas.errors import CheckpointError
+from fas.types import Method, Record, Site
+
+# Raised when directories of an older release can no longer be read as they are.
+FORMAT = 1
+
+
+class FASConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """What spikes and how, as JSON: transformers' quantisation config of a converted model.
+
+    Given to ``from_pretrained`` of a dense checkpoint it converts on the way; the thresholds then still
+    have to be calibrated. In a converted directory it rebuilds the spiking layers.
+
+    Args:
+        method: name of the method, a file of ``fas.methods``.
+        sites: the sites; None to find them in the model.
+        records: what the stages did.
+        format: layout of the directory.
+        version: release that wrote it.
+        quant_method: always ``fas``.
+        options: fields of the method (``timesteps``, ``coverage``, …).
+
+    Raises:
+        ValueError: unknown method, option or value.
+        CheckpointError: a format that this release does not read.
+    """
+
+    def __init__(
+        self,
+        method: str = "fas",
+        *,
+        sites: Sequence[Any] | None = None,
+        records: Sequence[Any] = (),
+        format: int = FORMAT,
+        version: str = __version__,
+        quant_method: str = "fas",
+        **options: Any,
+    ) -> None:
+        if format != FORMAT:
+            raise CheckpointError(
+                f"the model was written by fas {version} in format {format}, this is fas {__version__} with "
+                f"format {FORMAT}: install a release that reads it, or convert the dense model again"
+            )
+        self.quant_method = quant_method
+        self.method = method
+        self.recipe: Method = build_method(method, options)
+        self.sites = None if sites is None else [_site(site) for site in sites]
+        self.records = [_record(record) for record in records]
+        self.format, self.version = format, version
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types, from which the constructor builds the same configuration."""
+        return {
+            "quant_method": self.quant_method,
+            "method": self.method,
+            "format": self.format,
+            "version": __version__,
+            **asdict(self.recipe),  # type: ignore[call-overload]
+            "exclude": list(getattr(self.recipe, "exclude", ())),
+            "sites": None if self.sites is None else [asdict(site) for site in self.sites],
+            "records": [record.to_dict() for record in self.records],
+        }
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return everything: a converted directory states its configuration in full."""
+        return self.to_dict()
+
+
+def build_method(name: str, options: dict[str, Any]) -> Method:
+    """Return a method by name with some of its fields set.
+
+    Raises:
+        ValueError: unknown name or option; the known ones are listed.
+    """
+    cls = registry.load("methods", name)
+    known = [field.name for field in fields(cls)]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"method {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    method: Method = cls(**options)
+    return method
+
+
+def _site(value: Any) -> Site:
+    if isinstance(value, Site):
+        return value
+    try:
+        return Site(**{**value, "also": tuple(value.get("also", ()))})
+    except (TypeError, AttributeError):
+        raise CheckpointError(
+            f"config.json has a malformed site {value!r}; the directory is damaged or was edited"
+        ) from None
+
+
+def _record(value: Any) -> Record:
+    if isinstance(value, Record):
+        return value
+    try:
+        return Record(**value)
+    except TypeError:
+        raise CheckpointError(
+            f"config.json has a malformed record of a stage; the directory is damaged or was edited"
+        ) from None

@@ -1,0 +1,308 @@
+"""Labelled sentences and sentence pairs from GLUE-style files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fas.errors import DataError
+
+Task = Literal["classification", "regression"]
+
+PAIR_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("#1 String", "#2 String"),
+)
+SENTENCE_COLUMNS = ("sentence", "text")
+LABEL_COLUMNS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score")
+COLA_HEADER = ("source", "label", "star", "sentence")
+# GLUE numbers its named labels in this order, which is not the alphabet's for MNLI.
+LABEL_ORDERS = (("entailment", "not_entailment"), ("entailment", "neutral", "contradiction"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Sentences (or sentence pairs) with one label each.
+
+    Attributes:
+        sentences: the only, or the first, sentence of each row.
+        pairs: the second sentence of each row, or None where rows hold one sentence.
+        labels: class indices (int) for classification, scores (float) for regression.
+        task: ``classification`` or ``regression``.
+        label_names: name of class i at place i; empty for regression.
+    """
+
+    sentences: list[str]
+    pairs: list[str] | None
+    labels: list[int] | list[float]
+    task: Task
+    label_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.sentences)
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs that a model's head needs: the number of classes, 1 for regression."""
+        return len(self.label_names) or 1
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of ``path`` (a byte order mark is dropped).
+
+    Raises:
+        DataError: the file is not UTF-8.
+    """
+    # newline="" keeps carriage returns inside a line; only the line feed ends a row.
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            return file.read()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} is not UTF-8 text (byte {error.start}): give a text file, or convert it"
+            ) from error
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read a .json, .jsonl, .csv or tab-separated file as one dict per row.
+
+    Quote characters in tab-separated files are literal, as GLUE writes them. A CoLA file, which
+    has no header, gets the columns source, label, star, sentence.
+
+    Raises:
+        DataError: not UTF-8, malformed, or without any row.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".jsonl"):
+        records = list(_json_records(path))
+    else:
+        rows = list(_csv_rows(path) if suffix == ".csv" else _tsv_rows(path))
+        if rows and _is_cola(rows[0][1]):
+            rows.insert(0, (0, list(COLA_HEADER)))
+        records = list(_zip_header(path, rows))
+    if not records:
+        raise DataError(f"{path} has no rows: expected at least one row of data")
+    return records
+
+
+def load_table(
+    path: str | Path,
+    *,
+    sentence: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    task: Task | None = None,
+    label_names: Sequence[str] | None = None,
+) -> Table:
+    """Read labelled sentences or sentence pairs from a GLUE-style file.
+
+    Knows the files of the GLUE benchmark (Wang et al. 2018, arXiv 1804.07461) by their columns,
+    and any file with a label column and sentence/text, sentence1+sentence2, question+sentence,
+    question1+question2 or premise+hypothesis. A column named ``score`` or with fractional labels
+    means regression. Integer labels are class indices as they stand; named labels are numbered in
+    GLUE's order where GLUE knows them, else alphabetically.
+
+    Args:
+        path: .tsv, .csv, .json (list of objects) or .jsonl; another suffix is read as tab-separated.
+        sentence: column of the only or first sentence; found by name if None.
+        pair: column of the second sentence; needs ``sentence``.
+        label: column of the label; found by name if None.
+        task: overrides what the labels look like.
+        label_names: class names in the order of their indices, for named labels in another order
+            or for a file that does not hold every class.
+
+    Raises:
+        DataError: missing file, malformed row, unknown columns, no labels, or a label that does
+            not fit ``task`` or ``label_names``.
+        ValueError: ``pair`` without ``sentence``.
+    """
+    path = Path(path)
+    if pair is not None and sentence is None:
+        raise ValueError(f"pair={pair!r} needs the column of the first sentence too: pass sentence=")
+    if not path.is_file():
+        raise DataError(f"{path} is no file: expected a .tsv, .csv, .json or .jsonl file with labels")
+    records = read_records(path)
+    first, second = _text_columns(path, list(records[0]), sentence, pair)
+    label = _label_column(path, list(records[0]), label)
+    values = [_cell(path, row, record, label) for row, record in enumerate(records, 1)]
+    kind = task or ("regression" if label == "score" or _fractional(values) else "classification")
+    labels: list[int] | list[float]
+    names: tuple[str, ...] = ()
+    if kind == "regression":
+        labels = [_score(path, row, value) for row, value in enumerate(values, 1)]
+    else:
+        labels, names = _classes(path, values, label_names)
+    texts = [_text(path, row, record, first) for row, record in enumerate(records, 1)]
+    seconds = None
+    if second is not None:
+        seconds = [_text(path, row, record, second) for row, record in enumerate(records, 1)]
+    return Table(texts, seconds, labels, kind, names)
+
+
+def tokenise_table(table: Table, tokenizer: Any, max_length: int = 128) -> list[dict[str, Any]]:
+    """Return one dict per row: the tokenizer's lists of ids, cut at ``max_length``, and ``labels``.
+
+    The list serves as a map-style data set for ``torch.utils.data`` and for transformers' Trainer
+    with ``DataCollatorWithPadding``; rows are not padded here.
+
+    Raises:
+        DataError: ``table`` is empty.
+    """
+    if not len(table):
+        raise DataError("the table has no rows: load a file with at least one labelled row")
+    encoded = tokenizer(table.sentences, table.pairs, truncation=True, max_length=max_length)
+    keys = list(encoded.keys())
+    return [
+        {**{key: encoded[key][row] for key in keys}, "labels": label}
+        for row, label in enumerate(table.labels)
+    ]
+
+
+def _json_records(path: Path) -> Iterator[dict[str, Any]]:
+    text = read_utf8(path)
+    try:
+        if text.lstrip().startswith("["):
+            items = json.loads(text)
+        else:
+            # Not splitlines: JSON strings may hold U+2028 and other characters that it splits at.
+            items = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} is not valid JSON ({error}): expected a list of objects, or one object per line"
+        ) from error
+    for row, item in enumerate(items, 1):
+        if not isinstance(item, dict):
+            raise DataError(
+                f"{path} row {row} is a {type(item).__name__}: expected an object with named columns"
+            )
+        yield item
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(read_utf8(path).split("\n"), 1):
+        if line.strip("\r"):
+            yield number, line.rstrip("\r").split("\t")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(read_utf8(path), newline=""), strict=True)
+    try:
+        yield from ((reader.line_num, row) for row in reader if row)
+    except csv.Error as error:
+        raise DataError(
+            f"{path} line {reader.line_num} is not valid CSV ({error}): mend the quotes"
+        ) from error
+
+
+def _is_cola(row: list[str]) -> bool:
+    return len(row) == len(COLA_HEADER) and row[1] in ("0", "1") and row[2] in ("", "*")
+
+
+def _zip_header(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[dict[str, Any]]:
+    header = rows[0][1] if rows else []
+    for number, row in rows[1:]:
+        if len(row) != len(header):
+            raise DataError(
+                f"{path} line {number} has {len(row)} fields, expected {len(header)} {header}: mend the line"
+            )
+        yield dict(zip(header, row, strict=True))
+
+
+def _text_columns(
+    path: Path, columns: list[str], sentence: str | None, pair: str | None
+) -> tuple[str, str | None]:
+    if sentence is not None:
+        for name in (sentence, pair):
+            if name is not None and name not in columns:
+                raise DataError(f"{path} has no column {name!r}: it has {columns}")
+        return sentence, pair
+    for first, second in PAIR_COLUMNS:
+        if first in columns and second in columns:
+            return first, second
+    for name in SENTENCE_COLUMNS:
+        if name in columns:
+            return name, None
+    raise DataError(f"{path} has columns {columns}, none known to hold sentences: pass sentence= (and pair=)")
+
+
+def _label_column(path: Path, columns: list[str], label: str | None) -> str:
+    if label is not None:
+        if label not in columns:
+            raise DataError(f"{path} has no column {label!r}: it has {columns}")
+        return label
+    for name in LABEL_COLUMNS:
+        if name in columns:
+            return name
+    raise DataError(
+        f"{path} has no labels (columns {columns}), as GLUE's test files: "
+        "use the dev file, or pass label= if a column holds them"
+    )
+
+
+def _cell(path: Path, row: int, record: dict[str, Any], column: str) -> Any:
+    value = record.get(column)
+    if value is None or value == "":
+        raise DataError(f"{path} row {row} has no value in column {column!r}: fill it in or drop the row")
+    return value
+
+
+def _text(path: Path, row: int, record: dict[str, Any], column: str) -> str:
+    value = record.get(column)
+    if not isinstance(value, str):
+        raise DataError(f"{path} row {row} column {column!r} holds {value!r}: expected a string")
+    return value
+
+
+def _integer(value: Any) -> int | None:
+    try:
+        return int(value) if isinstance(value, int | str) else None
+    except ValueError:
+        return None
+
+
+def _fractional(values: list[Any]) -> bool:
+    try:
+        return all(_integer(v) is not None or float(v) is not None for v in values) and any(
+            _integer(v) is None for v in values
+        )
+    except (TypeError, ValueError):
+        return False
+
+
+def _score(path: Path, row: int, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} row {row} has label {value!r}: expected a number for regression") from error
+
+
+def _classes(
+    path: Path, values: list[Any], label_names: Sequence[str] | None
+) -> tuple[list[int], tuple[str, ...]]:
+    integers = [number for number in map(_integer, values) if number is not None]
+    if len(integers) == len(values):
+        if min(integers) < 0:
+            raise DataError(
+                f"{path} has label {min(integers)}, which marks rows without labels: use the dev file"
+            )
+        count = len(label_names) if label_names else max(integers) + 1
+        if max(integers) >= count:
+            raise DataError(f"{path} has label {max(integers)}, but label_names has only {count} names")
+        return integers, tuple(label_names or map(str, range(count)))
+    found = {str(value) for value in values}
+    if label_names is None:
+        known = [order for order in LABEL_ORDERS if found <= set(order)]
+        label_names = known[0] if known else sorted(found)
+    if missing := found - set(label_names):
+        raise DataError(f"{path} has labels {sorted(missing)}, which label_names {list(label_names)} lacks")
+    index = {name: number for number, name in enumerate(label_names)}
+    return [index[str(value)] for value in values], tuple(label_names)

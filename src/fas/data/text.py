@@ -1,0 +1,249 @@
+"""Text for language models: documents, one stream of tokens, windows of equal length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fas.data.table import read_records, read_utf8
+from fas.errors import DataError, MissingExtraError
+
+HUB_ALIASES = {"wikitext": "Salesforce/wikitext:wikitext-2-raw-v1"}
+RECORD_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
+TEXT_SUFFIXES = (".txt", ".raw", *RECORD_SUFFIXES)
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("valid", "validation", "val", "dev"),
+    "test": ("test",),
+}
+
+
+def load_documents(source: str | Path, *, split: str = "train", column: str | None = None) -> list[str]:
+    """Load documents from a file, a directory, the standard library or the Hugging Face hub.
+
+    - the name ``stdlib``: documentation text of Python's own modules, no download. Split ``train``
+      is its train part, every other split its held-out part.
+    - a .jsonl, .json, .tsv or .csv file: one document per row, from ``column`` (``text`` if there
+      is one, else the only column of strings).
+    - any other file: one document, exactly as it stands.
+    - a directory: its visible files by name. Where files are named after splits (``train.txt``,
+      ``wiki.valid.raw``), only those of ``split``.
+    - ``name`` or ``name:config``: a data set of the hub. ``wikitext`` stands for
+      ``Salesforce/wikitext:wikitext-2-raw-v1``. Rows of wikitext are lines, so they become one
+      document, joined by blank lines as in the perplexity guide of transformers; its token count
+      is therefore above that of the plain ``wiki.test.raw`` file.
+
+    A name in this list wins over a file of that name; write ``./stdlib`` or a Path for the file.
+
+    Args:
+        source: see above.
+        split: ``train``, ``validation`` or ``test`` (``valid``, ``val``, ``dev`` mean validation);
+            another value is handed to the hub as it is. Plain files have no splits: it is ignored.
+        column: column of the text; None chooses as above.
+
+    Raises:
+        DataError: nothing of that name, no such split or column, or no text in it.
+        MissingExtraError: a hub data set without the ``datasets`` library.
+    """
+    split = next((name for name, also in SPLIT_NAMES.items() if split in also), split)
+    if source == "stdlib":
+        from fas.data.stdlib import stdlib_text
+
+        documents = stdlib_text("train" if split == "train" else "heldout")
+    elif isinstance(source, str) and source in HUB_ALIASES:
+        documents = _hub(HUB_ALIASES[source], split, column)
+    elif Path(source).is_dir():
+        documents = [text for file in _split_files(Path(source), split) for text in _file(file, column)]
+    elif Path(source).exists():
+        documents = _file(Path(source), column)
+    elif isinstance(source, str) and _is_hub_name(source):
+        documents = _hub(source, split, column)
+    else:
+        raise DataError(
+            f"no file or directory {str(source)!r}, and it is no name of a hub data set: "
+            f"expected a path, 'stdlib', {', '.join(map(repr, HUB_ALIASES))}, or 'name:config' of a data set"
+        )
+    if not any(text.strip() for text in documents):
+        raise DataError(f"{str(source)!r} holds no text (split {split!r}, {len(documents)} documents)")
+    return documents
+
+
+def token_stream(
+    documents: Sequence[str], tokenizer: Any, *, vocab_size: int | None = None, separator: str | None = None
+) -> Tensor:
+    r"""Tokenise documents into one stream.
+
+    Special tokens of the tokenizer (such as a leading BOS) are not added.
+
+    Args:
+        documents: the texts, in order.
+        tokenizer: a transformers tokenizer.
+        vocab_size: entries of the model's embedding; ids are checked against it if given.
+        separator: None puts the end-of-text token between documents where the tokenizer has one;
+            a string joins the texts with it before they are tokenised (``"\n\n"``, ``""``).
+
+    Returns:
+        int64 [N].
+
+    Raises:
+        DataError: no tokens at all, or an id that the model has no embedding for.
+    """
+    texts = list(documents) if separator is None else [separator.join(documents)]
+    between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids: list[int] = []
+    if texts:
+        # verbose=False: texts longer than the model's context are meant here, no cause to warn.
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for number, document in enumerate(encoded["input_ids"]):
+            ids.extend(between if number else [])
+            ids.extend(document)
+    if len(ids) <= len(between) * max(len(texts) - 1, 0):
+        raise DataError(
+            f"{len(texts)} documents hold no tokens: expected text, check source, split and column"
+        )
+    tokens = torch.tensor(ids, dtype=torch.int64)
+    if vocab_size is not None and int(tokens.max()) >= vocab_size:
+        raise DataError(
+            f"token id {int(tokens.max())} does not fit a model of {vocab_size} embeddings: "
+            f"{type(tokenizer).__name__} ({len(tokenizer)} entries) belongs to another model; "
+            "load the tokenizer saved with this one, or call model.resize_token_embeddings"
+        )
+    return tokens
+
+
+def windows(
+    tokens: Tensor, length: int, *, limit_tokens: int | None = None, seed: int | None = None
+) -> Tensor:
+    """Cut a stream into consecutive windows that do not overlap; a rest shorter than one is dropped.
+
+    Args:
+        tokens: int64 [N].
+        length: tokens per window.
+        limit_tokens: take at most this many tokens, in whole windows; None takes all.
+        seed: which windows are taken under ``limit_tokens``: the first ones if None, else a random
+            choice with this seed. They stay in the order of the text.
+
+    Returns:
+        int64 [n, length].
+
+    Raises:
+        DataError: the stream is shorter than one window.
+        ValueError: ``length`` below 1, ``limit_tokens`` below ``length``, or tokens not [N].
+    """
+    if tokens.ndim != 1:
+        raise ValueError(f"tokens has shape {list(tokens.shape)}: expected one stream [N]")
+    if length < 1:
+        raise ValueError(f"length is {length}: expected at least 1 token per window")
+    if limit_tokens is not None and limit_tokens < length:
+        raise ValueError(f"limit_tokens is {limit_tokens}: expected at least one window of {length} tokens")
+    if len(tokens) < length:
+        raise DataError(
+            f"the text has {len(tokens)} tokens, one window needs {length}: give more text or shorter windows"
+        )
+    available = len(tokens) // length
+    rows = tokens[: available * length].view(available, length)
+    taken = available if limit_tokens is None else min(available, limit_tokens // length)
+    if seed is None or taken == available:
+        return rows[:taken]
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
+    return rows[order[:taken].sort().values]
+
+
+def batches(rows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
+    """Group windows [n, L] into model inputs of at most ``batch_size`` rows.
+
+    Returns:
+        dicts with ``input_ids`` int64 [B, L] and ``attention_mask`` int64 [B, L] (all ones).
+
+    Raises:
+        ValueError: ``batch_size`` below 1, or rows not [n, L].
+    """
+    if rows.ndim != 2:
+        raise ValueError(f"rows has shape {list(rows.shape)}: expected windows [n, L]")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+    parts = rows.split(batch_size) if len(rows) else ()
+    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in parts]
+
+
+def _file(path: Path, column: str | None) -> list[str]:
+    if path.suffix.lower() in RECORD_SUFFIXES:
+        return _column(str(path), read_records(path), column)
+    return [read_utf8(path)]
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise DataError(f"directory {folder} holds no files: expected text files")
+    named = {path: _split_of(path) for path in files}
+    if not any(named.values()):
+        return files
+    chosen = [path for path, name in named.items() if name == split]
+    if not chosen:
+        found = [path.name for path, name in named.items() if name]
+        raise DataError(f"directory {folder} has no file for split {split!r}: it has {found}")
+    return chosen
+
+
+def _split_of(path: Path) -> str | None:
+    last = path.stem.rsplit(".", 1)[-1]
+    return next((name for name, also in SPLIT_NAMES.items() if last in also), None)
+
+
+def _column(origin: str, records: list[dict[str, Any]], column: str | None) -> list[str]:
+    columns = list(records[0])
+    if column is None and "text" in columns:
+        column = "text"
+    if column is None:
+        strings = [name for name in columns if _is_text(records, name)]
+        if len(strings) != 1:
+            raise DataError(f"{origin} has columns {columns}, {len(strings)} of them text: pass column=")
+        column = strings[0]
+    if column not in columns:
+        raise DataError(f"{origin} has no column {column!r}: it has {columns}")
+    for row, record in enumerate(records, 1):
+        if not isinstance(record.get(column), str):
+            raise DataError(
+                f"{origin} row {row} column {column!r} holds {record.get(column)!r}: expected a string"
+            )
+    return [record[column] for record in records]
+
+
+def _is_text(records: list[dict[str, Any]], name: str) -> bool:
+    values = [record.get(name) for record in records]
+    strings = [value for value in values if isinstance(value, str)]
+    # In tsv and csv numbers arrive as strings.
+    numbers = all(re.fullmatch(r"\s*[-+]?\d*\.?\d*\s*", value) for value in strings)
+    return len(strings) == len(values) and not numbers
+
+
+def _is_hub_name(source: str) -> bool:
+    name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?", source)
+    return name is not None and not source.lower().endswith(TEXT_SUFFIXES)
+
+
+def _hub(source: str, split: str, column: str | None) -> list[str]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            f"hub data set {source!r} needs the datasets library: pip install 'fas[data]'"
+        ) from error
+    name, _, config = source.partition(":")
+    try:
+        rows = list(datasets.load_dataset(name, config or None, split=split))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{source!r}: no such file or directory here, and hub data set {name!r} "
+            f"(config {config or None!r}, split {split!r}) cannot be loaded: {error}"
+        ) from error
+    if not rows:
+        raise DataError(f"hub data set {source!r} has no rows in split {split!r}")
+    texts = _column(source, rows, column)
+    return ["\n\n".join(texts)] if name.rsplit("/", 1)[-1] == "wikitext" else texts

@@ -1,0 +1,1 @@
+"""How well a network does: perplexity of language models, scores of classifiers."""

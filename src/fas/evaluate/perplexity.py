@@ -1,0 +1,189 @@
+"""Perplexity of a causal language model on a stream of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fas.errors import DataError
+
+DEFAULT_WINDOW = 1024
+# math.exp overflows above the logarithm of the largest float64.
+LARGEST_EXPONENT = 709.0
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity with the conditions it depends on.
+
+    Attributes:
+        value: exp(nll_per_token), perplexity per token; infinite where float64 overflows, NaN
+            where the model gives NaN.
+        nll_per_token: mean negative log likelihood, nats per scored token.
+        tokens: tokens scored.
+        window: tokens that the model sees at once (fewer where the text is shorter).
+        stride: tokens from one window's begin to the next.
+    """
+
+    value: float
+    nll_per_token: float
+    tokens: int
+    window: int
+    stride: int
+
+
+def perplexity(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Perplexity:
+    """Measure exp(-1/N sum_i log p(x_i | the tokens before x_i in its window)).
+
+    The strided sliding window of the Hugging Face page "Perplexity of fixed-length models": the
+    first window scores all but its first token, each later one only the tokens that no window
+    before it held. With ``stride == window`` the first token of every window has no context and is
+    not scored.
+
+    Deviation: the page counts one token too few per window where windows overlap (it weights every
+    window by its labels minus one); here each scored token has the same weight.
+
+    Args:
+        model: a causal language model, called as ``model(input_ids=int64 [B, L]).logits`` giving
+            [B, L, vocabulary]. It runs in evaluation mode without gradients, its mode is restored.
+        tokens: int64 [N], N >= 2, on any device.
+        window: tokens per window; None takes the model's context length, 1024 if it states none.
+        stride: tokens between windows, 1 to ``window``; None takes ``window // 2``.
+        batch_size: windows of equal length per call.
+        progress: called as (windows done, windows in all) after each call of the model.
+
+    Raises:
+        DataError: fewer than two tokens, or an id outside the model's vocabulary.
+        ValueError: a model that is not causal, or window, stride, batch_size, tokens out of range.
+    """
+    _require_causal(model)
+    config = _text_config(model)
+    _check_tokens(tokens, getattr(config, "vocab_size", None))
+    window, stride = _geometry(config, window, stride)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected at least 1 window per call")
+    spans = _spans(len(tokens), window, stride)
+    device = next((parameter.device for parameter in model.parameters()), tokens.device)
+    was_training = model.training
+    total, scored, done = 0.0, 0, 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in _equal_lengths(spans, batch_size):
+                rows = torch.stack([tokens[begin:end] for begin, end, _ in batch]).to(device)
+                logits = model(input_ids=rows).logits
+                if logits.shape[:-1] != rows.shape:
+                    raise ValueError(
+                        f"{type(model).__name__} gives logits {list(logits.shape)} for input_ids "
+                        f"{list(rows.shape)}: expected [B, L, vocabulary], load it as a causal language model"
+                    )
+                for row, scores, (_, _, first) in zip(rows, logits, batch, strict=True):
+                    # Row by row: float32 logits of a whole batch would double the peak memory.
+                    nll = cross_entropy(scores[first - 1 : -1].float(), row[first:], reduction="none")
+                    total += float(nll.double().sum())
+                    scored += len(nll)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(spans))
+    finally:
+        model.train(was_training)
+    mean = total / scored
+    value = math.inf if mean > LARGEST_EXPONENT else math.exp(mean)
+    return Perplexity(value, mean, scored, window, stride)
+
+
+def _spans(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
+    """Return (begin, end, first scored place inside the window) of each window."""
+    spans: list[tuple[int, int, int]] = []
+    begin, seen = 0, 0
+    while seen < length:
+        end = min(begin + window, length)
+        first = max(seen - begin, 1)
+        if first < end - begin:
+            spans.append((begin, end, first))
+        begin, seen = begin + stride, end
+    return spans
+
+
+def _equal_lengths(
+    spans: list[tuple[int, int, int]], batch_size: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    for _, group in groupby(spans, key=lambda span: span[1] - span[0]):
+        while batch := list(islice(group, batch_size)):
+            yield batch
+
+
+def _text_config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    text_config = getattr(config, "get_text_config", None)
+    return config if text_config is None else text_config(decoder=True)
+
+
+def _geometry(config: Any, window: int | None, stride: int | None) -> tuple[int, int]:
+    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if window is None:
+        window = context or DEFAULT_WINDOW
+    if window < 2:
+        raise ValueError(f"window is {window}: expected at least 2 tokens, one of them as context")
+    if context is not None and window > context:
+        raise ValueError(
+            f"window is {window}, the model's context holds {context} tokens: pass window={context}"
+        )
+    if stride is None:
+        stride = window // 2
+    if not 1 <= stride <= window:
+        raise ValueError(
+            f"stride is {stride}: expected 1 to the window of {window} tokens, so that none is skipped"
+        )
+    return window, stride
+
+
+def _check_tokens(tokens: Tensor, vocab_size: int | None) -> None:
+    if tokens.ndim != 1 or tokens.dtype != torch.int64:
+        raise ValueError(f"tokens is {tokens.dtype} {list(tokens.shape)}: expected one stream, int64 [N]")
+    if len(tokens) < 2:
+        raise DataError(f"the text has {len(tokens)} tokens, perplexity needs at least 2: give more text")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"token id {wrong} is outside the model's vocabulary of {vocab_size}: "
+            "tokenise with the tokenizer saved with this model"
+        )
+
+
+def _require_causal(model: nn.Module) -> None:
+    from transformers.models.auto import modeling_auto
+
+    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    config = getattr(model, "config", None)
+    name = type(model).__name__
+    family = getattr(config, "model_type", None)
+    # Families in both lists (BERT, RoBERTa) attend in both directions unless told to decode.
+    both = family in masked and family in causal and not getattr(config, "is_decoder", False)
+    if getattr(config, "is_encoder_decoder", False):
+        remedy = "an encoder-decoder has no perplexity of a text alone; take a decoder-only model"
+    elif both or (name in masked.values() and name not in causal.values()):
+        remedy = (
+            "a masked model sees the token it should predict, and pseudo-perplexity is not defined here; "
+            "take a causal language model, or evaluate this one with classify"
+        )
+    else:
+        return
+    raise ValueError(f"{name} is not a causal language model: {remedy}")

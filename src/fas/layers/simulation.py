@@ -1,0 +1,88 @@
+"""What all spiking layers of one model share: how it is simulated, and which steps are running now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fas.types import Execution, Network, Operators, Schedule
+
+
+class Observer(Protocol):
+    """Anything that wants to see spikes (``fas.record``)."""
+
+    def observe(self, path: str, spikes: Tensor, timesteps: int) -> None:
+        """Receive the spikes of one site.
+
+        Args:
+            path: the site.
+            spikes: number of spikes of every neuron after each simulated step [n, *B, C]; where the
+                execution is collapsed, over the whole window [1, *B, C].
+            timesteps: T.
+        """
+
+
+@dataclass(eq=False)
+class Simulation:
+    """Settings and clock of one converted model, shared by reference among its layers.
+
+    Attributes:
+        network: ``ann`` (activations pass unchanged), ``quantised`` (QCFS with ``levels``) or ``snn``.
+        timesteps: T ≥ 1.
+        levels: L ≥ 1, of the quantised network.
+        schedule: ``layerwise`` or ``online``.
+        operators: ``difference`` or ``instant``, online only: whether the wires between layers carry
+            running means over time, to which any operator applies unchanged, or the values of each step.
+        execution: ``collapsed`` (one pass on counts) or ``stepped`` (every step), layerwise only.
+        steps: the steps 1…T in the batch at this moment (time-major rows), online only.
+        carry: whether layers continue from the state of earlier steps and keep theirs for later ones.
+        observers: receivers of every site's counts.
+    """
+
+    network: Network = "snn"
+    timesteps: int = 8
+    levels: int = 8
+    schedule: Schedule = "layerwise"
+    operators: Operators = "difference"
+    execution: Execution = "collapsed"
+    steps: range | None = None
+    carry: bool = False
+    observers: list[Observer] = field(default_factory=list)
+
+    @property
+    def folds(self) -> bool:
+        """Whether time stands in the batch: the spiking network, online."""
+        return self.network == "snn" and self.schedule == "online"
+
+    @contextmanager
+    def running(self, steps: range, *, carry: bool = False) -> Iterator[None]:
+        """Declare which steps the rows of the batch hold while the block runs."""
+        before = self.steps, self.carry
+        self.steps, self.carry = steps, carry
+        try:
+            yield
+        finally:
+            self.steps, self.carry = before
+
+    @contextmanager
+    def using(self, **settings: object) -> Iterator[None]:
+        """Change settings while the block runs."""
+        before = {name: getattr(self, name) for name in settings}
+        for name, value in settings.items():
+            setattr(self, name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def clock(self, like: Tensor) -> Tensor:
+        """Return the running steps as a column [n, 1, …, 1] to combine with [n, *B, C]."""
+        assert self.steps is not None
+        steps = torch.arange(self.steps.start, self.steps.stop, device=like.device, dtype=like.dtype)
+        return steps.view(-1, *[1] * (like.ndim - 1))

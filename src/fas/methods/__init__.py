@@ -1,0 +1,1 @@
+"""Named recipes of conversion, one file each."""

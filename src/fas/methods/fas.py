@@ -1,0 +1,132 @@
+"""FAS: fast ANN-SNN conversion of transformers by coarse-to-fine calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
+
+from fas import registry
+from fas.errors import SiteError
+from fas.stages.calibrate import Calibrate
+from fas.stages.set_thresholds import SetThresholds
+from fas.surgery.sites import find_sites
+from fas.types import (
+    Coverage,
+    Execution,
+    Granularity,
+    Method,
+    Neuron,
+    Operators,
+    Schedule,
+    Site,
+    Stage,
+)
+
+
+@dataclass(frozen=True)
+class FAS(Method):
+    """Spiking neurons at the inputs of linear layers, calibrated coarse per layer and fine per channel.
+
+    Attributes:
+        timesteps: T, time steps of the spiking network; a code without sign has T + 1 levels, one with
+            sign 2T + 1.
+        levels: L of the quantised network for fine-tuning; those of the neuron at T if None.
+        coverage: ``mlp`` (the layer behind every MLP activation, the scope of the paper's code) or
+            ``linear`` (the input of every linear layer).
+        neuron: ``signed_if`` (spikes of both signs, one a step), ``clipped_count`` (graded spikes),
+            ``soft_reset_if`` (binary spikes; every site must be non-negative) or ``phase`` (bit planes:
+            2^T levels in T steps, layerwise only).
+        granularity: parameters per ``channel`` or per ``tensor``.
+        schedule: ``layerwise`` or ``online``.
+        operators: ``difference`` or ``instant``, for the online schedule.
+        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
+        replace_activation: the neuron takes the place of GELU, SiLU or tanh too, as in the paper; such a
+            model must be fine-tuned (stage 1). ReLU is always replaced, at no loss.
+        exclude: shell patterns of layers to leave dense.
+        coarse: calibrate one threshold per layer.
+        fine: calibrate threshold, offset and initial potential per channel, and the bias.
+
+    Raises:
+        ValueError: a value outside its range; the message names it.
+
+    Source: Chen et al. 2025, arXiv 2502.04405. Deviation: activations of both signs keep their function and
+    are coded by signed neurons, so that a model works without fine-tuning; ``replace_activation=True`` and
+    ``neuron="soft_reset_if"`` give the paper's network.
+
+    Example:
+        >>> FAS(timesteps=4, coverage="mlp").timesteps
+        4
+    """
+
+    timesteps: int = 8
+    levels: int | None = None
+    coverage: Coverage = "linear"
+    neuron: str = "signed_if"
+    granularity: Granularity = "channel"
+    schedule: Schedule = "layerwise"
+    operators: Operators = "difference"
+    execution: Execution = "collapsed"
+    replace_activation: bool = False
+    exclude: tuple[str, ...] = ()
+    coarse: bool = True
+    fine: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("timesteps", "levels"):
+            value = getattr(self, name)
+            if name == "levels" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
+        registry.load("neurons", self.neuron)
+        object.__setattr__(self, "exclude", tuple(self.exclude))
+
+    def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:
+        """Find the sites of the coverage."""
+        sites = find_sites(
+            model,
+            self.coverage,
+            exclude=self.exclude,
+            replace_activation=self.replace_activation,
+            probe=probe,
+        )
+        for site in sites:
+            self.build(site)
+        return sites
+
+    def build(self, site: Site) -> Neuron:
+        """Return the neuron of the method, with a sign where the site needs one."""
+        neuron: type[Any] = registry.load("neurons", self.neuron)
+        if "signed" in {field.name for field in fields(neuron)}:
+            built: Neuron = neuron(signed=site.signed)
+            return built
+        if site.signed:
+            raise SiteError(
+                f"{site.path} receives values of both signs, which {self.neuron} cannot carry: choose "
+                "neuron='signed_if', or coverage='mlp' with replace_activation=True and fine-tune"
+            )
+        return neuron()  # type: ignore[no-any-return]
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Thresholds by maximum where nothing is to be calibrated, else the two calibrations in one walk."""
+        if not (self.coarse or self.fine):
+            return (SetThresholds(rule="maximum"),)
+        return (Calibrate(coarse=self.coarse, fine=self.fine),)
+
+    def with_options(self, **options: Any) -> FAS:
+        """Return the method with other options."""
+        return replace(self, **options)
+
+
+_CHOICES = {
+    "coverage": Coverage,
+    "granularity": Granularity,
+    "schedule": Schedule,
+    "operators": Operators,
+    "execution": Execution,
+}

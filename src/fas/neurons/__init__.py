@@ -1,0 +1,1 @@
+"""Spiking neuron models: dynamics only, no modules and no parameters."""

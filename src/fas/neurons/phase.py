@@ -1,0 +1,50 @@
+"""Phase-coded neuron: spikes weigh a power of two by their step, so that T steps carry T bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fas.types import Neuron
+
+
+@dataclass(frozen=True)
+class Phase(Neuron):
+    """Bit-plane neuron: after the window of its input it sends the binary digits of the count.
+
+    With 2^T − 1 levels up to the threshold, the spike of step t stands for 2^{T−t} of them and has the sign
+    of the count; a neuron sends at most T spikes. Compare with a rate code by levels and spikes, never by T
+    alone.
+
+    A digit is known only when the whole input is, so the code needs the layerwise schedule.
+
+    Source: Kim et al. 2018 (phase coding by weighted spikes); LAS (arXiv 2505.09659).
+    """
+
+    signed: bool = True
+    exact_when: ClassVar[Literal["even", "any"]] = "any"
+
+    def resolution(self, timesteps: int) -> int:
+        """T binary digits."""
+        return 2**timesteps - 1
+
+    def window(self, drive: Tensor, v_init: Tensor, timesteps: int) -> Tensor:
+        """Return the value of the digits sent up to each step, most significant first."""
+        most = self.resolution(timesteps)
+        count = (drive * most + v_init).floor().clamp(*self.bounds(timesteps))
+        weights = [2**lower for lower in range(timesteps - 1, -1, -1)]
+        size = count.abs()
+        return torch.stack([(size / w).floor() * w for w in weights]) * count.sign()
+
+    def spikes(self, count: Tensor, timesteps: int) -> Tensor:
+        """Return the number of ones among the binary digits."""
+        digits = count.abs()
+        ones = torch.zeros_like(digits)
+        for _ in range(timesteps):
+            half = (digits / 2).floor()
+            ones += digits - 2 * half
+            digits = half
+        return ones

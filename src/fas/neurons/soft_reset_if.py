@@ -1,0 +1,52 @@
+"""Integrate-and-fire neuron with soft reset: binary spikes that cannot be taken back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fas.types import RateNeuron
+
+
+@dataclass(frozen=True)
+class SoftResetIF(RateNeuron):
+    """IF neuron with reset by subtraction: s_t = [v_{t-1} + x_t ≥ θ], v_t = v_{t-1} + x_t − θ s_t.
+
+    Firing at equality is what makes the count equal QCFS. Counts run from 0 to T, so it stands behind
+    non-negative activations only.
+
+    Source: Rueckauer et al. 2017 (soft reset); Bu et al., ICLR 2022 (v_0 = θ/2 and QCFS).
+    """
+
+    signed: ClassVar[bool] = False  # type: ignore[misc]
+    # An early spike is never undone.
+    exact_when: ClassVar[Literal["even", "any"]] = "even"
+
+    def step(
+        self, current: Tensor, potential: Tensor, count: Tensor, threshold: Tensor, timesteps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Fire once when the potential reaches the threshold."""
+        potential = potential + current
+        spikes = (potential >= threshold).to(potential.dtype)
+        return spikes, potential - threshold * spikes
+
+    def scan(self, levels: Tensor, count: Tensor, timesteps: int) -> Tensor:
+        """N_t = max(N_{t-1}, min(N_{t-1} + 1, F_t)), one step after the other."""
+        counts = []
+        for level in levels:
+            count = torch.maximum(count, torch.minimum(count + 1, level))
+            counts.append(count)
+        return torch.stack(counts)
+
+    def scan_nonnegative(self, levels: Tensor, count: Tensor, timesteps: int) -> Tensor:
+        """``scan`` without a loop for non-negative currents: N_t = min_{0≤s≤t}(F_s + t − s), F_0 = N_0.
+
+        Holds because F does not fall then: the count lags behind F by the steps in which F outran it.
+        """
+        ahead = torch.cat([count.unsqueeze(0), levels])
+        steps = torch.arange(len(ahead), dtype=levels.dtype, device=levels.device)
+        steps = steps.view(-1, *[1] * (levels.ndim - 1))
+        return ((ahead - steps).cummin(0).values + steps)[1:]

@@ -1,0 +1,249 @@
+"""The converted model: the class it was, with time steps behind its forward."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, get_args
+
+from torch import Tensor, nn
+
+from fas.layers.simulation import Simulation
+from fas.runtime import fold
+from fas.runtime.loss import loss_from_output
+from fas.surgery.replace import populations
+from fas.types import Execution, Network, Operators, Schedule
+
+if TYPE_CHECKING:
+    _Parent = nn.Module
+else:
+    _Parent = object
+
+
+class Folding(_Parent):
+    """A part of a converted model that may be called from outside: lays the time steps into the batch.
+
+    In the online schedule the rows of a batch are repeated T times on the way in. A part (an encoder that
+    ``generate`` calls by itself) hands its rows on as they are; the whole model reduces them.
+    """
+
+    _simulation: Simulation
+    _base_class: type[nn.Module]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        simulation = self._simulation
+        if not simulation.folds or simulation.steps is not None:
+            return super().forward(*args, **kwargs)
+        inputs = self._named(args, kwargs)
+        rows, steps = fold.batch_rows(inputs), simulation.timesteps
+        with simulation.running(range(1, steps + 1)):
+            output = super().forward(**fold.fold_inputs(inputs, rows, steps))
+        return self._reduced(output, rows, steps)
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        names = list(inspect.signature(type(self).forward).parameters)[1:]
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def _reduced(self, output: Any, rows: int, steps: int) -> Any:
+        return output
+
+
+class SpikingModel(Folding):
+    """What a converted model can do beside what it could before.
+
+    The settings are plain attributes, effective at the next call: ``network`` (ann, quantised, snn),
+    ``timesteps``, ``schedule`` (layerwise, online), ``operators`` (difference, instant), ``execution``
+    (collapsed, stepped). ``isinstance`` with the original class holds, and its name is unchanged.
+    """
+
+    _per_step: bool = False
+
+    @property
+    def simulation(self) -> Simulation:
+        """Settings and clock that all spiking layers share."""
+        return self._simulation
+
+    @property
+    def timesteps(self) -> int:
+        """T, the time steps of the spiking network; at least 1."""
+        return self._simulation.timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"timesteps is {value!r}; a spiking network runs a whole number of steps, at least 1")
+        self._simulation.timesteps = value
+
+    @property
+    def levels(self) -> int:
+        """L, the levels of the quantised network between zero and the threshold; at least 1."""
+        return self._simulation.levels
+
+    @levels.setter
+    def levels(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"levels is {value!r}; a quantised activation has a whole number of levels, at least 1")
+        self._simulation.levels = value
+
+    @property
+    def network(self) -> Network:
+        """Which network runs: ``ann``, ``quantised`` or ``snn``."""
+        return self._simulation.network
+
+    @network.setter
+    def network(self, value: Network) -> None:
+        self._simulation.network = _one_of("network", value, Network)
+
+    @property
+    def schedule(self) -> Schedule:
+        """``layerwise``: a layer finishes its window before the next begins; ``online``: all at once."""
+        return self._simulation.schedule
+
+    @schedule.setter
+    def schedule(self, value: Schedule) -> None:
+        self._simulation.schedule = _one_of("schedule", value, Schedule)
+
+    @property
+    def operators(self) -> Operators:
+        """How non-linear operators see time, online: ``difference`` (exact at T) or ``instant``."""
+        return self._simulation.operators
+
+    @operators.setter
+    def operators(self, value: Operators) -> None:
+        self._simulation.operators = _one_of("operators", value, Operators)
+
+    @property
+    def execution(self) -> Execution:
+        """``collapsed`` (one pass on counts) or ``stepped`` (every step), layerwise."""
+        return self._simulation.execution
+
+    @execution.setter
+    def execution(self, value: Execution) -> None:
+        self._simulation.execution = _one_of("execution", value, Execution)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        simulation = self._simulation
+        if not simulation.folds or simulation.steps is not None:
+            return super().forward(*args, **kwargs)
+        # Over T·B rows the model's own loss would average the answers of every step; it is taken of the last.
+        inputs = self._named(args, kwargs)
+        labels = inputs.pop("labels", None)
+        if labels is not None:
+            prepare = getattr(self, "prepare_decoder_input_ids_from_labels", None)
+            if prepare is not None and inputs.get("decoder_input_ids") is None:
+                inputs["decoder_input_ids"] = prepare(labels)
+        output = super().forward(**inputs)
+        return output if labels is None else loss_from_output(self, output, labels)
+
+    def _reduced(self, output: Any, rows: int, steps: int) -> Any:
+        if self._per_step:
+            per_step = (lambda x: x) if self.operators == "difference" else fold.running_mean
+            return fold.reduce_steps(output, rows, steps, per_step)
+        reduction = fold.last if self.operators == "difference" else fold.mean
+        return fold.reduce_steps(output, rows, steps, reduction)
+
+    def logits_per_step(self, **inputs: Any) -> Tensor:
+        """Return the answer at every time step of the online schedule.
+
+        Args:
+            inputs: as for the model's forward, by name.
+
+        Returns:
+            Logits [T, *B, classes]: what the network says after steps 1…t.
+
+        Raises:
+            ValueError: in the layerwise schedule, which has one answer only.
+        """
+        if not self._simulation.folds:
+            raise ValueError(
+                f"logits_per_step needs the spiking network in the online schedule; the model is set to network "
+                f"{self.network!r}, schedule {self.schedule!r}: set model.schedule = 'online'"
+            )
+        self._per_step = True
+        try:
+            logits: Tensor = self(**inputs).logits
+        finally:
+            self._per_step = False
+        return logits
+
+    def reset(self) -> None:
+        """Drop membrane state that an interrupted step-by-step run has left."""
+        for population in populations(self).values():
+            population.reset()
+
+    def _reorder_cache(self, past_key_values: Any, beam_idx: Tensor) -> Any:
+        """Reorder a cache for beam search: online it holds T rows for every beam."""
+        steps = self.timesteps if self._simulation.folds else 1
+        rows = len(beam_idx)
+        index = fold.fold(beam_idx, rows, steps)
+        if steps > 1:
+            shift = index.new_tensor(range(steps)).repeat_interleave(rows) * rows
+            index = index + shift
+        parent = getattr(super(), "_reorder_cache", None)
+        if parent is not None:
+            return parent(past_key_values, index)
+        past_key_values.reorder_cache(index)
+        return past_key_values
+
+
+def _one_of(name: str, value: Any, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(choices))}")
+    return value
+
+
+@functools.cache
+def spiking_class(base: type[nn.Module], mixin: type = SpikingModel) -> type[nn.Module]:
+    """Return ``base`` with the abilities of ``mixin``, under the same name.
+
+    The name matters: transformers writes it into config.json and finds the loss by it.
+    """
+
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return mixin.forward(self, *args, **kwargs)
+
+    members = {
+        "forward": forward,
+        "_base_class": base,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
+    return type(base.__name__, (mixin, base), members)
+
+
+def make_spiking(model: nn.Module, simulation: Simulation, mixin: type = SpikingModel) -> None:
+    """Give a model whose layers have been exchanged its time steps, in place."""
+    model._simulation = simulation  # type: ignore[assignment]
+    encoder = _encoder(model)
+    model.__class__ = spiking_class(type(model), mixin)
+    if encoder is not None:
+        encoder._simulation = simulation  # type: ignore[assignment]
+        encoder.__class__ = spiking_class(type(encoder), Folding)
+
+
+def make_dense(model: nn.Module) -> None:
+    """Undo ``make_spiking``."""
+    encoder = _encoder(model)
+    for part in (model, encoder):
+        if part is not None and isinstance(part, Folding):
+            part.__class__ = part._base_class
+            del part._simulation
+
+
+def _encoder(model: nn.Module) -> nn.Module | None:
+    """Return the part that ``generate`` runs by itself in an encoder-decoder model."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return None
+    encoder: nn.Module = model.get_encoder()  # type: ignore[operator]
+    return encoder
+
+
+@contextmanager
+def network(model: nn.Module, value: Network) -> Iterator[None]:
+    """Run another of the three networks while the block lasts."""
+    with model._simulation.using(network=value):  # type: ignore[union-attr, operator]
+        yield

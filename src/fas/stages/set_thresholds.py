@@ -1,0 +1,65 @@
+"""Thresholds from the activations of the dense network: where stage 1 starts, and the baseline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fas.stages.fit import Fit, drive, fit_channels, fit_layer
+from fas.stages.walk import Visit, walk
+from fas.types import Progress, Record, Stage
+
+
+@dataclass(frozen=True)
+class SetThresholds(Stage):
+    """Set every threshold from what the dense network shows, one site independent of the other.
+
+    Attributes:
+        rule: ``maximum`` of the magnitude (Diehl et al. 2015), ``percentile`` of it (Rueckauer et al. 2017),
+            or ``error``, the smallest mean squared error per channel.
+        percentile: in percent, for the rule of that name.
+    """
+
+    rule: Literal["maximum", "percentile", "error"] = "error"
+    percentile: float = 99.9
+
+    def __post_init__(self) -> None:
+        """Check the percentile."""
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"percentile is {self.percentile}; expected a number above 0 and at most 100")
+
+    def run(
+        self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None
+    ) -> Record:
+        """Set thresholds; v_0 = θ/2, and no offset unless the rule is ``error``."""
+        began, steps = time.perf_counter(), model.timesteps
+
+        def visit(seen: Visit) -> None:
+            population = seen.population
+            bounds = population.neuron.bounds(steps)
+            x = drive(seen.ann, bounds)
+            if self.rule == "error":
+                fit = fit_layer(x, bounds)
+                if population.log_threshold.ndim:
+                    fit = fit_channels(x, bounds, fit)
+            else:
+                fit = self._by_magnitude(x, bounds, per_channel=bool(population.log_threshold.ndim))
+            population.set(fit.threshold, fit.offset, fit.v_init)
+
+        walk(model, model.sites, batches, visit, progress=progress)
+        return Record("set_thresholds", asdict(self), {"seconds": time.perf_counter() - began})
+
+    def _by_magnitude(self, x: Tensor, bounds: tuple[int, int], *, per_channel: bool) -> Fit:
+        size = x.abs() if bounds[0] < 0 else x.clamp_min(0)
+        size = size if per_channel else size.flatten()
+        share = 1.0 if self.rule == "maximum" else self.percentile / 100
+        rank = max(1, round(share * len(size)))
+        # A channel that is silent in the data keeps the scale of its layer.
+        top = size.kthvalue(rank, dim=0).values
+        top = torch.where(top > 0, top, size.amax().clamp_min(1e-6))
+        return Fit(top, torch.zeros_like(top), torch.full_like(top, 0.5), torch.zeros_like(top))

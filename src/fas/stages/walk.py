@@ -1,0 +1,290 @@
+"""Going through a converted model site by site, on what its spiking predecessors really produce.
+
+Two streams of activations are kept, of the dense network (ann) and of the spiking one (snn). Blocks that
+follow each other are replayed one at a time from their recorded inputs, so a walk costs about two passes
+through the model and holds two copies of one block's input, whatever the depth. Where blocks do not hand
+over directly (shared layers, branches), each is reached from the model's input instead: slower, the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fas.errors import CalibrationError
+from fas.layers.population import Population
+from fas.layers.simulation import Simulation
+from fas.surgery.probe import evaluating
+from fas.surgery.replace import populations
+from fas.surgery.sites import block_of
+from fas.types import Network, Site
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a stage sees at one site.
+
+    Attributes:
+        site: the site.
+        population: its neurons.
+        ann: inputs of the site in the dense network [n, C], float32.
+        snn: inputs of the site behind spiking predecessors [n, C], the same rows.
+    """
+
+    site: Site
+    population: Population
+    ann: Tensor
+    snn: Tensor
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How a block is called on one batch, apart from its hidden state."""
+
+    arguments: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def on(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        """Call the block on a hidden state and return the next one."""
+        if self.arguments:
+            return _hidden(module(hidden, *self.arguments[1:], **self.named))
+        return _hidden(module(**{**self.named, "hidden_states": hidden}))
+
+
+class _Reached(Exception):
+    """The walk has seen what it wanted of this pass."""
+
+
+def walk(
+    model: Any,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    visit: Callable[[Visit], None],
+    *,
+    max_rows: int = 32768,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Visit every site in the order of execution; a visited site spikes from then on.
+
+    Sites not yet visited pass their activations unchanged, so stages may leave thresholds unset until
+    their site comes. Rows that an attention mask marks as padding are left out.
+
+    Args:
+        model: a converted model; runs layerwise and collapsed during the walk.
+        sites: its sites in the order of execution.
+        batches: inputs of its forward.
+        visit: sets the parameters of one site.
+        max_rows: activations kept per site, evenly spread over the batches.
+        progress: told after each site.
+
+    Raises:
+        CalibrationError: no batches, or activations that are not finite (the layer is named).
+    """
+    if not batches:
+        raise CalibrationError("no calibration data: at least one batch is needed")
+    simulation: Simulation = model._simulation
+    neurons = populations(model)
+    done = 0
+    with evaluating(model), simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
+        with _only(neurons.values()) as active:
+            walker = _Walker(model, simulation, batches, max_rows)
+            for segment in walker.segments(sites):
+                for site in segment.sites:
+                    ann, snn = segment.inputs(site)
+                    visit(Visit(site, neurons[site.path], ann, snn))
+                    active(neurons[site.path])
+                    done += 1
+                    if progress is not None:
+                        progress(site.path, done, len(sites))
+
+
+@contextmanager
+def _only(neurons: Any) -> Iterator[Callable[[Population], None]]:
+    """Silence all populations, let the caller wake them one by one, and wake all at the end."""
+    everyone = list(neurons)
+    for population in everyone:
+        population.active = False
+    try:
+        yield lambda population: setattr(population, "active", True)
+    finally:
+        for population in everyone:
+            population.active = True
+            population.reset()
+
+
+@dataclass
+class _Walker:
+    model: Any
+    simulation: Simulation
+    batches: Sequence[Batch]
+    max_rows: int
+
+    def segments(self, sites: Sequence[Site]) -> Iterator[_Segment]:
+        """Group sites by block, and blocks by the chain in which one hands over to the next."""
+        chain: _Chain | None = None
+        for block, group in groupby(sites, key=lambda s: block_of(s.path)):
+            if block is None:
+                chain = None
+                for site in group:
+                    yield _Segment(self, [site], self.run)
+                continue
+            if chain is None or not chain.reaches(block):
+                chain = _Chain(self, block)
+            chain.advance(block)
+            yield _Segment(self, list(group), chain.run)
+
+    def run(self, i: int, network: Network) -> None:
+        """Run the whole model on batch i; a hook may stop it."""
+        extra = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
+        inputs = {k: v for k, v in self.batches[i].items() if k != "labels"}
+        with self.simulation.using(network=network), suppress(_Reached):
+            self.model(**inputs, **extra)
+
+
+@dataclass
+class _Segment:
+    """Sites that one kind of replay reaches: the whole model, or one block of a chain."""
+
+    walker: _Walker
+    sites: list[Site]
+    run: Callable[[int, Network], None]
+
+    def inputs(self, site: Site) -> tuple[Tensor, Tensor]:
+        """Return the inputs of a site [n, C] in the dense and in the spiking network."""
+        return self._stream(site, "ann"), self._stream(site, "snn")
+
+    def _stream(self, site: Site, network: Network) -> Tensor:
+        walker = self.walker
+        population = populations(walker.model)[site.path]
+        share = max(1, walker.max_rows // len(walker.batches))
+        rows: list[Tensor] = []
+
+        def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            name = f"{site.path} ({'dense' if network == 'ann' else 'spiking'} network)"
+            rows.append(_take(arguments[0], walker.batches[i], share, name))
+            raise _Reached
+
+        handle = population.register_forward_pre_hook(look)
+        try:
+            for i in range(len(walker.batches)):
+                self.run(i, network)
+        finally:
+            handle.remove()
+        return torch.cat(rows)
+
+
+class _Chain:
+    """Blocks of one list that hand their hidden state on, each replayed from where the last one ended."""
+
+    def __init__(self, walker: _Walker, first: str) -> None:
+        self.walker = walker
+        self.blocks = _siblings(walker.model, first)
+        self.position = 0
+        self.hidden: dict[Network, list[Tensor]] = {}
+        self.calls: dict[Network, list[dict[str, _Call]]] = {}
+        networks: tuple[Network, Network] = ("ann", "snn")
+        for network in networks:
+            self.hidden[network], self.calls[network] = [], []
+            for i in range(len(walker.batches)):
+                self._record(i, network)
+
+    def _record(self, i: int, network: Network) -> None:
+        """Run the model on one batch; keep how each block was called and the first hidden state."""
+        seen: dict[str, tuple[_Call, Tensor | None]] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def before(path: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            hidden = arguments[0] if arguments else named.get("hidden_states")
+            seen[path] = _Call((None, *arguments[1:]) if arguments else (), named), hidden
+
+        handles = []
+        for path in self.blocks:
+            module = self.walker.model.get_submodule(path)
+            handles += [
+                module.register_forward_pre_hook(
+                    lambda _, arguments, named, path=path: before(path, arguments, named), with_kwargs=True
+                ),
+                module.register_forward_hook(
+                    lambda _, arguments, output, path=path: outputs.update({path: _hidden(output)})
+                ),
+            ]
+        try:
+            self.walker.run(i, network)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for k, (path, following) in enumerate(zip(self.blocks, self.blocks[1:], strict=False)):
+            if following not in seen or seen[following][1] is not outputs[path]:
+                logger.info("%s does not read what %s returns; it is reached from the input", following, path)
+                del self.blocks[k + 1 :]
+                break
+        first = seen[self.blocks[0]][1]
+        assert first is not None
+        self.hidden[network].append(first)
+        self.calls[network].append(
+            {p: _Call(c.arguments, {**c.named, **({} if c.arguments else {"hidden_states": None})})
+             for p, (c, _) in seen.items()}
+        )
+
+    def reaches(self, block: str) -> bool:
+        """Whether a block lies ahead in the chain."""
+        return block in self.blocks[self.position :]
+
+    def advance(self, block: str) -> None:
+        """Replace the hidden states by those that enter a later block."""
+        while self.blocks[self.position] != block:
+            path = self.blocks[self.position]
+            module = self.walker.model.get_submodule(path)
+            for network, hidden in self.hidden.items():
+                with self.walker.simulation.using(network=network):
+                    for i, state in enumerate(hidden):
+                        hidden[i] = self.calls[network][i][path].on(module, state)
+            self.position += 1
+
+    def run(self, i: int, network: Network) -> None:
+        """Replay the present block on batch i; a hook may stop it."""
+        path = self.blocks[self.position]
+        module = self.walker.model.get_submodule(path)
+        with self.walker.simulation.using(network=network), suppress(_Reached):
+            self.calls[network][i][path].on(module, self.hidden[network][i])
+
+
+def _siblings(model: nn.Module, path: str) -> list[str]:
+    """Return the blocks of the list that a block stands in, from it on."""
+    stem, _, index = path.rpartition(".")
+    names = [n for n, _ in model.get_submodule(stem).named_children() if n.isdigit() and int(n) >= int(index)]
+    return [f"{stem}.{name}" if stem else name for name in names]
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _take(x: Tensor, batch: Batch, share: int, where: str) -> Tensor:
+    """Return up to ``share`` rows [n, C] in float32, evenly spread, without padding."""
+    if not bool(x.isfinite().all()):
+        raise CalibrationError(
+            f"the input of {where} has NaN or infinite values; check the weights of the layers before it "
+            "and the calibration data"
+        )
+    for name in ("attention_mask", "decoder_attention_mask"):
+        mask = batch.get(name)
+        if mask is not None and mask.shape == x.shape[:-1]:
+            x = x[mask.bool()]
+            break
+    x = x.reshape(-1, x.shape[-1])
+    if len(x) > share:
+        x = x[torch.linspace(0, len(x) - 1, share, device=x.device).round().long()]
+    return x.detach().to(torch.float32, copy=True)

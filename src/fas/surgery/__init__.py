@@ -1,0 +1,1 @@
+"""Finding the places that spike and exchanging the modules there, for any architecture."""

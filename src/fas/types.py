@@ -1,0 +1,217 @@
+"""The words of the library as types: what a spiking site is and what a measured figure is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Role = Literal["mlp", "linear_input"]
+Coverage = Literal["mlp", "linear"]
+Network = Literal["ann", "quantised", "snn"]
+Schedule = Literal["layerwise", "online"]
+Operators = Literal["difference", "instant"]
+Execution = Literal["collapsed", "stepped"]
+Granularity = Literal["channel", "tensor"]
+Origin = Literal["measured", "estimated", "published"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where an activation becomes spikes: the input of one linear layer.
+
+    Attributes:
+        path: dotted name of the linear layer inside the model.
+        also: dotted names of further linear layers that read the very same input (key and value beside
+            query, up beside gate): one population of neurons drives them all.
+        role: ``mlp`` where the input is the (gated) activation of an MLP, else ``linear_input``.
+        channels: input features of the layer, the length of per-channel thresholds.
+        signed: whether the input takes both signs, so that the neuron needs negative spikes.
+        activation: dotted name of the activation module that the neuron replaces (ReLU, whose quantised
+            form the neuron is), else None.
+    """
+
+    path: str
+    role: Role
+    channels: int
+    signed: bool = True
+    activation: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Dotted names of every linear layer that the site drives."""
+        return (self.path, *self.also)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure with its unit, origin and the conditions under which it holds.
+
+    ``conditions`` carries what a reader needs to compare two figures: model, method, coverage,
+    network, schedule, execution, timesteps, levels, data, command, versions.
+    """
+
+    quantity: str
+    value: float
+    unit: str
+    origin: Origin = "measured"
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+class Neuron(ABC):
+    """A neuron model: how an activation becomes spikes. A frozen dataclass without tensors.
+
+    Symbols: x_t input current at step t = 1…T, v_t membrane potential, θ threshold, s_t spikes emitted,
+    N_t = s_1 + … + s_t the count.
+
+    Attributes:
+        signed: whether counts below zero exist.
+        exact_when: inputs for which the count after T steps is the quantised value: ``even`` over time, or
+            ``any``.
+    """
+
+    signed: bool
+    exact_when: ClassVar[Literal["even", "any"]]
+
+    def resolution(self, timesteps: int) -> int:
+        """Return the number of levels between zero and the threshold after T steps."""
+        return timesteps
+
+    def bounds(self, timesteps: int) -> tuple[int, int]:
+        """Return the smallest and the largest count after T steps."""
+        most = self.resolution(timesteps)
+        return (-most if self.signed else 0), most
+
+    @abstractmethod
+    def window(self, drive: Tensor, v_init: Tensor, timesteps: int) -> Tensor:
+        """Return the counts N_t, t = 1…T, for input that is even over time.
+
+        Args:
+            drive: x/θ [*B, C], the current of every step in thresholds.
+            v_init: v_0/θ, broadcastable.
+            timesteps: T.
+
+        Returns:
+            [T, *B, C], in levels: the count at T stands for N_T · θ / ``resolution(T)``.
+        """
+
+    @abstractmethod
+    def spikes(self, count: Tensor, timesteps: int) -> Tensor:
+        """Return how many spikes a window of even input takes to reach a count, shape of ``count``."""
+
+
+class RateNeuron(Neuron):
+    """A neuron that fires while its input arrives, every spike worth one threshold. Reset is soft.
+
+    v_t = v_{t-1} + x_t − θ s_t. With F_t = ⌊(v_0 + x_1 + … + x_t)/θ⌋ every such neuron here is a recursion
+    on F and N alone (``scan``), which needs one floor per step and no membrane potential.
+    """
+
+    @abstractmethod
+    def step(
+        self, current: Tensor, potential: Tensor, count: Tensor, threshold: Tensor, timesteps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Advance one time step by definition; the readable truth that ``scan`` is tested against.
+
+        Args:
+            current: input x_t, shape [*B, C], in the unit of the activation.
+            potential: v_{t-1}, same shape and unit.
+            count: N_{t-1}, same shape, dimensionless.
+            threshold: θ, broadcastable to [*B, C], in the unit of the activation.
+            timesteps: T, the length of the window.
+
+        Returns:
+            The spikes s_t and the membrane potential v_t, both [*B, C].
+        """
+
+    @abstractmethod
+    def scan(self, levels: Tensor, count: Tensor, timesteps: int) -> Tensor:
+        """Return the counts N_t for t in a stretch of the window.
+
+        Args:
+            levels: F_t, shape [n, *B, C], whole numbers held as floats.
+            count: count before the stretch, shape [*B, C].
+            timesteps: T, the length of the whole window.
+
+        Returns:
+            N_t, shape [n, *B, C].
+        """
+
+    def window(self, drive: Tensor, v_init: Tensor, timesteps: int) -> Tensor:
+        """Return the counts for even input, F_t = ⌊t · x/θ + v_0/θ⌋."""
+        time = drive.new_tensor(range(1, timesteps + 1)).view(-1, *[1] * drive.ndim)
+        return self.scan((time * drive + v_init).floor(), drive.new_zeros(drive.shape), timesteps)
+
+    def spikes(self, count: Tensor, timesteps: int) -> Tensor:
+        """Even input never turns back: as many spikes as the count is away from zero."""
+        return count.abs()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a stage did, kept beside the weights.
+
+    Attributes:
+        stage: file name of the stage.
+        settings: the stage's own fields.
+        results: figures about the whole model (tokens, seconds, mean relative error).
+        sites: figures per site, by path.
+    """
+
+    stage: str
+    settings: Mapping[str, Any]
+    results: Mapping[str, float]
+    sites: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+Progress = Callable[[str, int, int], None]
+"""Receives what is being done, how many parts are done and how many there are."""
+
+
+class Stage(ABC):
+    """One step of a method that changes parameters: a frozen dataclass whose fields are its settings."""
+
+    @abstractmethod
+    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+        """Change the model's parameters in place and say what was done.
+
+        Args:
+            model: a converted model.
+            batches: inputs of the model's forward, in memory.
+            progress: told after each part.
+        """
+
+
+class Method(ABC):
+    """A named recipe: what spikes, with which neurons, and the stages that set their parameters.
+
+    A frozen dataclass; its fields are its options everywhere (keyword arguments, JSON, command line).
+    """
+
+    timesteps: int
+    coverage: Coverage
+
+    @abstractmethod
+    def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:
+        """Return the sites of a model that spike."""
+
+    @abstractmethod
+    def build(self, site: Site) -> Neuron:
+        """Return the neuron model at a site."""
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages that need no training, in order."""

@@ -1,0 +1,325 @@
+"""Where documents come from, how they become one stream, how the stream is cut."""
+
+import json
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from fas.data.text import batches, load_documents, token_stream, windows
+from fas.errors import DataError, MissingExtraError
+
+WORDS = ["[END]", "[UNK]", "a", "b", "c", "|"]
+
+
+def word_tokenizer(**special):
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", **special)
+
+
+@pytest.fixture
+def tokenizer():
+    return word_tokenizer(eos_token="[END]", model_max_length=4)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A datasets library that records its calls and answers with ``rows``."""
+
+    class DatasetsError(Exception):
+        pass
+
+    def load_dataset(name, config, split):
+        fake.calls.append((name, config, split))
+        if isinstance(fake.rows, Exception):
+            raise fake.rows
+        return fake.rows
+
+    fake = SimpleNamespace(
+        load_dataset=load_dataset,
+        exceptions=SimpleNamespace(DatasetsError=DatasetsError),
+        calls=[],
+        rows=[{"text": "a"}, {"text": "b"}],
+    )
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    return fake
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.raw", "x.md", "x"])
+def test_a_text_file_is_one_document_as_it_stands(tmp_path, name):
+    (tmp_path / name).write_bytes("ein Ä\r\n\n  b\u2028c \n".encode())
+    assert load_documents(tmp_path / name) == ["ein Ä\r\n\n  b\u2028c \n"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa")
+    assert load_documents(str(tmp_path / "x.txt")) == ["a"]
+
+
+def test_json_lines(tmp_path):
+    path = tmp_path / "x.jsonl"
+    # U+2028 is legal inside a JSON string and must not end the line.
+    path.write_text('{"text": "a\u2028b", "other": "c"}\n\n{"text": "d", "other": "e"}\n', encoding="utf-8")
+    assert load_documents(path) == ["a\u2028b", "d"]
+    assert load_documents(path, column="other") == ["c", "e"]
+
+
+def test_json_list(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"id": 1, "story": "a"}, {"id": 2, "story": "b"}], indent=1))
+    assert load_documents(path) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("suffix", "mark"), [("tsv", "\t"), ("csv", ",")])
+def test_the_only_column_of_strings(tmp_path, suffix, mark):
+    path = tmp_path / f"x.{suffix}"
+    path.write_text("\n".join(mark.join(row) for row in [("n", "story"), ("1", "a 'b"), ("-2.5", "c")]))
+    assert load_documents(path) == ["a 'b", "c"]
+
+
+def test_two_columns_of_strings_need_a_choice(tmp_path):
+    (tmp_path / "x.tsv").write_text("q\ta\nb\tc\n")
+    with pytest.raises(DataError, match=r"x\.tsv has columns \['q', 'a'\], 2 of them text: pass column="):
+        load_documents(tmp_path / "x.tsv")
+
+
+def test_unknown_column_lists_the_columns(tmp_path):
+    (tmp_path / "x.tsv").write_text("q\ta\nb\tc\n")
+    with pytest.raises(DataError, match=r"no column 'z': it has \['q', 'a'\]"):
+        load_documents(tmp_path / "x.tsv", column="z")
+
+
+def test_a_row_without_text(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
+    with pytest.raises(DataError, match="row 2 column 'text' holds 3: expected a string"):
+        load_documents(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("content", ["", " \n\n"])
+def test_empty_file(tmp_path, content):
+    (tmp_path / "x.txt").write_text(content)
+    with pytest.raises(DataError, match=r"x\.txt' holds no text"):
+        load_documents(tmp_path / "x.txt")
+
+
+def test_binary_file(tmp_path):
+    (tmp_path / "x.bin").write_bytes(b"ab\xff\xfe")
+    with pytest.raises(DataError, match=r"x\.bin is not UTF-8 text \(byte 2\)"):
+        load_documents(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize("pattern", ["{}.txt", "wiki.{}.raw", "wiki.{}.txt"])
+def test_directory_with_splits(tmp_path, pattern):
+    for name in ("train", "valid", "test"):
+        (tmp_path / pattern.format(name)).write_text(name)
+    (tmp_path / "vocab.txt").write_text("vocabulary")
+    assert load_documents(tmp_path) == ["train"]
+    assert load_documents(tmp_path, split="test") == ["test"]
+    for split in ("valid", "validation", "dev", "val"):
+        assert load_documents(tmp_path, split=split) == ["valid"]
+
+
+def test_directory_lacks_the_split(tmp_path):
+    (tmp_path / "wiki.test.raw").write_text("a")
+    with pytest.raises(DataError, match=r"no file for split 'train': it has \['wiki\.test\.raw'\]"):
+        load_documents(tmp_path)
+
+
+def test_directory_without_splits_gives_its_visible_files_by_name(tmp_path):
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "a.jsonl").write_text('{"text": "a1"}\n{"text": "a2"}\n')
+    (tmp_path / ".hidden").write_text("hidden")
+    (tmp_path / "folder").mkdir()
+    assert load_documents(tmp_path, split="test") == ["a1", "a2", "b"]
+
+
+def test_empty_directory(tmp_path):
+    with pytest.raises(DataError, match="holds no files"):
+        load_documents(tmp_path)
+
+
+def test_stdlib_needs_no_download(monkeypatch):
+    asked = []
+    stdlib = SimpleNamespace(stdlib_text=lambda split: asked.append(split) or ["text"])
+    monkeypatch.setitem(sys.modules, "fas.data.stdlib", stdlib)
+    for split in ("train", "validation", "test", "heldout"):
+        assert load_documents("stdlib", split=split) == ["text"]
+    assert asked == ["train", "heldout", "heldout", "heldout"]
+
+
+def test_hub_data_set(hub):
+    assert load_documents("owner/name:config", split="valid") == ["a", "b"]
+    assert load_documents("name") == ["a", "b"]
+    assert hub.calls == [("owner/name", "config", "validation"), ("name", None, "train")]
+
+
+def test_wikitext_is_an_alias_and_its_lines_are_one_document(hub):
+    assert load_documents("wikitext", split="test") == ["a\n\nb"]
+    assert hub.calls == [("Salesforce/wikitext", "wikitext-2-raw-v1", "test")]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda hub: OSError("offline"), lambda hub: hub.exceptions.DatasetsError("offline")]
+)
+def test_unreachable_hub_says_what_was_tried(hub, make):
+    hub.rows = make(hub)
+    with pytest.raises(
+        DataError, match=r"no such file.*hub data set 'nosuch' \(config 'c', split 'train'\).*offline"
+    ):
+        load_documents("nosuch:c")
+
+
+def test_real_datasets_library_offline():
+    # conftest sets HF_HUB_OFFLINE, so nothing is asked of a network.
+    pytest.importorskip("datasets")
+    with pytest.raises(DataError, match="hub data set 'fas/no-such-data-set'"):
+        load_documents("fas/no-such-data-set")
+
+
+def test_empty_hub_split(hub):
+    hub.rows = []
+    with pytest.raises(DataError, match="hub data set 'name' has no rows in split 'train'"):
+        load_documents("name")
+
+
+def test_hub_without_the_datasets_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'fas\[data\]'"):
+        load_documents("wikitext")
+
+
+@pytest.mark.parametrize("source", ["nosuch.txt", "nosuch.JSONL", "/no/such/folder", "./nosuch", "no such"])
+def test_a_missing_path_is_not_asked_of_the_hub(hub, source):
+    with pytest.raises(DataError, match=r"no file or directory .* expected a path, 'stdlib', 'wikitext'"):
+        load_documents(source)
+    assert hub.calls == []
+
+
+def test_a_missing_path_object_is_not_asked_of_the_hub(hub, tmp_path):
+    with pytest.raises(DataError, match="no file or directory"):
+        load_documents(tmp_path / "stdlib")
+    assert hub.calls == []
+
+
+def test_stream_has_the_end_token_between_documents(tokenizer):
+    tokens = token_stream(["a b", "c"], tokenizer, vocab_size=len(WORDS))
+    assert tokens.dtype == torch.int64
+    assert tokens.tolist() == [2, 3, 0, 4]
+
+
+def test_stream_without_an_end_token():
+    assert token_stream(["a b", "c"], word_tokenizer()).tolist() == [2, 3, 4]
+
+
+def test_stream_with_a_separator_is_the_joined_text(tokenizer):
+    assert token_stream(["a", "b", "c"], tokenizer, separator=" | ").tolist() == [2, 5, 3, 5, 4]
+    # The texts are joined before they are tokenised: "ab" is another word.
+    assert token_stream(["a", "b"], tokenizer, separator="").tolist() == [1]
+
+
+def test_long_documents_are_neither_cut_nor_warned_about(tokenizer, caplog):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        tokens = token_stream(["a " * 50], tokenizer)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert len(tokens) == 50
+    assert caplog.text == ""
+
+
+def test_no_special_tokens_are_added(shared_data):
+    bert = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "bert-uncased")
+    assert token_stream(["hello world", "hello"], bert).tolist() == [7592, 2088, 7592]
+
+
+def test_tokenizer_of_another_model(tokenizer):
+    with pytest.raises(
+        DataError, match=r"token id 4 does not fit a model of 4 .*another model; load the tokenizer"
+    ):
+        token_stream(["a c b"], tokenizer, vocab_size=4)
+
+
+@pytest.mark.parametrize("documents", [[], [""], ["", " "]])
+def test_no_tokens(tokenizer, documents):
+    with pytest.raises(DataError, match=f"{len(documents)} documents hold no tokens"):
+        token_stream(documents, tokenizer)
+
+
+def test_wikitext_2_has_the_published_number_of_tokens(shared_data):
+    gpt2 = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "gpt2")
+    (text,) = load_documents(shared_data / "wikitext-2-raw", split="test")
+    # The rows as the hub has them: each line with its end, blank ones empty.
+    rows = [f"{line}\n" if line.strip() else "" for line in text.split("\n")[:-1]]
+    assert len(rows) == 4358
+    assert len(token_stream(rows, gpt2, vocab_size=50257, separator="\n\n")) == 287_644
+
+
+def test_windows_do_not_overlap_and_drop_the_rest():
+    assert windows(torch.arange(11), 3).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert windows(torch.arange(3), 3).tolist() == [[0, 1, 2]]
+
+
+def test_limited_windows_are_the_first_ones_without_a_seed():
+    assert windows(torch.arange(100), 3, limit_tokens=8).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert windows(torch.arange(7), 3, limit_tokens=1000).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_seed_chooses_which_windows_are_taken():
+    tokens = torch.arange(300)
+    chosen = windows(tokens, 3, limit_tokens=30, seed=1)
+    assert chosen.shape == (10, 3)
+    starts = chosen[:, 0].tolist()
+    assert starts == sorted(set(starts))
+    assert all(start % 3 == 0 for start in starts)
+    assert torch.equal(chosen, tokens[chosen[:, :1] + torch.arange(3)])
+    assert torch.equal(chosen, windows(tokens, 3, limit_tokens=30, seed=1))
+    assert not torch.equal(chosen, windows(tokens, 3, limit_tokens=30, seed=2))
+    assert torch.equal(windows(tokens, 3, seed=1), windows(tokens, 3))
+
+
+def test_a_seed_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    windows(torch.arange(300), 3, limit_tokens=30, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_text_shorter_than_a_window():
+    with pytest.raises(DataError, match="the text has 4 tokens, one window needs 5"):
+        windows(torch.arange(4), 5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "limit", "message"),
+    [
+        (torch.zeros(2, 2), 1, None, r"shape \[2, 2\]: expected one stream"),
+        (torch.arange(4), 0, None, "length is 0"),
+        (torch.arange(4), 3, 2, "limit_tokens is 2: expected at least one window of 3"),
+    ],
+)
+def test_window_arguments(tokens, length, limit, message):
+    with pytest.raises(ValueError, match=message):
+        windows(tokens, length, limit_tokens=limit)
+
+
+def test_batches():
+    rows = torch.arange(10).view(5, 2)
+    parts = batches(rows, 2)
+    assert [part["input_ids"].shape for part in parts] == [(2, 2), (2, 2), (1, 2)]
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), rows)
+    for part in parts:
+        assert part["attention_mask"].dtype == torch.int64
+        assert torch.equal(part["attention_mask"], torch.ones_like(part["input_ids"]))
+    assert batches(rows[:0], 2) == []
+
+
+def test_batch_arguments():
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        batches(torch.zeros(2, 2), 0)
+    with pytest.raises(ValueError, match=r"shape \[4\]: expected windows \[n, L\]"):
+        batches(torch.arange(4), 2)
