@@ -80,6 +80,8 @@ def train(
         num_attention_heads=4,
         intermediate_size=512,
         max_position_embeddings=128,
+        # Without pretraining the model memorises the sentences within a few passes.
+        hidden_dropout_prob=0.3,
         pad_token_id=tokenizer.pad_token_id,
         id2label=LABELS,
         label2id={label: index for index, label in LABELS.items()},

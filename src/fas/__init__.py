@@ -14,21 +14,21 @@ from fas._version import __version__
 
 if TYPE_CHECKING:
     from fas.config import FASConfig as FASConfig
-    from fas.convert import calibrate as calibrate
-    from fas.convert import convert as convert
-    from fas.convert import revert as revert
+    from fas.conversion import calibrate as calibrate
+    from fas.conversion import convert as convert
+    from fas.conversion import revert as revert
     from fas.methods.fas import FAS as FAS
-    from fas.record import record as record
+    from fas.recording import record as record
     from fas.types import Measurement as Measurement
 
 _HOMES = {
     "FAS": "fas.methods.fas",
     "FASConfig": "fas.config",
     "Measurement": "fas.types",
-    "calibrate": "fas.convert",
-    "convert": "fas.convert",
-    "record": "fas.record",
-    "revert": "fas.convert",
+    "calibrate": "fas.conversion",
+    "convert": "fas.conversion",
+    "record": "fas.recording",
+    "revert": "fas.conversion",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -32,6 +32,7 @@ class SpikingLinear(nn.Module):
             (weight.shape[0], weight.shape[1]) if self.transposed else (weight.shape[1], weight.shape[0])
         )
         self.weight = weight
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", cast("nn.Parameter | None", dense.bias))
         self.bias_correction = nn.Parameter(
             torch.zeros(self.out_features, dtype=torch.float32, device=weight.device)
@@ -45,19 +46,21 @@ class SpikingLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Name what a printed model should show."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, site={self.population.path}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, site={self.population.path}"
 
     def dense(self) -> nn.Module:
         """Return the dense layer that this one stands for, with the present weight and bias."""
         layer: nn.Module = object.__getattribute__(self, "_dense")
-        layer.weight, layer.bias = self.weight, self.bias
+        layer.weight = self.weight
+        layer.register_parameter("bias", self.bias)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [*B, in] to [*B, out] through the spikes of the population."""
         simulation = self.population.simulation
         signal = self.population(x)
-        if simulation.network == "ann":
+        if simulation.network == "ann" or not self.population.active:
             # The dense module itself: bit-equal to the model before conversion.
             output: Tensor = self.dense()(signal)
             return output

@@ -14,6 +14,9 @@ from fas.layers.qcfs import floor, qcfs
 from fas.layers.simulation import Simulation
 from fas.types import Granularity, Neuron, RateNeuron
 
+# |ln θ| at most, so that no step of an optimiser takes θ to 0 or infinity: e^±80 are normal float32 numbers.
+_EXTENT = 80.0
+
 
 @dataclass
 class _State:
@@ -73,6 +76,7 @@ class Population(nn.Module):
         self.neuron = neuron
         self.simulation = simulation
         self.readers = readers
+        self.activation: Callable[[Tensor], Tensor] | None
         # Held outside the module tree: the activation has no parameters and the network no second path to it.
         object.__setattr__(self, "activation", activation)
         self.log_threshold = nn.Parameter(torch.full(shape, math.nan, device=device))
@@ -91,7 +95,7 @@ class Population(nn.Module):
     @property
     def threshold(self) -> Tensor:
         """θ, shape (C,) or (), in the unit of the activation."""
-        return self.log_threshold.exp()
+        return self.log_threshold.clamp(-_EXTENT, _EXTENT).exp()
 
     @property
     def is_set(self) -> bool:
@@ -171,20 +175,28 @@ class Population(nn.Module):
     def _collapsed(self, x: Tensor) -> Tensor:
         """Even input: the count is a closed form, and the network runs on counts in one pass."""
         steps, threshold = self.simulation.timesteps, self.threshold
-        most = self.neuron.resolution(steps)
-        counts = floor((x - self.offset) * (most / threshold) + self.v_init)
-        counts = counts.clamp(*self.neuron.bounds(steps))
+        counts = self._closed_form(x)
         if self.simulation.observers:
             self._show(self.neuron.spikes(counts.detach(), steps).unsqueeze(0))
-        return counts * (threshold / most) + self.offset
+        return counts * (threshold / self.neuron.resolution(steps)) + self.offset
+
+    def _closed_form(self, x: Tensor) -> Tensor:
+        """Return the count after T steps of even input, with the straight-through gradient."""
+        steps = self.simulation.timesteps
+        levels = floor((x - self.offset) * (self.neuron.resolution(steps) / self.threshold) + self.v_init)
+        return levels.clamp(*self.neuron.bounds(steps))
 
     def _stepped(self, x: Tensor) -> Tensor:
         """Even input, every step: [T, *B, C], spikes times their weight, whose mean is the activation."""
         steps, threshold = self.simulation.timesteps, self.threshold
         counts = self.neuron.window((x - self.offset) / threshold, self.v_init, steps)
-        emitted = torch.diff(counts, dim=0, prepend=torch.zeros_like(counts[:1]))
+        emitted = torch.diff(counts, dim=0, prepend=torch.zeros_like(counts[:1])).detach()
         if self.simulation.observers:
             self._show(self._events(emitted))
+        if counts.requires_grad:
+            # Surrogate gradient: every step carries an equal share of that of the collapsed count.
+            closed = self._closed_form(x)
+            emitted = emitted + (closed - closed.detach()) / steps
         return emitted * (threshold * (steps / self.neuron.resolution(steps))) + self.offset
 
     def _online(self, x: Tensor) -> Tensor:
@@ -201,7 +213,7 @@ class Population(nn.Module):
                 f"site {self.path}: {type(self.neuron).__name__} fires after its whole input only, which the "
                 "online schedule does not wait for: set model.schedule = 'layerwise'"
             )
-        x = x.view(len(running), -1, *x.shape[1:])
+        x = x.unflatten(0, (len(running), len(x) // len(running)))
         clock, state = simulation.clock(x), self._state if simulation.carry else None
         difference = simulation.operators == "difference"
         # Σ_{i≤t} x_i, from the running mean (t · mean) or from the values of each step.
@@ -224,7 +236,7 @@ class Population(nn.Module):
         return (signal + self.offset).flatten(0, 1)
 
     def _events(self, emitted: Tensor) -> Tensor:
-        """Spikes per step: a rate-coded spike is worth one level (graded spikes count as many), a digit any."""
+        """Spikes per step: a rate-coded spike is one level (a graded one counts as many), a digit any."""
         size = emitted.detach().abs()
         return size if isinstance(self.neuron, RateNeuron) else size.sign()
 

@@ -33,8 +33,9 @@ def qcfs(
 ) -> Tensor:
     """Quantise, clip, floor, shift: q(x) = θ/L · clip(⌊x·L/θ + shift⌋, lower, upper).
 
-    Gradients: the floor passes straight through, so ∂q/∂x is 1 inside the clip range and 0 outside, and
-    ∂q/∂θ is q/θ − x/θ inside and lower/L or upper/L outside.
+    Gradients: the floor passes straight through, so ∂q/∂x is 1 where the floor lies inside the clip range
+    (ends included) and 0 outside; ∂q/∂θ is q/θ − x/θ inside and lower/L or upper/L outside; ∂q/∂shift is
+    θ/L inside and 0 outside.
 
     Args:
         x: activations [*B, C], any float dtype.
@@ -60,4 +61,4 @@ def qcfs(
         raise ValueError(f"levels is {levels}; a quantised activation needs at least 1")
     lower, upper = bounds if bounds is not None else (0, levels)
     scaled = floor(x * (levels / threshold) + shift)
-    return scaled.clamp(lower, upper) * (threshold / levels)
+    return (scaled.clamp(lower, upper) * (threshold / levels)).to(x.dtype)

@@ -123,7 +123,7 @@ def fit_channels(
 def _ranges(x: Tensor) -> tuple[Tensor, Tensor]:
     """Upper and lower ends [k, C] of several ranges around the bulk of each channel."""
     ordered = x.sort(0).values
-    tails = [int(round(fraction * (len(x) - 1))) for fraction in (0.0, 0.001, 0.01, 0.05)]
+    tails = [round(fraction * (len(x) - 1)) for fraction in (0.0, 0.001, 0.01, 0.05)]
     return ordered[[len(x) - 1 - tail for tail in tails]], ordered[tails]
 
 

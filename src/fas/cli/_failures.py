@@ -1,0 +1,63 @@
+"""Errors as one line for people, with an exit code for scripts."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from fas.errors import FASError
+from fas.cli._session import Session
+
+
+def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command end with one line on stderr and exit code 1 where it raises what it documents.
+
+    Other exceptions are faults of this program and keep their traceback; ``--debug`` shows it for all.
+    """
+
+    @functools.wraps(command)
+    def guarded(**arguments: Any) -> None:
+        session: Session = arguments["context"].obj
+        try:
+            command(**arguments)
+        except KeyboardInterrupt:
+            _say("interrupted, nothing was written")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Whoever read our output (head, less) has seen enough.
+            sys.stdout = None  # type: ignore[assignment]
+            raise typer.Exit(0) from None
+        except (FASError, ValueError, OSError, *_weights_errors()) as error:
+            if session.debug:
+                raise
+            _say(f"error: {message(error)}")
+            raise typer.Exit(1) from None
+
+    return guarded
+
+
+def message(error: BaseException) -> str:
+    """Return one line that says what went wrong."""
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    # The writer of weights is not Python and reports the system's error as text.
+    if full or "No space left on device" in str(error):
+        where = getattr(error, "filename", None)
+        return f"no space left on the disk{f' for {where}' if where else ''}: free some, or name another directory"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _weights_errors() -> tuple[type[BaseException], ...]:
+    """Return what safetensors raises, if it has been imported: it is no OSError even for a full disk."""
+    safetensors = sys.modules.get("safetensors")
+    return () if safetensors is None else (safetensors.SafetensorError,)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

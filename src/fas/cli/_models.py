@@ -1,0 +1,183 @@
+"""Models and tokenizers by name: the class that the checkpoint states, dense or spiking."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fas.errors import CheckpointError, FASError
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "embedded"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what belongs to it.
+
+    Attributes:
+        name: as it was asked for.
+        model: in evaluation mode.
+        tokenizer: None where the model has none (images).
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+    @property
+    def converted(self) -> bool:
+        """Whether the model spikes."""
+        from fas.runtime.transformers_ import ConvertedModel
+
+        return isinstance(self.model, ConvertedModel)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model takes at once, if it has such a limit."""
+        config = self.model.config.get_text_config()
+        found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return None if found is None else int(found)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Entries of the model's embedding."""
+        found = getattr(self.model.config.get_text_config(), "vocab_size", None)
+        return None if found is None else int(found)
+
+    def is_for(self, head: str) -> bool:
+        """Whether the model's class ends with a head such as ``ForCausalLM``."""
+        return type(self.model).__name__.endswith(head)
+
+    def need_tokenizer(self) -> Any:
+        """Return the tokenizer.
+
+        Raises:
+            CheckpointError: the model has none.
+        """
+        if self.tokenizer is None:
+            raise CheckpointError(f"{self.name} has no tokenizer: copy the tokenizer's files into its directory")
+        return self.tokenizer
+
+
+def load(name: str, device: str = "cpu") -> Loaded:
+    """Load a model and its tokenizer.
+
+    Args:
+        name: a directory, a name on the hub, or ``embedded``.
+        device: where to put the model, as torch names it.
+
+    Raises:
+        CheckpointError: nothing of that name, a damaged directory, or one that should spike and does not.
+        ValueError: a device that torch does not have.
+    """
+    place = location(name)
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(place)
+        cls = _class(config)
+        model, loading = cls.from_pretrained(place, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model {name!r} cannot be loaded: {_first_sentence(error)}") from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        logger.warning("%s lacks weights, which are random now: %s", name, ", ".join(missing[:4]))
+    loaded = Loaded(name, _to(model.eval(), device), _tokenizer(place))
+    if stated_method(config.to_dict()) == "fas" and not loaded.converted:
+        raise CheckpointError(f"{name} states quant_method 'fas', but its layers were not rebuilt as spiking ones")
+    return loaded
+
+
+def location(name: str) -> str:
+    """Return what transformers' ``from_pretrained`` takes for a name.
+
+    Raises:
+        CheckpointError: no such directory, and no name that the hub could know.
+    """
+    if name == EMBEDDED:
+        return str(embedded())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} has no config.json: it is not a model directory")
+        return str(path)
+    if path.exists():
+        raise CheckpointError(f"{path} is a file: name the directory that it lies in")
+    if name.startswith(".") or not _HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"no directory {name}: name a model directory, a model of the hub, or {EMBEDDED!r}")
+    return name
+
+
+def embedded() -> Path:
+    """Return the directory of the model that comes with the package.
+
+    Raises:
+        CheckpointError: it was left out of this installation.
+    """
+    directory = Path(str(files("fas"))) / "assets" / "stdlib-gpt2"
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"the embedded model is missing ({directory}): install fas from its wheel, or name another model")
+    return directory
+
+
+def stated_method(config: dict[str, Any]) -> str | None:
+    """Return the quantisation method that a config.json names."""
+    quantised = config.get("quantization_config") or {}
+    found = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+    return None if found is None else str(found)
+
+
+def directory_method(directory: Path) -> str | None:
+    """Return the quantisation method of a model directory, None for a dense one or an unreadable file."""
+    try:
+        return stated_method(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return None
+
+
+def _class(config: Any) -> Any:
+    """Return the model class that the checkpoint names, else the one that generates text."""
+    import transformers
+
+    for architecture in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, architecture, None)
+        if found is not None:
+            return found
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM):
+        if type(config) in auto._model_mapping:
+            return auto
+    return transformers.AutoModel
+
+
+def _tokenizer(place: str) -> Any:
+    """Return the tokenizer of a model, None where there is none."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        logger.info("no tokenizer in %s: %s", place, _first_sentence(error))
+        return None
+
+
+def _to(model: Any, device: str) -> Any:
+    # torch reports a device that is not there as RuntimeError or AssertionError, an unknown name too.
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise FASError(f"device {device!r} cannot be used: {_first_sentence(error)}") from error
+
+
+def _first_sentence(error: BaseException) -> str:
+    """Return the first sentence of a long message: transformers adds paragraphs of advice."""
+    line = " ".join(str(error).split())
+    return re.split(r"(?<=[.!])\s", line, maxsplit=1)[0][:300]

@@ -1,0 +1,36 @@
+"""Options that several commands share, each said once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(help="A model directory, a name on the Hugging Face hub, or `embedded` for ours.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print rows of measurements as a JSON list, nothing else.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
+Device = Annotated[str, typer.Option(help="Where to compute, as torch names it: `cpu`, `cuda`, `cuda:1`.")]
+Tokens = Annotated[int, typer.Option(help="Tokens to calibrate on.", min=1)]
+Window = Annotated[
+    int | None, typer.Option(help="Tokens per window; as many as the model takes, at most 512, if not given.", min=1)
+]
+BatchSize = Annotated[int, typer.Option(help="Windows or rows per call of the model.", min=1)]
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Return the numbers of a comma-separated list such as ``2,4,8``.
+
+    Raises:
+        typer.BadParameter: not such a list.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers such as 2,4,8", param_hint=option) from None
+
+
+def words(text: str) -> list[str]:
+    """Return the parts of a comma-separated list."""
+    return [part.strip() for part in text.split(",") if part.strip()]

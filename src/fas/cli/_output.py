@@ -1,0 +1,116 @@
+"""What a command shows: results on stdout, as text or JSON; progress and remarks on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import IO, Any
+
+import typer
+
+from fas import __version__
+from fas.cli._session import Session
+from fas.types import Measurement
+
+# Columns of a table that is not shown on a terminal: wide enough for one line per row.
+_FILE_WIDTH = 180
+
+
+class Output:
+    """Where a command puts what it finds; made by ``opened``.
+
+    Attributes:
+        json: rows of measurements are the only thing on stdout.
+        measurements: what has been measured so far.
+    """
+
+    def __init__(self, session: Session, *, as_json: bool, stream: IO[str]) -> None:
+        self.json = as_json
+        self.measurements: list[Measurement] = []
+        self._session = session
+        self._stream = stream
+
+    @classmethod
+    @contextmanager
+    def opened(cls, context: typer.Context, as_json: bool) -> Iterator[Output]:
+        """Open the output of one command; with JSON the rows are written when all has gone well."""
+        output = cls(context.obj, as_json=as_json, stream=sys.stdout)
+        # Whatever another library prints must not stand between the rows.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            yield output
+        if as_json:
+            rows = [_finite(row.to_dict()) for row in output.measurements]
+            print(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False), file=output._stream)
+
+    def measure(self, quantity: str, value: float, unit: str, **conditions: Any) -> Measurement:
+        """Take note of one figure, with the command and the versions that made it."""
+        versions = {"fas": __version__, **{name: version(name) for name in ("torch", "transformers")}}
+        stated = {**conditions, "command": self._session.command, "versions": versions}
+        row = Measurement(quantity, float(value), unit, conditions=stated)
+        self.measurements.append(row)
+        return row
+
+    def text(self, line: str) -> None:
+        """Show a line, unless JSON was asked for."""
+        if not self.json:
+            print(line, file=self._stream)
+
+    def remark(self, line: str) -> None:
+        """Tell on stderr what is going on."""
+        if not self._session.quiet:
+            print(line, file=sys.stderr)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table, unless JSON was asked for; columns of numbers stand to the right."""
+        if self.json:
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for i, name in enumerate(columns):
+            numeric = all(isinstance(row[i], int | float) or row[i] is None for row in rows)
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(number(cell)) for cell in row))
+        terminal = self._stream.isatty()
+        Console(file=self._stream, width=None if terminal else _FILE_WIDTH).print(table)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a bar on a terminal while the block runs; the block tells parts done and parts in all."""
+        if self.json or self._session.quiet or not sys.stderr.isatty():
+            yield lambda done, total: None
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task(what, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def number(value: Any) -> str:
+    """Return a cell's text: four significant digits for reals, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.2f}" if 10 <= abs(value) < 1e6 else f"{value:.4g}"
+    return str(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null stands for both."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,79 @@
+"""What holds for one run of the program, whichever command it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+@dataclass(frozen=True)
+class Session:
+    """Global options of this run.
+
+    Attributes:
+        debug: show tracebacks.
+        verbose: show what the library logs.
+        quiet: neither progress nor remarks.
+        command: the command line, as one would type it again.
+    """
+
+    debug: bool
+    verbose: bool
+    quiet: bool
+    command: str
+
+    @classmethod
+    def begin(cls, context: typer.Context, *, debug: bool, verbose: bool, quiet: bool) -> Session:
+        """Start a run: send the library's log to stderr and keep other libraries from chatting."""
+        _log_to_stderr(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
+        # Read once, when transformers and its hub client are imported.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        command = shlex.join(["fas", *context.meta[_ARGUMENTS]])
+        return cls(debug, verbose, quiet, command)
+
+
+_ARGUMENTS = "fas.arguments"
+
+
+class RememberingGroup(TyperGroup):
+    """Keeps the arguments as they were given: every figure states the command that made it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the arguments, then parse them."""
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever stderr is at the moment of the message."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
+def _log_to_stderr(level: int) -> None:
+    logger = logging.getLogger("fas")
+    logger.setLevel(level)
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        handler = _Stderr()
+        handler.setFormatter(_Lines("%(levelname)s: %(message)s"))
+        logger.addHandler(handler)
+
+
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {record.getMessage()}"
