@@ -45,8 +45,6 @@ def test_no_file_is_longer_than_one_idea():
 def test_no_name_hides_an_idea():
     paths = [path.relative_to(SOURCE) for path in MODULES]
     vague = [
-        path
-        for path in paths
-        if {part.strip("_") for part in path.with_suffix("").parts} & NAMES_THAT_HIDE_AN_IDEA
+        path for path in paths if {part.strip("_") for part in path.with_suffix("").parts} & NAMES_THAT_HIDE_AN_IDEA
     ]
     assert vague == []

@@ -79,13 +79,9 @@ def test_load_ignores_imported_and_private_classes():
     assert registry.load("shapes", "square", PACKAGE).__name__ == "Square"
 
 
-@pytest.mark.parametrize(
-    "name", ["triangle", "", "_hidden", "nested", "shapes.square", "../module", "Square"]
-)
+@pytest.mark.parametrize("name", ["triangle", "", "_hidden", "nested", "shapes.square", "../module", "Square"])
 def test_unknown_name_lists_the_available_ones(name: str):
-    with pytest.raises(
-        ValueError, match=r"no '.*' in registry_plugins\.shapes; available: .*round_disc, square"
-    ):
+    with pytest.raises(ValueError, match=r"no '.*' in registry_plugins\.shapes; available: .*round_disc, square"):
         registry.load("shapes", name, PACKAGE)
 
 

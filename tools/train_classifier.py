@@ -46,9 +46,7 @@ def batches(examples: list[Example], rows: int, rng: random.Random) -> list[list
 
 def collate(tokenizer: PreTrainedTokenizerBase, batch: list[Example]) -> dict[str, torch.Tensor]:
     """Return `input_ids`, `attention_mask` and `token_type_ids` `[B, S]` and `labels` `[B]`."""
-    encoded = tokenizer(
-        [sentence for sentence, _ in batch], padding=True, truncation=True, return_tensors="pt"
-    )
+    encoded = tokenizer([sentence for sentence, _ in batch], padding=True, truncation=True, return_tensors="pt")
     return {**encoded, "labels": torch.tensor([label for _, label in batch])}
 
 
@@ -64,9 +62,7 @@ def accuracy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, example
     return right / len(examples)
 
 
-def train(
-    data: Path, vocab: Path, out: Path, minutes: float, steps: int | None, threads: int, seed: int
-) -> None:
+def train(data: Path, vocab: Path, out: Path, minutes: float, steps: int | None, threads: int, seed: int) -> None:
     """Train on train.tsv, measure on dev.tsv and write the transformers directory `out`."""
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(vocab, model_max_length=128)

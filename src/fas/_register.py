@@ -30,9 +30,7 @@ def register_with_transformers() -> None:
 class _Finder(MetaPathFinder):
     """Finds one module as usual and lets our registration follow its import."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _TABLE:
             return None
         sys.meta_path.remove(self)

@@ -111,5 +111,5 @@ def _record(value: Any) -> Record:
         return Record(**value)
     except TypeError:
         raise CheckpointError(
-            f"config.json has a malformed record of a stage; the directory is damaged or was edited"
+            "config.json has a malformed record of a stage; the directory is damaged or was edited"
         ) from None

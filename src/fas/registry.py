@@ -77,7 +77,5 @@ def _search_path(kind: str, package: str) -> Iterable[str]:
 
 def _public_modules(path: Iterable[str]) -> list[str]:
     return sorted(
-        module.name
-        for module in pkgutil.iter_modules(path)
-        if not module.ispkg and not module.name.startswith("_")
+        module.name for module in pkgutil.iter_modules(path) if not module.ispkg and not module.name.startswith("_")
     )

@@ -5,8 +5,7 @@ import torch
 import transformers
 from tiny_models import FAMILIES, linear_layers, logits, spike_counts
 
-from fas.conversion import convert, revert
-from fas.methods.fas import FAS
+import fas
 
 COVERAGES = ("mlp", "linear")
 CASES = [pytest.param(name, coverage, id=f"{name}-{coverage}") for name in FAMILIES for coverage in COVERAGES]
@@ -15,8 +14,8 @@ CAUSAL = [name for name, family in FAMILIES.items() if family.causal]
 
 def calibrated(family, coverage, model=None, **options):
     model = family.build() if model is None else model
-    method = FAS(coverage=coverage, timesteps=5, **options)
-    return convert(model, method, calibration=[family.batch(padded=True), family.batch(seed=2)])
+    method = fas.FAS(coverage=coverage, timesteps=5, **options)
+    return fas.convert(model, method, calibration=[family.batch(padded=True), family.batch(seed=2)])
 
 
 @pytest.mark.parametrize(("name", "coverage"), CASES)
@@ -32,7 +31,7 @@ def test_conversion_keeps_the_dense_model_inside(name, coverage):
     assert not torch.equal(logits(model, inputs), before)
     assert set(names) <= set(model.state_dict())
 
-    revert(model)
+    fas.revert(model)
     assert type(model) is cls and list(model.state_dict()) == names
     assert not hasattr(model.config, "quantization_config")
     with torch.no_grad():
@@ -43,11 +42,11 @@ def test_conversion_keeps_the_dense_model_inside(name, coverage):
 def test_sites_are_the_layers_one_expects(name):
     family = FAMILIES[name]
     model = family.build()
-    mlp = FAS(coverage="mlp").select(model)
+    mlp = fas.FAS(coverage="mlp").select(model)
     assert [site.path for site in mlp] == family.mlp_paths
     assert {site.role for site in mlp} == {"mlp"} and not any(site.also for site in mlp)
 
-    sites = FAS(coverage="linear").select(model)
+    sites = fas.FAS(coverage="linear").select(model)
     layers = [path for site in sites for path in site.layers]
     assert len(layers) == len(set(layers)) and set(layers) == linear_layers(model)
     assert len(sites) == family.linear
@@ -126,7 +125,7 @@ def test_half_precision_models_run(name, tmp_path):
     # Thresholds keep float32, in the file too.
     model.save_pretrained(tmp_path / "snn")
     loaded = loader.from_pretrained(tmp_path / "snn", dtype=torch.bfloat16)
-    ours = {k: v for k, v in loaded.named_parameters() if ".neuron." in k or k.endswith("bias_correction")}
+    ours = {k: v for k, v in loaded.named_parameters() if ".neuron." in k or k.endswith("correction")}
     assert ours and {v.dtype for v in ours.values()} == {torch.float32}
     assert torch.equal(logits(loaded, inputs), logits(model, inputs))
 

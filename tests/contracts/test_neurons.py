@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fas import registry
@@ -36,6 +36,8 @@ def label(neuron: Neuron) -> str:
 every = pytest.mark.parametrize("neuron", variants(), ids=label)
 rate = pytest.mark.parametrize("neuron", [n for n in variants() if isinstance(n, RateNeuron)], ids=label)
 
+# Each example holds many neurons, so a quarter of the examples is still thousands of cases.
+few = settings(max_examples=settings.default.max_examples // 4)
 timesteps = st.integers(1, 9)
 seeds = st.integers(0, 2**32 - 1)
 # Dyadic numbers: every sum, product and quotient by a power of two is exact, so ties are real ties.
@@ -91,9 +93,7 @@ def test_bounds_are_the_resolution_on_either_side(neuron: Neuron, steps: int):
 @given(drive=eighths, v_init=potentials, steps=timesteps)
 def test_even_input_ends_at_the_quantised_value_ties_included(neuron, drive, v_init, steps):
     bounds = neuron.bounds(steps)
-    counts = neuron.window(
-        torch.tensor([drive], dtype=torch.float64), torch.tensor(v_init, dtype=torch.float64), steps
-    )
+    counts = neuron.window(torch.tensor([drive], dtype=torch.float64), torch.tensor(v_init, dtype=torch.float64), steps)
     expected = clip(math.floor(neuron.resolution(steps) * Fraction(drive) + Fraction(v_init)), bounds)
     assert counts.shape == (steps, 1)
     assert counts[-1].item() == expected
@@ -101,6 +101,7 @@ def test_even_input_ends_at_the_quantised_value_ties_included(neuron, drive, v_i
 
 
 @every
+@few
 @given(seed=seeds, steps=timesteps, channels=st.sampled_from([1, 7, 64]))
 def test_even_input_ends_at_the_quantised_value_for_real_numbers(neuron, seed, steps, channels):
     rng = generator(seed)
@@ -116,6 +117,7 @@ def test_even_input_ends_at_the_quantised_value_for_real_numbers(neuron, seed, s
 
 
 @every
+@few
 @given(seed=seeds, steps=timesteps)
 def test_spikes_are_what_a_window_emits(neuron, seed, steps):
     rng = generator(seed)
@@ -170,9 +172,8 @@ def test_scan_is_the_loop_over_steps_ties_included(neuron, data, steps, v_init, 
 
 
 @rate
-@given(
-    seed=seeds, steps=timesteps, channels=st.sampled_from([1, 7, 200]), scale=st.sampled_from([0.3, 1.0, 3.0])
-)
+@few
+@given(seed=seeds, steps=timesteps, channels=st.sampled_from([1, 7, 200]), scale=st.sampled_from([0.3, 1.0, 3.0]))
 def test_scan_is_the_loop_over_steps_for_real_numbers(neuron, seed, steps, channels, scale):
     rng = generator(seed)
     theta, v_init = uniform(0.2, 3, channels, rng=rng), uniform(0, 1, channels, rng=rng)
@@ -186,6 +187,7 @@ def test_scan_is_the_loop_over_steps_for_real_numbers(neuron, seed, steps, chann
 
 
 @rate
+@few
 @given(seed=seeds, steps=st.integers(2, 9), data=st.data())
 def test_scan_in_two_stretches_is_one_scan(neuron, seed, steps, data):
     cut = data.draw(st.integers(1, steps - 1))

@@ -142,11 +142,7 @@ def test_csv_quotes_are_quotes(tmp_path):
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
 def test_json(tmp_path, name):
     rows = [{"text": "a\u2028b", "label": 1}, {"text": "c", "label": 0}]
-    text = (
-        json.dumps(rows)
-        if name == "x.json"
-        else "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    )
+    text = json.dumps(rows) if name == "x.json" else "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     table = load_table(written(tmp_path, text, name))
     assert (table.sentences, table.labels) == (["a\u2028b", "c"], [1, 0])
 
@@ -241,9 +237,7 @@ def test_rows_collate_to_tensors(tokenizer, labels, task, dtype):
 
 
 def test_rows_train_with_the_trainer(tokenizer, tmp_path):
-    config = BertConfig(
-        vocab_size=5, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
+    config = BertConfig(vocab_size=5, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     rows = tokenise_table(Table(["a b", "c", "b"], None, [1, 0, 1], "classification"), tokenizer)
     trainer = Trainer(
         model=BertForSequenceClassification(config),

@@ -163,14 +163,10 @@ def test_wikitext_is_an_alias_and_its_lines_are_one_document(hub):
     assert hub.calls == [("Salesforce/wikitext", "wikitext-2-raw-v1", "test")]
 
 
-@pytest.mark.parametrize(
-    "make", [lambda hub: OSError("offline"), lambda hub: hub.exceptions.DatasetsError("offline")]
-)
+@pytest.mark.parametrize("make", [lambda hub: OSError("offline"), lambda hub: hub.exceptions.DatasetsError("offline")])
 def test_unreachable_hub_says_what_was_tried(hub, make):
     hub.rows = make(hub)
-    with pytest.raises(
-        DataError, match=r"no such file.*hub data set 'nosuch' \(config 'c', split 'train'\).*offline"
-    ):
+    with pytest.raises(DataError, match=r"no such file.*hub data set 'nosuch' \(config 'c', split 'train'\).*offline"):
         load_documents("nosuch:c")
 
 
@@ -239,9 +235,7 @@ def test_no_special_tokens_are_added(shared_data):
 
 
 def test_tokenizer_of_another_model(tokenizer):
-    with pytest.raises(
-        DataError, match=r"token id 4 does not fit a model of 4 .*another model; load the tokenizer"
-    ):
+    with pytest.raises(DataError, match=r"token id 4 does not fit a model of 4 .*another model; load the tokenizer"):
         token_stream(["a c b"], tokenizer, vocab_size=4)
 
 

@@ -84,9 +84,7 @@ def test_batching_and_order_do_not_matter(tokenizer, batch_size):
     model = bert().eval()
     rows = tokenise_table(TABLE, tokenizer)
     with torch.no_grad():
-        predicted = [
-            model(input_ids=torch.tensor([row["input_ids"]])).logits.argmax(-1).item() for row in rows
-        ]
+        predicted = [model(input_ids=torch.tensor([row["input_ids"]])).logits.argmax(-1).item() for row in rows]
     expected = sklearn.metrics.accuracy_score(TABLE.labels, predicted)
     assert classify(model, rows, tokenizer, batch_size=batch_size)["accuracy"] == pytest.approx(expected)
     assert classify(model, TABLE, tokenizer, batch_size=batch_size)["accuracy"] == pytest.approx(expected)

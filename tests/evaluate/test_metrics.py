@@ -32,9 +32,7 @@ def pairs(values, minimum=1):
 @given(pairs(st.integers(0, 3)))
 def test_classes_agree_with_scikit_learn(arrays):
     predicted, true = arrays
-    assert metrics.accuracy(predicted, true) == pytest.approx(
-        sklearn.metrics.accuracy_score(true, predicted), **CLOSE
-    )
+    assert metrics.accuracy(predicted, true) == pytest.approx(sklearn.metrics.accuracy_score(true, predicted), **CLOSE)
     expected = sklearn.metrics.f1_score(true, predicted, average="macro", zero_division=0)
     assert metrics.f1_macro(predicted, true) == pytest.approx(expected, **CLOSE)
     if len(set(predicted)) > 1 and len(set(true)) > 1:
@@ -62,12 +60,8 @@ def test_correlations_agree_with_scipy(arrays):
         assert math.isnan(metrics.pearson(predicted, true))
         assert math.isnan(metrics.spearman(predicted, true))
         return
-    assert metrics.pearson(predicted, true) == pytest.approx(
-        scipy.stats.pearsonr(predicted, true).statistic, **CLOSE
-    )
-    assert metrics.spearman(predicted, true) == pytest.approx(
-        scipy.stats.spearmanr(predicted, true).statistic, **CLOSE
-    )
+    assert metrics.pearson(predicted, true) == pytest.approx(scipy.stats.pearsonr(predicted, true).statistic, **CLOSE)
+    assert metrics.spearman(predicted, true) == pytest.approx(scipy.stats.spearmanr(predicted, true).statistic, **CLOSE)
 
 
 @pytest.mark.parametrize("score", FUNCTIONS)

@@ -177,9 +177,7 @@ def test_too_short_text(model, length):
 
 @pytest.mark.parametrize("wrong", [VOCABULARY, -1])
 def test_ids_outside_the_vocabulary(model, wrong):
-    with pytest.raises(
-        DataError, match=rf"token id {wrong} is outside the model's vocabulary of {VOCABULARY}"
-    ):
+    with pytest.raises(DataError, match=rf"token id {wrong} is outside the model's vocabulary of {VOCABULARY}"):
         perplexity(model, torch.tensor([1, wrong, 2]))
 
 
@@ -238,7 +236,5 @@ def test_encoder_decoders_are_refused():
 def test_classifiers_are_refused(config):
     config.pad_token_id = 0
     model = GPT2ForSequenceClassification(config)
-    with pytest.raises(
-        ValueError, match=r"GPT2ForSequenceClassification gives logits .* causal language model"
-    ):
+    with pytest.raises(ValueError, match=r"GPT2ForSequenceClassification gives logits .* causal language model"):
         perplexity(model, torch.ones(5, dtype=torch.int64))

@@ -36,9 +36,7 @@ def dense(kind: str, out: int = OUT) -> nn.Module:
 
 
 def population(neuron=None, *, readers: int = 1, **settings) -> Population:
-    made = Population(
-        "site", CHANNELS, neuron or SignedIF(), Simulation(timesteps=4, **settings), readers=readers
-    )
+    made = Population("site", CHANNELS, neuron or SignedIF(), Simulation(timesteps=4, **settings), readers=readers)
     made.set(0.5 + 2 * torch.rand(CHANNELS), 0.1 * torch.randn(CHANNELS), torch.full((CHANNELS,), 0.5))
     return made
 
@@ -54,7 +52,7 @@ def test_the_dense_network_is_bit_equal(kind: str, dtype: torch.dtype, state: st
     neurons.active = state == "ann"
     spiking = SpikingLinear(layer, neurons)
     # A correction of an earlier calibration is no part of the dense network.
-    spiking.bias_correction.data.normal_()
+    spiking.correction.data.normal_()
     assert torch.equal(spiking(x), expected)
 
 
@@ -77,7 +75,7 @@ def test_the_dense_network_keeps_the_activation_that_the_neurons_replace():
 def test_output_is_weight_times_mean_spikes_plus_both_biases(kind: str, neuron, settings):
     layer, neurons = dense(kind).double(), population(neuron, **settings).double()
     spiking = SpikingLinear(layer, neurons).double()
-    spiking.bias_correction.data.normal_()
+    spiking.correction.data.normal_()
     x = torch.randn(8, CHANNELS, dtype=torch.float64)
     with neurons.simulation.running(range(1, 5)):
         output, signal = spiking(x), neurons(x)
@@ -88,7 +86,7 @@ def test_output_is_weight_times_mean_spikes_plus_both_biases(kind: str, neuron, 
             for c in range(CHANNELS):
                 w = layer.weight[c, j] if kind == "conv1d" else layer.weight[j, c]
                 expected[i, j] += (signal[i, c] * w).item()
-            expected[i, j] += spiking.bias_correction[j].item()
+            expected[i, j] += spiking.correction[j].item()
             expected[i, j] += layer.bias[j].item() if layer.bias is not None else 0.0
     # Seven products and two sums of size 1 in float64.
     torch.testing.assert_close(output.detach(), expected, rtol=1e-12, atol=1e-12)
@@ -100,9 +98,9 @@ def test_parameters_are_those_of_the_dense_layer_under_their_names(kind: str):
     spiking = SpikingLinear(layer, population())
     assert spiking.weight is layer.weight and spiking.bias is layer.bias
     assert (spiking.in_features, spiking.out_features) == (CHANNELS, OUT)
-    names = {"weight", "bias_correction", "neuron.log_threshold", "neuron.v_init", "neuron.offset"}
+    names = {"weight", "correction", "neuron.log_threshold", "neuron.v_init", "neuron.offset"}
     assert set(spiking.state_dict()) == names | ({"bias"} if layer.bias is not None else set())
-    assert not spiking.bias_correction.any() and spiking.bias_correction.shape == (OUT,)
+    assert not spiking.correction.any() and spiking.correction.shape == (OUT,)
 
 
 @kinds
@@ -163,7 +161,7 @@ def test_bfloat16_model_keeps_float32_thresholds_and_returns_bfloat16(settings):
         output = spiking(torch.randn(8, CHANNELS).bfloat16())
     assert output.dtype == torch.bfloat16
     assert {p.dtype for p in neurons.parameters()} == {torch.float32}
-    assert spiking.bias_correction.dtype == torch.float32
+    assert spiking.correction.dtype == torch.float32
 
 
 def test_without_thresholds_only_the_dense_network_runs():

@@ -1,11 +1,12 @@
 """Populations: every execution and schedule gives the counts of a loop over the neuron's definition."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fas import registry
@@ -23,6 +24,8 @@ CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
 seeds = st.integers(0, 2**32 - 1)
 timesteps = st.integers(1, 9)
+# Each example holds many neurons, so a quarter of the examples is still thousands of cases.
+few = settings(max_examples=settings.default.max_examples // 4)
 
 
 def variants() -> list[Neuron]:
@@ -95,14 +98,10 @@ def closed_form(x: torch.Tensor, population: Population) -> list[list[int]]:
     steps, neuron = population.simulation.timesteps, population.neuron
     lower, upper = neuron.bounds(steps)
     columns = [
-        p.detach().expand(x.shape[-1]).tolist()
-        for p in (unit(population), population.offset, population.v_init)
+        p.detach().expand(x.shape[-1]).tolist() for p in (unit(population), population.offset, population.v_init)
     ]
     return [
-        [
-            max(lower, min(upper, math.floor((v - m) / u + s)))
-            for v, u, m, s in zip(row, *columns, strict=True)
-        ]
+        [max(lower, min(upper, math.floor((v - m) / u + s))) for v, u, m, s in zip(row, *columns, strict=True)]
         for row in x.tolist()
     ]
 
@@ -137,6 +136,7 @@ def running_means(currents: torch.Tensor) -> torch.Tensor:
 
 
 @every
+@few
 @given(
     seed=seeds,
     steps=timesteps,
@@ -180,6 +180,7 @@ def test_any_number_of_leading_dimensions(neuron: Neuron, shape: tuple[int, ...]
 
 
 @rate
+@few
 @given(seed=seeds, steps=timesteps)
 def test_the_quantised_network_with_as_many_levels_is_the_spiking_one(neuron, seed, steps):
     population = build(neuron, seed, timesteps=steps, levels=steps)
@@ -204,14 +205,15 @@ def test_one_threshold_for_the_site_is_the_same_threshold_in_every_channel(neuro
 
 
 @every
+@few
 @given(seed=seeds, steps=timesteps)
 def test_gradients_do_not_depend_on_the_execution(neuron, seed, steps):
     population = build(neuron, seed, timesteps=steps, levels=neuron.resolution(steps))
     weight = normal(seed + 1, 5, 7)
     gradients = []
-    for settings in ({"execution": "collapsed"}, {"execution": "stepped"}, {"network": "quantised"}):
+    for mode in ({"execution": "collapsed"}, {"execution": "stepped"}, {"network": "quantised"}):
         x = normal(seed, 5, 7).requires_grad_()
-        with population.simulation.using(**settings):
+        with population.simulation.using(**mode):
             value = population(x)
         value = value.mean(0) if value.ndim > 2 else value
         leaves = [x, population.log_threshold, population.v_init, population.offset]
@@ -227,6 +229,7 @@ def test_gradients_do_not_depend_on_the_execution(neuron, seed, steps):
 
 
 @rate
+@few
 @given(seed=seeds, steps=timesteps, scale=st.sampled_from([0.5, 1.0, 3.0]))
 def test_online_difference_is_the_loop_over_the_definition(neuron, seed, steps, scale):
     population = build(neuron, seed, timesteps=steps, schedule="online")
@@ -234,12 +237,11 @@ def test_online_difference_is_the_loop_over_the_definition(neuron, seed, steps, 
     counts = loop(currents, population)
     clock = torch.arange(1, steps + 1, dtype=torch.float64).view(-1, 1, 1)
     expected = counts * population.threshold.detach() / clock + population.offset.detach()
-    torch.testing.assert_close(
-        online(population, running_means(currents), range(1, steps + 1)), expected, **CLOSE
-    )
+    torch.testing.assert_close(online(population, running_means(currents), range(1, steps + 1)), expected, **CLOSE)
 
 
 @rate
+@few
 @given(seed=seeds, steps=timesteps, scale=st.sampled_from([0.5, 1.0, 3.0]))
 def test_online_instant_is_the_loop_over_the_definition(neuron, seed, steps, scale):
     population = build(neuron, seed, timesteps=steps, schedule="online", operators="instant")
@@ -254,6 +256,7 @@ def test_online_instant_is_the_loop_over_the_definition(neuron, seed, steps, sca
 
 
 @pytest.mark.parametrize("signed", [True, False])
+@few
 @given(seed=seeds, steps=timesteps)
 def test_clipped_counts_end_online_where_they_end_layerwise(signed, seed, steps):
     population = build(ClippedCount(signed=signed), seed, timesteps=steps)
@@ -265,6 +268,7 @@ def test_clipped_counts_end_online_where_they_end_layerwise(signed, seed, steps)
 
 
 @rate
+@few
 @given(seed=seeds, steps=timesteps, operators=st.sampled_from(["difference", "instant"]), data=st.data())
 def test_stretches_with_carried_state_are_one_window(neuron, seed, steps, operators, data):
     population = build(neuron, seed, timesteps=steps, schedule="online", operators=operators)
@@ -274,10 +278,7 @@ def test_stretches_with_carried_state_are_one_window(neuron, seed, steps, operat
     assert population._state is None  # nothing is kept unless asked for
     cuts = sorted(data.draw(st.sets(st.integers(1, steps - 1)))) if steps > 1 else []
     edges = [0, *cuts, steps]
-    parts = [
-        online(population, rows[a:b], range(a + 1, b + 1), carry=True)
-        for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    parts = [online(population, rows[a:b], range(a + 1, b + 1), carry=True) for a, b in itertools.pairwise(edges)]
     torch.testing.assert_close(torch.cat(parts), whole, **CLOSE)
     population.reset()
     single = [online(population, rows[t : t + 1], range(t + 1, t + 2), carry=True) for t in range(steps)]
@@ -298,6 +299,7 @@ def test_online_accepts_an_empty_batch_and_rows_that_are_not_contiguous(neuron: 
 
 
 @rate
+@few
 @given(seed=seeds, steps=timesteps)
 def test_surrogate_gradient_is_that_of_the_clipped_count(neuron, seed, steps):
     """By hand: where the floor F_t lies within the bounds ∂N_t/∂(F_t) = 1, else 0, for every neuron."""
@@ -388,9 +390,7 @@ def test_the_next_pass_and_another_tensor_are_encoded_again():
 def test_thresholds_must_have_been_set(neuron: Neuron, network):
     population = Population("block.mlp", 7, neuron, Simulation(network=network))
     assert not population.is_set
-    with pytest.raises(
-        NotCalibratedError, match=r"site block\.mlp has no thresholds yet: run fas\.calibrate"
-    ):
+    with pytest.raises(NotCalibratedError, match=r"site block\.mlp has no thresholds yet: run fas\.calibrate"):
         population(torch.zeros(1, 7))
     population.set(torch.ones(7), torch.zeros(7), torch.full((7,), 0.5))
     assert population.is_set
@@ -439,7 +439,7 @@ def test_phase_code_does_not_run_online():
     population = build(Phase(), timesteps=4, schedule="online")
     with (
         population.simulation.running(range(1, 5)),
-        pytest.raises(FASError, match="Phase fires after its whole input only.*schedule = 'layerwise'"),
+        pytest.raises(FASError, match=r"Phase fires after its whole input only.*schedule = 'layerwise'"),
     ):
         population(normal(0, 4, 7))
 
@@ -455,8 +455,8 @@ def test_half_precision_input_meets_float32_parameters(neuron: Neuron, dtype: to
     modes = [{}, {"execution": "stepped"}, {"network": "quantised"}]
     if isinstance(neuron, RateNeuron):
         modes += [{"schedule": "online"}, {"schedule": "online", "operators": "instant"}]
-    for settings in modes:
-        with population.simulation.using(**settings), population.simulation.running(range(1, 5)):
+    for mode in modes:
+        with population.simulation.using(**mode), population.simulation.running(range(1, 5)):
             value, exact = population(x), population(x.float())
         assert value.dtype == dtype
         # Computed in float32, rounded once at the end.
@@ -465,6 +465,7 @@ def test_half_precision_input_meets_float32_parameters(neuron: Neuron, dtype: to
 
 
 @every
+@few
 @given(seed=seeds, steps=timesteps)
 def test_observers_get_the_spikes_of_the_real_trains(neuron, seed, steps):
     population = build(neuron, seed, timesteps=steps)
@@ -491,9 +492,7 @@ def test_observers_online_get_the_spikes_of_the_loop(neuron: Neuron, operators):
     population = build(neuron, timesteps=steps, schedule="online", operators=operators)
     currents = 2 * normal(0, steps, 3, 7)
     rows = running_means(currents) if operators == "difference" else currents
-    spikes = torch.diff(
-        loop(currents, population), dim=0, prepend=torch.zeros(1, 3, 7, dtype=torch.float64)
-    ).abs()
+    spikes = torch.diff(loop(currents, population), dim=0, prepend=torch.zeros(1, 3, 7, dtype=torch.float64)).abs()
     population.simulation.observers.append(seen)
     online(population, rows, range(1, steps + 1))
     for t in range(steps):

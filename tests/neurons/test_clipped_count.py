@@ -44,9 +44,7 @@ def test_the_order_of_the_input_leaves_the_final_count(signed, values, v_init, d
     neuron = ClippedCount(signed=signed)
     other = data.draw(st.permutations(values))
     assert run(neuron, other, v_init)[-1] == run(neuron, values, v_init)[-1]
-    levels = [
-        torch.tensor(v, dtype=torch.float64).cumsum(0).mul(2).add(v_init).floor() for v in (values, other)
-    ]
+    levels = [torch.tensor(v, dtype=torch.float64).cumsum(0).mul(2).add(v_init).floor() for v in (values, other)]
     ends = [neuron.scan(f.unsqueeze(1), torch.zeros(1, dtype=torch.float64), len(values))[-1] for f in levels]
     assert torch.equal(*ends)
 

@@ -76,9 +76,7 @@ def test_even_input_is_qcfs_with_as_many_levels_ties_included(x, steps, theta):
 
 
 def test_fires_at_equality():
-    spikes, v = NEURON.step(
-        torch.tensor([0.5, 0.4375]), torch.tensor([0.5, 0.5]), torch.zeros(2), torch.tensor(1.0), 1
-    )
+    spikes, v = NEURON.step(torch.tensor([0.5, 0.4375]), torch.tensor([0.5, 0.5]), torch.zeros(2), torch.tensor(1.0), 1)
     assert spikes.tolist() == [1, 0]
     assert v.tolist() == [0, 0.9375]
 

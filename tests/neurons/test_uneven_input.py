@@ -27,9 +27,7 @@ def test_share_of_wrong_counts(neuron, low: float, high: float):
     assert low <= (ended != exact).double().mean() <= high
 
 
-@pytest.mark.parametrize(
-    "neuron", [SoftResetIF(), SignedIF(), ClippedCount()], ids=["plain", "signed", "clipped"]
-)
+@pytest.mark.parametrize("neuron", [SoftResetIF(), SignedIF(), ClippedCount()], ids=["plain", "signed", "clipped"])
 def test_even_input_is_never_wrong(neuron):
     current = 0.8 * torch.randn(NEURONS, dtype=torch.float64)
     counts = neuron.window(current, torch.tensor(0.5), STEPS)

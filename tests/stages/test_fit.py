@@ -87,17 +87,13 @@ def test_encode_is_the_formula(shape, seed, bounds, n):
     assert bounds[0] <= sent.min() and sent.max() <= bounds[1]
 
 
-@given(
-    shapes, seeds, st.integers(1, 8), st.sampled_from([ClippedCount(True), ClippedCount(False), Phase(True)])
-)
+@given(shapes, seeds, st.integers(1, 8), st.sampled_from([ClippedCount(True), ClippedCount(False), Phase(True)]))
 def test_encode_is_what_a_population_passes_on(shape, seed, steps, neuron):
     bounds, x = neuron.bounds(steps), data(shape, seed, 40)
     fit = fit_channels(x, bounds)
     population = Population("a", 7, neuron, Simulation(timesteps=steps)).double()
     population.set(fit.threshold, fit.offset, fit.v_init)
-    own = Fit(
-        population.threshold.detach(), population.offset.detach(), population.v_init.detach(), fit.error
-    )
+    own = Fit(population.threshold.detach(), population.offset.detach(), population.v_init.detach(), fit.error)
     sent = population(x).detach()
     # The same operations on the same numbers: equal to the last bit.
     assert torch.equal(sent, encode(x, own, bounds))
@@ -164,8 +160,7 @@ def test_channels_are_never_worse_than_the_layer_or_a_range(shape, seed, bounds,
     assert all(part.shape == (7,) for part in (fit.threshold, fit.offset, fit.v_init, fit.error))
     # The error reported is the one a plain loop finds.
     expected = np.square(
-        slow(x.numpy(), fit.threshold.numpy() / bounds[1], fit.offset.numpy(), fit.v_init.numpy(), bounds)
-        - x.numpy()
+        slow(x.numpy(), fit.threshold.numpy() / bounds[1], fit.offset.numpy(), fit.v_init.numpy(), bounds) - x.numpy()
     ).mean(0)
     np.testing.assert_allclose(fit.error.numpy(), expected, rtol=1e-6, atol=TINY)
 
@@ -178,29 +173,32 @@ def test_initial_potential_is_never_worse_than_half(shape, seed, bounds, n):
     assert (variance(x, fit, bounds) <= variance(x, half, bounds) * SLACK + TINY).all()
 
 
-# Lloyd's iteration ends at a local minimum, started from four ranges and the layer's threshold. Measured
-# on these data against the grid: usually equal to a part in a thousand (the grid, 80 × 80, is itself about a
-# percent from its optimum and may lose), at worst a sixth above. A broken regression or start is off by half
-# and more, in the median.
-@pytest.mark.parametrize("bounds", [(-1, 1), (-2, 2), (-4, 4), (-7, 7), (0, 1), (0, 2), (0, 4), (0, 8)])
-@pytest.mark.parametrize("shape", ["normal", "uniform", "tails", "skewed", "relu"])
-def test_channels_against_brute_force(shape: str, bounds: tuple[int, int]):
-    x = drive(data(shape, 1, 100), bounds)
+def above_brute_force(x: torch.Tensor, bounds: tuple[int, int]) -> torch.Tensor:
+    """The fitted error as a multiple of the best on a grid, for every channel that is not silent."""
+    x = x[:, x.abs().amax(0) > 0]
     fit = fit_channels(x, bounds, fit_layer(x, bounds))
-    best = torch.tensor([brute_force(c, bounds, 80, centred=bounds[0] < 0) for c in x.T.numpy()])
-    ratio = remaining(x, fit, bounds) / best
+    best = [brute_force(channel, bounds, 60, centred=bounds[0] < 0) for channel in x.T.numpy()]
+    return (remaining(x, fit, bounds) + TINY) / (torch.tensor(best) + TINY)
+
+
+# Lloyd's iteration ends at a local minimum, started from a few ranges and the layer's threshold. Measured
+# with 400 rows of each kind of data and three seeds: the median channel is within 1 % of the best of the
+# grid (which itself misses its optimum by a percent or so, and may lose), nine in ten are within 9 %, the
+# worst of 105 is 21 % above. A wrong regression or a start far off costs half and more in the median.
+@pytest.mark.parametrize("bounds", [(-1, 1), (-4, 4), (-7, 7), (0, 1), (0, 4), (0, 8)])
+def test_channels_against_brute_force(bounds: tuple[int, int]):
+    kinds = ("normal", "uniform", "tails", "skewed", "relu")
+    ratio = torch.cat([above_brute_force(drive(data(kind, 1, 400, 4), bounds), bounds) for kind in kinds])
     assert ratio.median() < 1.03
-    assert ratio.max() < 1.25
+    assert ratio.quantile(0.9) < 1.15
+    assert ratio.max() < 1.4
 
 
-def test_few_rows_against_brute_force():
-    # Twelve rows and many levels leave many local minima: only the median over channels is near the best.
-    for bounds in ((-1, 1), (-2, 2), (0, 2)):
-        x = drive(data("normal", 2, 12, channels=40), bounds)
-        fit = fit_channels(x, bounds, fit_layer(x, bounds))
-        best = torch.tensor([brute_force(c, bounds, 80, centred=bounds[0] < 0) for c in x.T.numpy()])
-        ratio = (remaining(x, fit, bounds) + TINY) / (best + TINY)
-        assert ratio.median() < 1.05
+# Twelve rows leave many local minima: only the median over channels is near the best.
+@pytest.mark.parametrize("bounds", [(-1, 1), (-2, 2), (0, 2)])
+def test_few_rows_against_brute_force(bounds: tuple[int, int]):
+    ratio = above_brute_force(drive(data("normal", 2, 12, channels=40), bounds), bounds)
+    assert ratio.median() < 1.05
 
 
 def test_recovers_a_code_that_fits_exactly():
@@ -209,9 +207,7 @@ def test_recovers_a_code_that_fits_exactly():
     x = 0.3 * levels + torch.tensor([0.0, 5.0, -0.7], dtype=torch.float64)
     fit = fit_channels(x, (-4, 4))
     torch.testing.assert_close(fit.threshold, torch.full((3,), 1.2, dtype=torch.float64), rtol=1e-9, atol=0)
-    torch.testing.assert_close(
-        fit.offset, torch.tensor([0.0, 5.0, -0.7], dtype=torch.float64), rtol=0, atol=1e-9
-    )
+    torch.testing.assert_close(fit.offset, torch.tensor([0.0, 5.0, -0.7], dtype=torch.float64), rtol=0, atol=1e-9)
     assert fit.error.max() < 1e-20
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import typer
 
-from fas.errors import FASError
 from fas.cli._session import Session
+from fas.errors import FASError
 
 
 def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:

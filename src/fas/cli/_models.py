@@ -125,7 +125,9 @@ def embedded() -> Path:
     """
     directory = Path(str(files("fas"))) / "assets" / "stdlib-gpt2"
     if not (directory / "config.json").is_file():
-        raise CheckpointError(f"the embedded model is missing ({directory}): install fas from its wheel, or name another model")
+        raise CheckpointError(
+            f"the embedded model is missing ({directory}): install fas from its wheel, or name another model"
+        )
     return directory
 
 

@@ -14,7 +14,8 @@ Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
 Device = Annotated[str, typer.Option(help="Where to compute, as torch names it: `cpu`, `cuda`, `cuda:1`.")]
 Tokens = Annotated[int, typer.Option(help="Tokens to calibrate on.", min=1)]
 Window = Annotated[
-    int | None, typer.Option(help="Tokens per window; as many as the model takes, at most 512, if not given.", min=1)
+    int | None,
+    typer.Option(help="Tokens per window; as many as the model takes, at most 512, if not given.", min=1),
 ]
 BatchSize = Annotated[int, typer.Option(help="Windows or rows per call of the model.", min=1)]
 

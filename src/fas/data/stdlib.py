@@ -7,9 +7,7 @@ from typing import Literal
 
 # Installed packages are not the standard library; tests and the generated tables of `encodings`
 # and `pydoc_data` are large and unlike ordinary code.
-_LEFT_OUT = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
-)
+_LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"})
 
 
 def stdlib_text(split: Literal["train", "heldout"]) -> list[str]:

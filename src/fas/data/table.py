@@ -161,10 +161,7 @@ def tokenise_table(table: Table, tokenizer: Any, max_length: int = 128) -> list[
         raise DataError("the table has no rows: load a file with at least one labelled row")
     encoded = tokenizer(table.sentences, table.pairs, truncation=True, max_length=max_length)
     keys = list(encoded.keys())
-    return [
-        {**{key: encoded[key][row] for key in keys}, "labels": label}
-        for row, label in enumerate(table.labels)
-    ]
+    return [{**{key: encoded[key][row] for key in keys}, "labels": label} for row, label in enumerate(table.labels)]
 
 
 def _json_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -181,9 +178,7 @@ def _json_records(path: Path) -> Iterator[dict[str, Any]]:
         ) from error
     for row, item in enumerate(items, 1):
         if not isinstance(item, dict):
-            raise DataError(
-                f"{path} row {row} is a {type(item).__name__}: expected an object with named columns"
-            )
+            raise DataError(f"{path} row {row} is a {type(item).__name__}: expected an object with named columns")
         yield item
 
 
@@ -198,9 +193,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         yield from ((reader.line_num, row) for row in reader if row)
     except csv.Error as error:
-        raise DataError(
-            f"{path} line {reader.line_num} is not valid CSV ({error}): mend the quotes"
-        ) from error
+        raise DataError(f"{path} line {reader.line_num} is not valid CSV ({error}): mend the quotes") from error
 
 
 def _is_cola(row: list[str]) -> bool:
@@ -217,9 +210,7 @@ def _zip_header(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[dict[
         yield dict(zip(header, row, strict=True))
 
 
-def _text_columns(
-    path: Path, columns: list[str], sentence: str | None, pair: str | None
-) -> tuple[str, str | None]:
+def _text_columns(path: Path, columns: list[str], sentence: str | None, pair: str | None) -> tuple[str, str | None]:
     if sentence is not None:
         for name in (sentence, pair):
             if name is not None and name not in columns:
@@ -285,15 +276,11 @@ def _score(path: Path, row: int, value: Any) -> float:
         raise DataError(f"{path} row {row} has label {value!r}: expected a number for regression") from error
 
 
-def _classes(
-    path: Path, values: list[Any], label_names: Sequence[str] | None
-) -> tuple[list[int], tuple[str, ...]]:
+def _classes(path: Path, values: list[Any], label_names: Sequence[str] | None) -> tuple[list[int], tuple[str, ...]]:
     integers = [number for number in map(_integer, values) if number is not None]
     if len(integers) == len(values):
         if min(integers) < 0:
-            raise DataError(
-                f"{path} has label {min(integers)}, which marks rows without labels: use the dev file"
-            )
+            raise DataError(f"{path} has label {min(integers)}, which marks rows without labels: use the dev file")
         count = len(label_names) if label_names else max(integers) + 1
         if max(integers) >= count:
             raise DataError(f"{path} has label {max(integers)}, but label_names has only {count} names")

@@ -103,9 +103,7 @@ def token_stream(
             ids.extend(between if number else [])
             ids.extend(document)
     if len(ids) <= len(between) * max(len(texts) - 1, 0):
-        raise DataError(
-            f"{len(texts)} documents hold no tokens: expected text, check source, split and column"
-        )
+        raise DataError(f"{len(texts)} documents hold no tokens: expected text, check source, split and column")
     tokens = torch.tensor(ids, dtype=torch.int64)
     if vocab_size is not None and int(tokens.max()) >= vocab_size:
         raise DataError(
@@ -116,9 +114,7 @@ def token_stream(
     return tokens
 
 
-def windows(
-    tokens: Tensor, length: int, *, limit_tokens: int | None = None, seed: int | None = None
-) -> Tensor:
+def windows(tokens: Tensor, length: int, *, limit_tokens: int | None = None, seed: int | None = None) -> Tensor:
     """Cut a stream into consecutive windows that do not overlap; a rest shorter than one is dropped.
 
     Args:
@@ -209,9 +205,7 @@ def _column(origin: str, records: list[dict[str, Any]], column: str | None) -> l
         raise DataError(f"{origin} has no column {column!r}: it has {columns}")
     for row, record in enumerate(records, 1):
         if not isinstance(record.get(column), str):
-            raise DataError(
-                f"{origin} row {row} column {column!r} holds {record.get(column)!r}: expected a string"
-            )
+            raise DataError(f"{origin} row {row} column {column!r} holds {record.get(column)!r}: expected a string")
     return [record[column] for record in records]
 
 

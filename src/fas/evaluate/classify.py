@@ -136,9 +136,7 @@ def _scores(logits: Tensor, labels: list[Any], class_map: list[int] | None) -> d
     outputs = logits.shape[-1]
     if any(isinstance(label, float) for label in labels):
         if outputs != 1:
-            raise DataError(
-                f"labels are scores, but the model has {outputs} outputs: load it with num_labels=1"
-            )
+            raise DataError(f"labels are scores, but the model has {outputs} outputs: load it with num_labels=1")
         predictions = logits[:, 0].numpy()
         return {
             "pearson": metrics.pearson(predictions, labels),
@@ -161,9 +159,7 @@ def _scores(logits: Tensor, labels: list[Any], class_map: list[int] | None) -> d
         classes = torch.tensor(class_map)[classes]
     predictions = classes.numpy()
     f1 = (
-        {"f1": metrics.f1(predictions, labels)}
-        if outputs == 2
-        else {"f1_macro": metrics.f1_macro(predictions, labels)}
+        {"f1": metrics.f1(predictions, labels)} if outputs == 2 else {"f1_macro": metrics.f1_macro(predictions, labels)}
     )
     return {
         "accuracy": metrics.accuracy(predictions, labels),

@@ -120,9 +120,7 @@ def _spans(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
     return spans
 
 
-def _equal_lengths(
-    spans: list[tuple[int, int, int]], batch_size: int
-) -> Iterator[list[tuple[int, int, int]]]:
+def _equal_lengths(spans: list[tuple[int, int, int]], batch_size: int) -> Iterator[list[tuple[int, int, int]]]:
     for _, group in groupby(spans, key=lambda span: span[1] - span[0]):
         while batch := list(islice(group, batch_size)):
             yield batch
@@ -141,15 +139,11 @@ def _geometry(config: Any, window: int | None, stride: int | None) -> tuple[int,
     if window < 2:
         raise ValueError(f"window is {window}: expected at least 2 tokens, one of them as context")
     if context is not None and window > context:
-        raise ValueError(
-            f"window is {window}, the model's context holds {context} tokens: pass window={context}"
-        )
+        raise ValueError(f"window is {window}, the model's context holds {context} tokens: pass window={context}")
     if stride is None:
         stride = window // 2
     if not 1 <= stride <= window:
-        raise ValueError(
-            f"stride is {stride}: expected 1 to the window of {window} tokens, so that none is skipped"
-        )
+        raise ValueError(f"stride is {stride}: expected 1 to the window of {window} tokens, so that none is skipped")
     return window, stride
 
 

@@ -15,7 +15,7 @@ class SpikingLinear(nn.Module):
     r"""y = W · (mean spikes) + b + δ, with W and b the very parameters of the dense layer.
 
     Weight and bias keep their names, so checkpoints of the dense model, tied weights and optimiser groups
-    fit as before. δ (``bias_correction``, out features, float32) is the mean error that calibration pushes
+    fit as before. δ (``correction``, out features, float32) is the mean error that calibration pushes
     into the bias; the ANN and the quantised network before calibration do not see it while it is zero.
 
     Args:
@@ -34,9 +34,7 @@ class SpikingLinear(nn.Module):
         self.weight = weight
         self.bias: nn.Parameter | None
         self.register_parameter("bias", cast("nn.Parameter | None", dense.bias))
-        self.bias_correction = nn.Parameter(
-            torch.zeros(self.out_features, dtype=torch.float32, device=weight.device)
-        )
+        self.correction = nn.Parameter(torch.zeros(self.out_features, dtype=torch.float32, device=weight.device))
         if owner:
             self.neuron = population
         # A plain reference: one set of parameters, however many layers read it.
@@ -65,7 +63,7 @@ class SpikingLinear(nn.Module):
             output: Tensor = self.dense()(signal)
             return output
         weight = self.weight.T if self.transposed else self.weight
-        bias = self.bias_correction.to(x.dtype)
+        bias = self.correction.to(x.dtype)
         bias = bias if self.bias is None else self.bias + bias
         if signal.ndim == x.ndim:
             return functional.linear(signal, weight, bias)

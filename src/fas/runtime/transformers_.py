@@ -65,7 +65,7 @@ class ConvertedModel(SpikingModel):
             super().save_pretrained(beside, **kwargs)
 
 
-class whole_directory:  # noqa: N801 - reads as a verb in a with statement
+class whole_directory:
     """Write a directory beside its place and move it there when everything has been written."""
 
     def __init__(self, target: Path) -> None:
@@ -157,7 +157,7 @@ def install(model: Any, config: FASConfig, quantizer: FASQuantizer | None = None
     attach(model, config.sites, simulation, recipe.build, granularity=recipe.granularity)
     make_spiking(model, simulation, ConvertedModel)
     strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
-    model._keep_in_fp32_modules_strict = strict | {"neuron", "bias_correction"}
+    model._keep_in_fp32_modules_strict = strict | {"neuron", "correction"}
     model.config.quantization_config = config
     model.config._is_quantized = True
     model.hf_quantizer = quantizer if quantizer is not None else FASQuantizer(config)
@@ -214,5 +214,3 @@ def read_config(directory: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy or convert the model again") from None
     return config
-
-

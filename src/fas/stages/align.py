@@ -59,9 +59,7 @@ class Align(Stage):
                 "weight of at least 0, a positive learning rate and at least one epoch"
             )
 
-    def run(
-        self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None
-    ) -> Record:
+    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
         """Train in place and report the loss of the first and of the last tenth."""
         began = time.perf_counter()
         if not batches:
@@ -142,7 +140,7 @@ class _Teacher:
 
 def _parameters(model: nn.Module, *, bias: bool) -> list[nn.Parameter]:
     found = [p for population in populations(model).values() for p in population.parameters()]
-    return found + [layer.bias_correction for layer in spiking_layers(model).values() if bias]
+    return found + [layer.correction for layer in spiking_layers(model).values() if bias]
 
 
 @contextmanager

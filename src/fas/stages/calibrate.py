@@ -29,7 +29,8 @@ class Calibrate(Stage):
         fine: threshold, offset and initial potential per channel by the same measure, and the mean error
             that remains pushed into the bias.
         centred: whether fine calibration may centre a signed code on a value other than zero.
-        max_rows: activations kept per site.
+        max_rows: activations kept per site, for the mean errors.
+        fit_rows: of these, how many thresholds are fitted to.
 
     Source: FAS (arXiv 2502.04405), section on coarse-to-fine calibration. Deviation: the paper searches by
     gradient; here every step has a closed form or a grid, and the fine step corrects the bias as in
@@ -40,10 +41,9 @@ class Calibrate(Stage):
     fine: bool = True
     centred: bool = True
     max_rows: int = 16384
+    fit_rows: int = 4096
 
-    def run(
-        self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None
-    ) -> Record:
+    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
         """Calibrate in place; thresholds that are set already are kept where both parts are off."""
         began, steps = time.perf_counter(), model.timesteps
         layers = spiking_layers(model)
@@ -51,7 +51,9 @@ class Calibrate(Stage):
 
         def visit(seen: Visit) -> None:
             population, bounds = seen.population, seen.population.neuron.bounds(steps)
-            fit = self._fit(population, drive(seen.snn, bounds), bounds)
+            # Rows lie in the order of the data, so every k-th is a fair sample.
+            sample = seen.snn[:: max(1, len(seen.snn) // self.fit_rows)]
+            fit = self._fit(population, drive(sample, bounds), bounds)
             population.set(fit.threshold, fit.offset, fit.v_init)
             # The very arithmetic that will run, not that of the fit.
             fit = Fit(population.threshold, population.offset, population.v_init, fit.error)
@@ -61,7 +63,7 @@ class Calibrate(Stage):
                 for path in seen.site.layers:
                     layer = layers[path]
                     weight = layer.weight.T if layer.transposed else layer.weight
-                    layer.bias_correction.data.copy_(weight.to(shift.dtype) @ shift)
+                    layer.correction.data.copy_(weight.to(shift.dtype) @ shift)
             figures[seen.site.path] = _figures(seen, population, sent, fit, steps)
 
         walk(model, model.sites, batches, visit, max_rows=self.max_rows, progress=progress)
@@ -87,9 +89,7 @@ class Calibrate(Stage):
         return start
 
 
-def _figures(
-    seen: Visit, population: Population, sent: Tensor, fit: Fit, steps: int
-) -> dict[str, float]:
+def _figures(seen: Visit, population: Population, sent: Tensor, fit: Fit, steps: int) -> dict[str, float]:
     bounds = population.neuron.bounds(steps)
     sent_counts = counts(seen.snn, fit, bounds)
     if not bool(sent_counts.any()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,12 +19,16 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from fas.errors import DataError, NotCalibratedError
 from fas.runtime.transformers_ import ConvertedModel, uninstall
-from fas.stages.training import Collator, train
+from fas.stages.training import Collator, fingerprint_data, fingerprint_weights, train
 from fas.surgery.replace import populations
 from fas.types import Progress, Record
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+
+
+# Settings that leave the result as it is; a run may resume under others.
+_FREE = ("gradient_checkpointing", "save_steps", "save_total_limit", "logging_steps", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,7 @@ class Finetune:
         with model.simulation.using(network="quantised", observers=[]):
             results = train(
                 self, model, dataset, Path(output_dir), batch,
+                description=_description(self, model, dataset),
                 evaluate=_evaluation(self, model, eval_dataset, batch),
                 resume=resume, progress=progress, callbacks=callbacks,
             )  # fmt: skip
@@ -232,6 +238,7 @@ def finetune(
         directory, batch = Path(output_dir) / "control", _collator(collator, tokenizer)
         figures = train(
             settings, dense, dataset, directory, batch,
+            description=_description(settings, dense, dataset),
             evaluate=_evaluation(settings, dense, eval_dataset, batch),
             resume=resume, progress=progress, stop_at=int(record.results["steps"]),
         )  # fmt: skip
@@ -299,6 +306,23 @@ def mean_loss(model: Any, dataset: Any, collator: Collator, batch_size: int) -> 
     return total / max(targets, 1)
 
 
+def _description(settings: Finetune, model: Any, dataset: Any) -> dict[str, Any]:
+    """Return what the result depends on, in JSON types."""
+    fields = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    network: dict[str, Any] = {"network": "dense"}
+    if isinstance(model, ConvertedModel):
+        sites = [[asdict(site), str(model.fas_config.recipe.build(site))] for site in model.sites]
+        digest = hashlib.sha256(json.dumps(sites).encode()).hexdigest()[:16]
+        network = {"network": "quantised", "levels": model.levels, "sites": digest}
+    return {
+        **fields,
+        "data": fingerprint_data(dataset),
+        "model": type(model).__name__,
+        "weights": fingerprint_weights(model),
+        **network,
+    }
+
+
 def _dense_copy(model: Any) -> Any:
     # What a population remembers of its last input cannot be copied while it carries a gradient.
     model.reset()
@@ -335,8 +359,8 @@ def _check_precision(settings: Finetune, model: nn.Module) -> None:
     half = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16]
     if half:
         raise ValueError(
-            f"{half[0]} is float16, whose steps are too coarse to train: call model.float(), and choose "
-            "precision='fp16' or 'bf16' for the arithmetic"
+            f"{half[0]} is float16, whose steps are too coarse to train: load the model with "
+            "dtype=torch.float32 and choose precision='fp16' or 'bf16' for the arithmetic"
         )
     if settings.precision == "fp16" and not torch.accelerator.is_available():
         raise ValueError("precision is 'fp16', which needs an accelerator; choose 'bf16' or 'fp32' on a CPU")

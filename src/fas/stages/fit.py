@@ -74,7 +74,7 @@ def fit_channels(
     start: Fit | None = None,
     *,
     centred: bool = True,
-    iterations: int = 12,
+    iterations: int = 10,
 ) -> Fit:
     """Threshold, offset and initial potential of every channel (fine).
 
@@ -112,7 +112,7 @@ def fit_channels(
     for step, offset in starts:
         for _ in range(iterations):
             step = step.clamp_min(_TINY)
-            nearest = torch.floor((x - offset) / step + 0.5).clamp(*bounds)
+            nearest = torch.sub(x, offset).div_(step).add_(0.5).floor_().clamp_(*bounds)
             step, offset = _regress(x, nearest, step, offset, free_offset=signed and centred)
         trial = Fit(step.clamp_min(_TINY) * bounds[1], offset, half, half)
         best = _better(best, _with_error(x, trial, bounds))
@@ -123,20 +123,19 @@ def fit_channels(
 def _ranges(x: Tensor) -> tuple[Tensor, Tensor]:
     """Upper and lower ends [k, C] of several ranges around the bulk of each channel."""
     ordered = x.sort(0).values
-    tails = [round(fraction * (len(x) - 1)) for fraction in (0.0, 0.001, 0.01, 0.05)]
+    tails = [round(fraction * (len(x) - 1)) for fraction in (0.0, 0.001, 0.01)]
     return ordered[[len(x) - 1 - tail for tail in tails]], ordered[tails]
 
 
-def _regress(
-    x: Tensor, counts: Tensor, step: Tensor, offset: Tensor, *, free_offset: bool
-) -> tuple[Tensor, Tensor]:
+def _regress(x: Tensor, counts: Tensor, step: Tensor, offset: Tensor, *, free_offset: bool) -> tuple[Tensor, Tensor]:
     """Least squares of x on counts per channel; channels of one count keep their step."""
     if not free_offset:
         power = counts.square().sum(0)
         return torch.where(power > 0, (x * counts).sum(0) / power.clamp_min(1), step), offset
     mean_x, mean_n = x.mean(0), counts.mean(0)
-    spread = (counts - mean_n).square().sum(0)
-    slope = ((x - mean_x) * (counts - mean_n)).sum(0) / spread.clamp_min(_TINY)
+    counts = counts - mean_n
+    spread = counts.square().sum(0)
+    slope = (x - mean_x).mul_(counts).sum(0) / spread.clamp_min(_TINY)
     step = torch.where((spread > _TINY) & (slope > 0), slope, step)
     return step, mean_x - step * mean_n
 

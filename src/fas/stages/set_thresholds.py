@@ -33,9 +33,7 @@ class SetThresholds(Stage):
         if not 0 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile}; expected a number above 0 and at most 100")
 
-    def run(
-        self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None
-    ) -> Record:
+    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
         """Set thresholds; v_0 = θ/2, and no offset unless the rule is ``error``."""
         began, steps = time.perf_counter(), model.timesteps
 

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from fas.errors import CheckpointError, FASError, MissingExtraError
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.runtime.transformers_ import ConvertedModel
+from fas.surgery.replace import populations
+from fas.surgery.sites import block_of
 from fas.types import Progress
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 # What a run directory says about the run whose checkpoints it holds.
 RUN_FILE = "finetune.json"
-# Settings that leave the result as it is; a run may resume under others.
-_FREE = ("gradient_checkpointing", "save_steps", "save_total_limit", "logging_steps", "tensorboard")
 # Rows that stand for a data set in its fingerprint.
 _SAMPLE = 10_000
 # Largest v_0/θ: the initial potential stays below the threshold.
@@ -47,7 +47,7 @@ class ThresholdTrainer(Trainer):
     """Trainer with a learning rate of its own for the parameters that only the quantised network has.
 
     Args:
-        threshold_learning_rate: for ``log_threshold``, ``v_init``, ``offset`` and ``bias_correction``, which
+        threshold_learning_rate: for ``log_threshold``, ``v_init``, ``offset`` and ``correction``, which
             get no weight decay: it would pull θ towards 1 and μ towards 0.
         arguments: as for ``transformers.Trainer``.
 
@@ -72,17 +72,14 @@ class ThresholdTrainer(Trainer):
         if self.optimizer is None:
             source = self.model if model is None else model
             neurons, decaying = neuron_parameters(source), set(self.get_decay_parameter_names(source))
-            decay: list[Tensor] = []
-            plain: list[Tensor] = []
-            own: list[Tensor] = []
+            groups: list[dict[str, Any]] = [
+                {"params": [], "weight_decay": self.args.weight_decay},
+                {"params": [], "weight_decay": 0.0},
+                {"params": [], "weight_decay": 0.0, "lr": self.threshold_learning_rate},
+            ]
             for name, parameter in source.named_parameters():
                 if parameter.requires_grad:
-                    (own if name in neurons else decay if name in decaying else plain).append(parameter)
-            groups: list[dict[str, Any]] = [
-                {"params": decay, "weight_decay": self.args.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-                {"params": own, "weight_decay": 0.0, "lr": self.threshold_learning_rate},
-            ]
+                    groups[2 if name in neurons else int(name not in decaying)]["params"].append(parameter)
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, source)
             self.optimizer = kind([group for group in groups if group["params"]], **arguments)
         return self.optimizer
@@ -107,7 +104,6 @@ class ThresholdTrainer(Trainer):
                 f"the checkpoint does not fit {type(self.model).__name__} (missing: {missing[:3]}, unknown: "
                 f"{load_result.unexpected_keys[:3]}); start from the model that the run started from"
             )
-        self.model.tie_weights()
 
 
 class Watch(TrainerCallback):
@@ -152,6 +148,7 @@ def train(
     directory: Path,
     collator: Collator,
     *,
+    description: Mapping[str, Any],
     evaluate: Callable[[], float] | None,
     resume: bool,
     progress: Progress | None,
@@ -166,6 +163,7 @@ def train(
         dataset: rows with ``labels``.
         directory: of the run.
         collator: makes a batch of rows.
+        description: everything that the result depends on, in JSON types.
         evaluate: returns the loss on other rows; called before and after.
         resume: go on from checkpoints; else they are removed.
         progress: told after each step.
@@ -178,32 +176,29 @@ def train(
     label = "fine-tune" if isinstance(model, ConvertedModel) else "fine-tune control"
     began = time.perf_counter()
     arguments = arguments_of(settings, directory)
-    description = _description(settings, model, dataset)
     checkpoint = begin(directory, description, resume=resume, write=arguments.should_save)
-    results: dict[str, float] = {"rows": float(len(dataset))}
-    if evaluate is not None:
-        results["eval_loss_before"] = evaluate()
-    with _prepared(model, settings.gradient_checkpointing):
-        trainer = ThresholdTrainer(
-            threshold_learning_rate=settings.threshold_learning_rate,
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            data_collator=collator,
-            callbacks=[Watch(model, label, progress, stop_at), *callbacks],
-        )
-        try:
+    device, results = next(model.parameters()).device, {"rows": float(len(dataset))}
+    model.to(arguments.device)
+    try:
+        if evaluate is not None:
+            results["eval_loss_before"] = evaluate()
+        with _prepared(model, settings.gradient_checkpointing):
+            trainer = ThresholdTrainer(
+                threshold_learning_rate=settings.threshold_learning_rate,
+                model=model,
+                args=arguments,
+                train_dataset=dataset,
+                data_collator=collator,
+                callbacks=[Watch(model, label, progress, stop_at), *callbacks],
+            )
             state = _run(trainer, checkpoint, stop_at)
-        finally:
-            # Mixed precision hangs an autocast around the instance's forward.
-            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            trainer.accelerator.free_memory()
-    results["steps"], results["epochs"] = float(state["global_step"]), float(state["epoch"])
-    results["train_loss"] = next(
-        (entry["loss"] for entry in reversed(state["log_history"]) if "loss" in entry), math.nan
-    )
-    if evaluate is not None:
-        results["eval_loss_after"] = evaluate()
+        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        results["train_loss"] = losses[-1] if losses else math.nan
+        results["steps"], results["epochs"] = float(state["global_step"]), float(state["epoch"])
+        if evaluate is not None:
+            results["eval_loss_after"] = evaluate()
+    finally:
+        model.to(device)
     results["seconds"] = time.perf_counter() - began
     if arguments.should_save:
         save_run(directory, {**description, "results": results})
@@ -223,26 +218,52 @@ def _run(trainer: ThresholdTrainer, checkpoint: Path | None, stop_at: int | None
 
 @contextmanager
 def _prepared(model: Any, checkpointing: bool) -> Iterator[None]:
-    """Undo what Trainer does to a model beside training it: device, mode, cache, checkpointing."""
-    device, training = next(model.parameters()).device, model.training
-    cache = getattr(model.config, "use_cache", None)
-    if checkpointing:
-        # Reentrant checkpoints lose the gradient of inputs that need none, such as frozen embeddings.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    """Undo what Trainer does to a model beside training it: mode, cache, checkpointing, mixed precision."""
+    training, cache = model.training, getattr(model.config, "use_cache", None)
+    wrapped = {name: vars(model).get(name) for name in ("forward", "_original_forward")}
+    try:
+        with recomputing(model) if checkpointing else nullcontext():
+            yield
+    finally:
+        # Mixed precision hangs an autocast around the instance's forward. accelerate's own unwrapping would
+        # leave the forward of the base class there, and time steps would be gone without a word.
+        for name, value in wrapped.items():
+            vars(model).pop(name, None)
+            if value is not None:
+                setattr(model, name, value)
+        if cache is None:
+            vars(model.config).pop("use_cache", None)
+        else:
+            model.config.use_cache = cache
+        if isinstance(model, ConvertedModel):
+            model.reset()
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+
+
+@contextmanager
+def recomputing(model: Any) -> Iterator[None]:
+    """Recompute the activations of each block in the backward pass while the block lasts.
+
+    Blocks are replayed one by one, so neurons that layers of several blocks read (keys and values of an
+    encoder's output) encode for each reader anew.
+    """
+    shared = []
+    if isinstance(model, ConvertedModel):
+        neurons = populations(model)
+        wide = [site for site in model.sites if len({block_of(path) for path in site.layers}) > 1]
+        shared = [(neurons[site.path], neurons[site.path].readers) for site in wide]
+    # transformers 5.23 renames the two methods. Reentrant checkpoints lose gradients that enter by closures.
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
+    for population, _ in shared:
+        population.readers = 1
     try:
         yield
     finally:
-        if checkpointing:
-            model.gradient_checkpointing_disable()
-        if isinstance(model, ConvertedModel):
-            model.reset()
-        if cache is None:
-            model.config.__dict__.pop("use_cache", None)
-        else:
-            model.config.use_cache = cache
-        model.zero_grad(set_to_none=True)
-        model.train(training)
-        model.to(device)
+        getattr(model, f"{word}_checkpointing_disable")()
+        for population, readers in shared:
+            population.readers = readers
 
 
 def arguments_of(settings: Finetune, directory: Path) -> TrainingArguments:
@@ -250,46 +271,19 @@ def arguments_of(settings: Finetune, directory: Path) -> TrainingArguments:
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise MissingExtraError("tensorboard=True needs TensorBoard: pip install 'fas[train]'")
     return TrainingArguments(
-        output_dir=str(directory),
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
-        learning_rate=settings.learning_rate,
+        output_dir=str(directory), seed=settings.seed, data_seed=settings.seed,
+        num_train_epochs=settings.epochs, max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
-        warmup_steps=settings.warmup,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        lr_scheduler_type=settings.scheduler,
-        bf16=settings.precision == "bf16",
+        learning_rate=settings.learning_rate, lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup, weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm, bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
-        seed=settings.seed,
-        data_seed=settings.seed,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=settings.save_total_limit,
-        logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,
+        use_cpu=not torch.accelerator.is_available(), dataloader_pin_memory=torch.accelerator.is_available(),
+        save_strategy="steps", save_steps=settings.save_steps, save_total_limit=settings.save_total_limit,
+        logging_steps=settings.logging_steps, logging_nan_inf_filter=False, disable_tqdm=True,
         report_to=["tensorboard"] if settings.tensorboard else [],
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _description(settings: Finetune, model: Any, dataset: Any) -> dict[str, Any]:
-    """Return what the result depends on, in JSON types."""
-    fields = {name: value for name, value in asdict(settings).items() if name not in _FREE}
-    network: dict[str, Any] = {"network": "dense"}
-    if isinstance(model, ConvertedModel):
-        sites = [[asdict(site), str(model.fas_config.recipe.build(site))] for site in model.sites]
-        digest = hashlib.sha256(json.dumps(sites).encode()).hexdigest()[:16]
-        network = {"network": "quantised", "levels": model.levels, "sites": digest}
-    return {
-        **fields,
-        "data": fingerprint_data(dataset),
-        "model": type(model).__name__,
-        "weights": fingerprint_weights(model),
-        **network,
-    }
+    )  # fmt: skip
 
 
 def neuron_parameters(model: nn.Module) -> set[str]:
@@ -299,7 +293,7 @@ def neuron_parameters(model: nn.Module) -> set[str]:
         if isinstance(module, Population):
             names.update(f"{path}.{name}" for name, _ in module.named_parameters(recurse=False))
         elif isinstance(module, SpikingLinear):
-            names.add(f"{path}.bias_correction")
+            names.add(f"{path}.correction")
     return names
 
 
@@ -314,8 +308,9 @@ def fingerprint_data(dataset: Any) -> str:
     digest = hashlib.sha256(str(len(dataset)).encode())
     for index in range(0, len(dataset), max(1, -(-len(dataset) // _SAMPLE))):
         for key, value in sorted(dataset[index].items()):
-            flat = torch.as_tensor(value).cpu().reshape(-1).contiguous()
-            digest.update(key.encode() + flat.view(torch.uint8).numpy().tobytes())
+            # Tensors and arrays by their bytes: long ones print shortened.
+            content = torch.as_tensor(value).tolist() if hasattr(value, "__array__") else value
+            digest.update(f"{key}{content!r}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -338,7 +333,7 @@ def begin(directory: Path, description: Mapping[str, Any], *, resume: bool, writ
 
     Args:
         directory: of the run.
-        description: everything that the result depends on, JSON types.
+        description: what the result depends on.
         resume: go on where checkpoints are; else they are removed.
         write: whether this process writes (one of several does).
 
@@ -351,14 +346,11 @@ def begin(directory: Path, description: Mapping[str, Any], *, resume: bool, writ
         try:
             known = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            raise CheckpointError(
-                f"{file} is damaged; remove {directory} or name another output_dir"
-            ) from None
+            raise CheckpointError(f"{file} is damaged; remove {directory} or name another output_dir") from None
     present = sorted(directory.glob("checkpoint-*"), key=_step)
     if present and known is None:
         raise CheckpointError(
-            f"{directory} holds {present[-1].name} but no {RUN_FILE}: another program wrote it; name another "
-            "output_dir"
+            f"{directory} holds {present[-1].name} but no {RUN_FILE}: another program wrote it; name another output_dir"
         )
     if not resume and write:
         for path in present:

@@ -233,8 +233,10 @@ class _Chain:
         assert first is not None
         self.hidden[network].append(first)
         self.calls[network].append(
-            {p: _Call(c.arguments, {**c.named, **({} if c.arguments else {"hidden_states": None})})
-             for p, (c, _) in seen.items()}
+            {
+                p: _Call(c.arguments, {**c.named, **({} if c.arguments else {"hidden_states": None})})
+                for p, (c, _) in seen.items()
+            }
         )
 
     def reaches(self, block: str) -> bool:

@@ -1,0 +1,144 @@
+"""Perplexity of converted models beside the controls they need; writes JSON, prints a table.
+
+    python benchmarks/quality.py src/fas/assets/stdlib-gpt2 --train stdlib --test stdlib --out build/quality.json
+
+Rows: the dense model; converted without training, by coverage, code and T; online against layerwise; and,
+with ``--finetune STEPS``, after stage 1 beside the dense model fine-tuned on the same data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import fas
+from fas.data.text import batches, load_documents, token_stream, windows
+from fas.evaluate.perplexity import perplexity
+from fas.stages.align import Align
+from fas.stages.finetune import Finetune, finetune, language_modelling
+
+
+def main() -> None:
+    """Measure one model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--tokens", type=int, default=65536, help="for calibration")
+    parser.add_argument("--test-tokens", type=int, default=32768)
+    parser.add_argument("--finetune", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--align", action="store_true")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    Quality(arguments).run()
+
+
+class Quality:
+    """One model, its data and the rows measured so far."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.rows: list[dict[str, Any]] = []
+        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
+        train = token_stream(load_documents(arguments.train), tokenizer)
+        test = token_stream(load_documents(arguments.test, split="test"), tokenizer)
+        self.test = test[: arguments.test_tokens]
+        self.train = windows(train, 256, seed=0)
+        self.calibration = batches(self.train[: arguments.tokens // 256], 16)
+        self.base = self.measure(self.load(), network="ann")
+
+    def load(self) -> Any:
+        """Return the dense model anew."""
+        cls = transformers.AutoModelForCausalLM
+        return cls.from_pretrained(self.arguments.model, dtype=torch.float32).eval()
+
+    def measure(self, model: Any, **conditions: Any) -> float:
+        """Measure a perplexity and spikes, print the row and write all rows."""
+        spikes = None
+        began = time.perf_counter()
+        if conditions["network"] == "snn":
+            with fas.record(model) as recording:
+                value = perplexity(model, self.test, window=256, stride=128).value
+            spikes = recording.spikes_per_neuron
+        else:
+            value = perplexity(model, self.test, window=256, stride=128).value
+        reference = conditions.pop("reference", getattr(self, "base", value))
+        row = {
+            **conditions,
+            "perplexity": value,
+            "ratio": value / reference,
+            "spikes_per_neuron": spikes,
+            "seconds": time.perf_counter() - began,
+        }
+        self.rows.append(row)
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        self.arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        versions = {
+            "fas": fas.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        about = {key: str(value) for key, value in vars(self.arguments).items()}
+        text = json.dumps({"arguments": about, "versions": versions, "rows": self.rows}, indent=2)
+        self.arguments.out.write_text(text + "\n", encoding="utf-8")
+        return value
+
+    def convert(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Return a converted model and what to say about it."""
+        model = self.load()
+        fas.convert(model, fas.FAS(**options), calibration=self.calibration)
+        return model, {"network": "snn", **options, "calibration_s": model.records[-1].results["seconds"]}
+
+    def run(self) -> None:
+        """Measure every row."""
+        for coverage in ("mlp", "linear"):
+            for timesteps in self.arguments.timesteps:
+                for options in ({}, {"centred": False}, {"neuron": "phase"}):
+                    model, about = self.convert(coverage=coverage, timesteps=timesteps, **options)
+                    self.measure(model, **about)
+                    if timesteps == 8 and not options:
+                        layerwise = self.rows[-1]["perplexity"]
+                        for neuron_row in self.online(model):
+                            self.measure(model, **about, **neuron_row, reference=layerwise)
+                        model.schedule = "layerwise"
+                        if self.arguments.align:
+                            record = Align().run(model, self.calibration[:64])
+                            self.measure(model, **about, aligned=True, align_s=record.results["seconds"])
+        if self.arguments.finetune:
+            self.stage_one()
+
+    def online(self, model: Any) -> Any:
+        """Switch a model to the online schedule; the ratio is then to the layerwise one."""
+        model.schedule = "online"
+        yield {"schedule": "online", "operators": "difference"}
+
+    def stage_one(self) -> None:
+        """Fine-tune the quantised network and the dense control on the same data for the same steps."""
+        model, about = self.convert(coverage="linear", timesteps=8)
+        settings = Finetune(
+            max_steps=self.arguments.finetune, learning_rate=3e-4, threshold_learning_rate=1e-3, batch_size=8,
+            scheduler="cosine", warmup=0.05, save_steps=10**6,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as directory:
+            rows = language_modelling(self.train[: 8 * self.arguments.finetune])
+            _, control = finetune(model, rows, settings, output_dir=directory)
+        reference = self.measure(control.eval(), network="control", steps=self.arguments.finetune)
+        model.eval()
+        self.measure(model, **about, steps=self.arguments.finetune, reference=reference)
+        model.schedule = "online"
+        self.measure(model, **about, steps=self.arguments.finetune, schedule="online", reference=reference)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Calibrating with a bar, and telling layer by layer where accuracy is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fas.cli._data import calibration_batches, default_data
+from fas.cli._models import Loaded
+from fas.cli._output import Output
+
+
+def calibrate_and_report(
+    output: Output,
+    loaded: Loaded,
+    data: str | None,
+    *,
+    tokens: int,
+    window: int | None,
+    batch_size: int,
+    seed: int,
+    losses: bool = False,
+) -> None:
+    """Run the stages of the model's method on data, and the losses if asked for."""
+    from fas.conversion import calibrate
+    from fas.stages.align import Align
+
+    source = default_data(loaded, data)
+    batches = calibration_batches(loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed)
+    with output.progress("calibrating") as advance:
+        records = calibrate(loaded.model, batches, progress=lambda _, done, total: advance(done, total))
+    if losses:
+        with output.progress("aligning") as advance:
+            record = Align(seed=seed).run(loaded.model, batches, progress=lambda _, done, total: advance(done, total))
+        loaded.model.records.append(record)
+        records.append(record)
+    about = {**conditions(loaded), "data": source}
+    for record in records:
+        for name, value in record.results.items():
+            unit = {"seconds": "s", "tokens": "tokens"}.get(name, "1")
+            output.measure(f"{record.stage}.{name}", value, unit, **about)
+        for site, figures in record.sites.items():
+            for name, value in figures.items():
+                output.measure(name, value, "1", site=site, **about)
+        if record.sites:
+            output.table(
+                f"{record.stage}: where accuracy is lost",
+                ["site", "relative error", "spikes per neuron", "mean threshold"],
+                [[path, *(float(f[k]) for k in _COLUMNS)] for path, f in record.sites.items()],
+            )
+
+
+_COLUMNS = ("relative_error", "spikes_per_neuron", "threshold_mean")
+
+
+def conditions(loaded: Loaded) -> dict[str, Any]:
+    """Return what must be said beside any figure of a model."""
+    if not loaded.converted:
+        return {"model": loaded.name, "network": "ann"}
+    model = loaded.model
+    recipe = model.fas_config.recipe
+    sites = model.sites
+    signed = any(site.signed for site in sites)
+    most = recipe.build(sites[0]).resolution(model.timesteps)
+    return {
+        "model": loaded.name,
+        "method": model.fas_config.method,
+        "coverage": recipe.coverage,
+        "neuron": recipe.neuron,
+        "network": model.network,
+        "schedule": model.schedule,
+        "operators": model.operators,
+        "execution": model.execution,
+        "timesteps": model.timesteps,
+        "levels": 2 * most + 1 if signed else most + 1,
+    }

@@ -1,0 +1,87 @@
+"""Data by name, as the model takes it: token windows for text, padded batches for tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fas.cli._models import EMBEDDED, Loaded, embedded
+from fas.errors import DataError
+
+_TABLES = (".tsv", ".csv")
+# Windows beyond this length cost memory and teach calibration nothing more.
+_LONGEST = 512
+
+
+def window_of(loaded: Loaded, asked: int | None) -> int:
+    """Return the length of windows: as asked for, else what the model takes, at most 512."""
+    return asked or min(_LONGEST, loaded.context or _LONGEST)
+
+
+def default_data(loaded: Loaded, data: str | None) -> str:
+    """Return the data's name; the embedded model brings its own.
+
+    Raises:
+        DataError: none was named for another model.
+    """
+    if data is not None:
+        return data
+    if loaded.name == EMBEDDED or Path(loaded.name).resolve() == embedded().resolve():
+        return "stdlib"
+    raise DataError(
+        f"no data named for {loaded.name}: pass a text file, a jsonl or tsv file, a directory, or a hub data set"
+    )
+
+
+def is_classifier(loaded: Loaded) -> bool:
+    """Whether the model labels sentences."""
+    return loaded.is_for("ForSequenceClassification")
+
+
+def tokens(loaded: Loaded, data: str, split: str, column: str | None = None) -> Any:
+    """Return the token stream [N] of a text source."""
+    from fas.data.text import load_documents, token_stream
+
+    documents = load_documents(data, split=split, column=column)
+    return token_stream(documents, loaded.need_tokenizer(), vocab_size=loaded.vocabulary)
+
+
+def training_rows(loaded: Loaded, data: str, *, window: int | None, limit: int | None, seed: int) -> Any:
+    """Return token windows [n, L], or tokenised rows of a table."""
+    if is_classifier(loaded):
+        from fas.data.table import load_table, tokenise_table
+
+        return tokenise_table(load_table(Path(data)), loaded.need_tokenizer())
+    from fas.data.text import windows
+
+    return windows(tokens(loaded, data, "train"), window_of(loaded, window), limit_tokens=limit, seed=seed)
+
+
+def calibration_batches(
+    loaded: Loaded, data: str, *, window: int | None, limit: int, batch_size: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return inputs of the model's forward holding about ``limit`` tokens."""
+    rows = training_rows(loaded, data, window=window, limit=limit, seed=seed)
+    if not is_classifier(loaded):
+        from fas.data.text import batches
+
+        found: list[dict[str, Any]] = batches(rows, batch_size)
+    else:
+        found = _padded(rows, loaded.need_tokenizer(), limit, batch_size, seed)
+    device = loaded.model.device
+    return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in found]
+
+
+def _padded(rows: Any, tokenizer: Any, limit: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
+    import torch
+
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    found, taken = [], 0
+    for start in range(0, len(order), batch_size):
+        chosen = [{k: v for k, v in rows[i].items() if k != "labels"} for i in order[start : start + batch_size]]
+        batch = dict(tokenizer.pad(chosen, return_tensors="pt"))
+        found.append(batch)
+        taken += int(batch["attention_mask"].sum())
+        if taken >= limit:
+            break
+    return found

@@ -1,0 +1,55 @@
+"""``fas calibrate``: thresholds of a converted model, set anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fas.cli._calibration import calibrate_and_report
+from fas.cli._options import BatchSize, Device, Json, Model, Seed, Tokens, Window
+from fas.cli._output import Output
+
+
+def calibrate(
+    context: typer.Context,
+    model: Model,
+    out: Annotated[Path | None, typer.Argument(help="Directory to write; the model's own if not given.")] = None,
+    data: Annotated[str | None, typer.Option(help="Text file, jsonl/tsv, directory or hub data set.")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="T, if it is to change.")] = None,
+    losses: Annotated[
+        bool, typer.Option("--losses", help="Then train thresholds by the FAS loss (alignment + KL).")
+    ] = False,
+    tokens: Tokens = 65536,
+    window: Window = None,
+    batch_size: BatchSize = 16,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Calibrate a converted model: coarse per layer, fine per channel, then the losses if asked for.
+
+    Example: `fas calibrate gpt2-snn gpt2-snn-t4 --data wikitext --timesteps 4 --losses`
+    """
+    with Output.opened(context, as_json) as output:
+        from fas.cli._models import load
+        from fas.cli._saving import save
+
+        loaded = load(model, device)
+        if not loaded.converted:
+            raise ValueError(f"{model} is dense: convert it first with fas convert {model} OUT")
+        if timesteps is not None:
+            loaded.model.timesteps = timesteps
+        calibrate_and_report(
+            output,
+            loaded,
+            data,
+            tokens=tokens,
+            window=window,
+            batch_size=batch_size,
+            seed=seed,
+            losses=losses,
+        )
+        save(loaded, out or Path(model))
+        output.remark(f"written to {out or model}: T = {loaded.model.timesteps}")

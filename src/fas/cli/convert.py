@@ -1,0 +1,55 @@
+"""``fas convert``: a pretrained model becomes a spiking one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fas.cli._calibration import calibrate_and_report
+from fas.cli._method_options import method_options
+from fas.cli._options import BatchSize, Device, Json, Model, Seed, Tokens, Window
+from fas.cli._output import Output
+
+
+@method_options
+def convert(
+    context: typer.Context,
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Directory to write; replaced as a whole if it exists.")],
+    options: dict[str, Any],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "--calibration", help="Text file, jsonl/tsv, directory or hub data set."),
+    ] = None,
+    calibrate: Annotated[bool, typer.Option(help="Set thresholds now; without, run `fas calibrate` later.")] = True,
+    method: Annotated[str, typer.Option(help="Recipe, a file of fas.methods.")] = "fas",
+    tokens: Tokens = 65536,
+    window: Window = None,
+    batch_size: BatchSize = 16,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn a pretrained transformer into a spiking network and calibrate it.
+
+    The model keeps its class and weights: `AutoModelFor….from_pretrained(OUT)` reads it after `import fas`.
+
+    Example: `fas convert gpt2 gpt2-snn --data wikitext --timesteps 8 --coverage linear`
+    """
+    with Output.opened(context, as_json) as output:
+        from fas.cli._models import load
+        from fas.cli._saving import save
+        from fas.config import build_method
+        from fas.conversion import convert as convert_model
+
+        recipe = build_method(method, options)
+        loaded = load(model, device)
+        if loaded.converted:
+            raise ValueError(f"{model} is converted already: calibrate it again with fas calibrate {model} {out}")
+        convert_model(loaded.model, recipe)
+        if calibrate:
+            calibrate_and_report(output, loaded, data, tokens=tokens, window=window, batch_size=batch_size, seed=seed)
+        save(loaded, out)
+        output.remark(f"written to {out}: {len(loaded.model.sites)} sites, T = {loaded.model.timesteps}")

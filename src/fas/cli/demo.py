@@ -1,0 +1,123 @@
+"""``fas demo``: the main job on the model that comes with the package."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from fas.cli._calibration import conditions
+from fas.cli._data import calibration_batches
+from fas.cli._models import EMBEDDED
+from fas.cli._options import Json, Seed, Tokens, whole_numbers, words
+from fas.cli._output import Output
+
+_PROMPT = "def read(self, path):\n    with open("
+
+
+def demo(
+    context: typer.Context,
+    timesteps: Annotated[str, typer.Option(help="T, one or several.")] = "2,4,8,16",
+    coverage: Annotated[str, typer.Option(help="mlp, linear or both.")] = "mlp,linear",
+    tokens: Tokens = 16384,
+    test_tokens: Annotated[int, typer.Option(help="Held-out tokens to measure on.", min=2)] = 8192,
+    prompt: Annotated[str, typer.Option(help="Code for the spiking network to go on with.")] = _PROMPT,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Convert the embedded language model and compare ANN, quantised ANN and spiking network.
+
+    The model writes Python: it was trained on the standard library, and is measured on files of it that it
+    has not seen. Rate code (signed IF) at every T, the phase code at the T = 8 beside it.
+    """
+    steps, coverages = whole_numbers(timesteps, "--timesteps"), words(coverage)
+    with Output.opened(context, as_json) as output:
+        from fas.cli._data import tokens as token_stream
+        from fas.cli._models import load
+        from fas.methods.fas import FAS
+
+        # Every combination is checked before the first is measured.
+        plans = [FAS(coverage=c, timesteps=t) for c in coverages for t in steps]  # type: ignore[arg-type]
+        plans += [FAS(coverage=c, timesteps=8, neuron="phase") for c in coverages]  # type: ignore[arg-type]
+        loaded = load(EMBEDDED)
+        test = token_stream(loaded, "stdlib", "heldout")[:test_tokens]
+        batches = calibration_batches(loaded, "stdlib", window=256, limit=tokens, batch_size=16, seed=seed)
+        measured = _Measured(output, test)
+        measured.row(loaded, None)
+        for done, plan in enumerate(plans):
+            output.remark(f"{done + 1} of {len(plans)}: {plan.coverage}, {plan.neuron}, T = {plan.timesteps}")
+            _convert(loaded, plan, batches)
+            for network in ("quantised", "snn"):
+                loaded.model.network = network
+                measured.row(loaded, plan)
+            if plan is not _shown(plans):
+                _revert(loaded)
+            else:
+                text = _write(loaded, prompt)
+                _revert(loaded)
+        output.table(
+            f"Perplexity on {len(test)} held-out tokens of the standard library",
+            ["coverage", "neuron", "T", "levels", "network", "perplexity", "× ANN", "spikes per neuron"],
+            measured.rows,
+        )
+        shown = _shown(plans)
+        output.text(f"The spiking network ({shown.coverage}, {shown.neuron}, T = {shown.timesteps}) writes:\n\n{text}")
+
+
+def _shown(plans: list[Any]) -> Any:
+    """Return the plan whose network writes: rate code, most layers, T = 8 or the largest."""
+    rate = [plan for plan in plans if plan.neuron != "phase" and plan.coverage == plans[-1].coverage]
+    return next((plan for plan in rate if plan.timesteps == 8), rate[-1])
+
+
+class _Measured:
+    """Perplexity and spikes, row after row, relative to the first."""
+
+    def __init__(self, output: Output, test: Any) -> None:
+        self.output, self.test = output, test
+        self.rows: list[list[Any]] = []
+        self.reference = float("nan")
+
+    def row(self, loaded: Any, plan: Any) -> None:
+        """Measure the network that the model is set to."""
+        from contextlib import nullcontext
+
+        import fas
+        from fas.evaluate.perplexity import perplexity
+
+        spiking = plan is not None and loaded.model.network == "snn"
+        with fas.record(loaded.model) if spiking else nullcontext() as spikes:
+            value = perplexity(loaded.model, self.test, window=256, stride=128).value
+        about = {**conditions(loaded), "data": "stdlib (held out)", "tokens": len(self.test)}
+        self.output.measure("perplexity", value, "1", **about)
+        if plan is None:
+            self.reference = value
+            self.rows.append(["", "", None, None, "ann", value, 1.0, None])
+            return
+        fired = None if spikes is None else spikes.spikes_per_neuron
+        if fired is not None:
+            self.output.measure("spikes_per_neuron", fired, "spikes/window", **about)
+        about_row = [plan.coverage, plan.neuron, plan.timesteps, about["levels"], about["network"]]
+        self.rows.append([*about_row, value, value / self.reference, fired])
+
+
+def _convert(loaded: Any, plan: Any, batches: Any) -> None:
+    from fas.conversion import convert
+
+    convert(loaded.model, plan, calibration=batches)
+
+
+def _revert(loaded: Any) -> None:
+    from fas.conversion import revert
+
+    revert(loaded.model)
+
+
+def _write(loaded: Any, prompt: str) -> str:
+    import torch
+
+    inputs = loaded.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        ids = loaded.model.generate(**inputs, max_new_tokens=80, do_sample=False, repetition_penalty=1.1)
+    text: str = loaded.tokenizer.decode(ids[0], skip_special_tokens=True)
+    return text

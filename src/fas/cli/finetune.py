@@ -1,0 +1,77 @@
+"""``fas finetune``: stage 1, the quantised network trained, and its control beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fas.cli._calibration import conditions
+from fas.cli._data import default_data, is_classifier, training_rows
+from fas.cli._options import Device, Json, Model, Seed, Window
+from fas.cli._output import Output
+
+
+def finetune(
+    context: typer.Context,
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Directory to write; the control goes to OUT-control.")],
+    data: Annotated[str | None, typer.Option(help="Text source, or a GLUE-style table for a classifier.")] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 1.0,
+    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of epochs.", min=1)] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak, for weights.", min=0)] = 5e-5,
+    threshold_learning_rate: Annotated[float, typer.Option(help="Peak, for thresholds.", min=0)] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 8,
+    gradient_accumulation: Annotated[int, typer.Option(help="Forward passes per step.", min=1)] = 1,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events.")] = False,
+    control: Annotated[bool, typer.Option(help="Train the dense model on the same data too.")] = True,
+    window: Window = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a converted, calibrated model (stage 1). An interrupted run continues when run again.
+
+    Calibrate again afterwards: the activations have moved.
+
+    Example: `fas finetune gpt2-snn gpt2-snn-tuned --data wikitext --max-steps 1000`
+    """
+    with Output.opened(context, as_json) as output:
+        from fas.cli._models import load
+        from fas.cli._saving import save
+        from fas.runtime.transformers_ import whole_directory
+        from fas.stages.finetune import Finetune, finetune, language_modelling
+
+        settings = Finetune(
+            epochs=epochs, max_steps=max_steps, learning_rate=learning_rate,
+            threshold_learning_rate=threshold_learning_rate, batch_size=batch_size,
+            gradient_accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
+            precision=precision, tensorboard=tensorboard, seed=seed,
+        )  # type: ignore[arg-type]  # fmt: skip
+        loaded = load(model, device)
+        if not loaded.converted:
+            raise ValueError(f"{model} is dense: convert it first with fas convert {model} OUT")
+        source = default_data(loaded, data)
+        rows = training_rows(loaded, source, window=window, limit=None, seed=seed)
+        dataset = rows if is_classifier(loaded) else language_modelling(rows)
+        # Checkpoints lie beside the result until it is complete, so that the command can be run again.
+        running = out.with_name(f"{out.name}-checkpoints")
+        with output.progress("fine-tuning") as advance:
+            record, dense = finetune(
+                loaded.model, dataset, settings, output_dir=running, tokenizer=loaded.tokenizer,
+                control=control, progress=lambda _, done, total: advance(done, total),
+            )  # fmt: skip
+        save(loaded, out)
+        if dense is not None:
+            with whole_directory(out.with_name(f"{out.name}-control")) as beside:
+                dense.save_pretrained(beside)
+                loaded.need_tokenizer().save_pretrained(beside)
+        for name, value in record.results.items():
+            network = "control" if name.startswith("control_") else "quantised"
+            about = {**conditions(loaded), "network": network, "data": source}
+            output.measure(f"finetune.{name}", value, "s" if "seconds" in name else "1", **about)
+        output.table("stage 1", ["figure", "value"], [[k, float(v)] for k, v in record.results.items()])
+        output.remark(f"written to {out}; calibrate it next: fas calibrate {out} --data {source}")

@@ -1,0 +1,81 @@
+"""``fas generate``: text from a model, spiking or dense, as it is made."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from fas.cli._calibration import conditions
+from fas.cli._options import Device, Json, Model, Seed
+from fas.cli._output import Output
+from fas.types import Schedule
+
+
+def generate(
+    context: typer.Context,
+    model: Model,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to go on from.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.", min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="Above 0: sample; 0: always the likeliest token.", min=0)] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this share.", min=0, max=1)] = 1.0,
+    num_beams: Annotated[int, typer.Option(help="Beams to search.", min=1)] = 1,
+    timesteps: Annotated[int | None, typer.Option(help="T; the model's if not given.")] = None,
+    schedule: Annotated[Schedule | None, typer.Option(help="The model's if not given.")] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Online: stop a token's time steps once the best logit leads by this much.", min=0),
+    ] = None,
+    stream: Annotated[bool, typer.Option(help="Show text as it comes.")] = True,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Generate text.
+
+    Example: `fas generate embedded-snn -p "def read(self, path):" --temperature 0.8`
+    """
+    with Output.opened(context, as_json) as output:
+        import torch
+        from transformers import TextStreamer, set_seed
+
+        from fas.cli._models import load
+        from fas.runtime.anytime import Anytime
+
+        loaded = load(model, device)
+        tokenizer = loaded.need_tokenizer()
+        if loaded.converted and timesteps is not None:
+            loaded.model.timesteps = timesteps
+        if loaded.converted and schedule is not None:
+            loaded.model.schedule = schedule
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.model.device)
+        if not inputs["input_ids"].numel():
+            raise ValueError("the prompt is empty: --prompt needs at least one token")
+        set_seed(seed)
+        arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+        if temperature > 0:
+            arguments |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
+        else:
+            arguments["do_sample"] = False
+        anytime = None
+        if margin is not None:
+            anytime = Anytime(margin)
+            arguments["custom_generate"] = anytime
+        if tokenizer.pad_token_id is None:
+            arguments["pad_token_id"] = tokenizer.eos_token_id
+        if stream and num_beams == 1 and not as_json:
+            arguments["streamer"] = TextStreamer(tokenizer)
+        began = time.perf_counter()
+        with torch.no_grad():
+            ids = loaded.model.generate(**inputs, **arguments)
+        seconds = time.perf_counter() - began
+        text = tokenizer.decode(ids[0], skip_special_tokens=True)
+        if "streamer" not in arguments:
+            output.text(text)
+        made = ids.shape[1] - inputs["input_ids"].shape[1]
+        about = {**conditions(loaded), "prompt": prompt, "text": text, "new_tokens": made}
+        output.measure("decode_speed", made / seconds, "tokens/s", **about)
+        if anytime is not None:
+            output.measure("mean_timesteps", anytime.mean_steps, "steps", margin=margin, **about)
+            output.remark(f"mean time steps per token: {anytime.mean_steps:.2f} of {loaded.model.timesteps}")

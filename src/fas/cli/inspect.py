@@ -1,0 +1,125 @@
+"""``fas inspect``: what spikes in a model, what stays float, and how it fires."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from fas.cli._calibration import conditions
+from fas.cli._data import calibration_batches
+from fas.cli._options import BatchSize, Device, Json, Model, Seed, Window
+from fas.cli._output import Output
+
+
+def inspect(
+    context: typer.Context,
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="Text source to fire on: adds firing rates.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to fire on.", min=1)] = 2048,
+    window: Window = None,
+    batch_size: BatchSize = 8,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Show sites, thresholds and firing rates of a converted model; of a dense one, the sites it would have.
+
+    Example: `fas inspect gpt2-snn --data wikitext`
+    """
+    with Output.opened(context, as_json) as output:
+        from fas.cli._models import load
+
+        loaded = load(model, device)
+        if not loaded.converted:
+            _dense(output, loaded)
+            return
+        fired = None
+        if data is not None:
+            fired = _fire(loaded, calibration_batches(
+                loaded, data, window=window, limit=tokens, batch_size=batch_size, seed=seed
+            ))  # fmt: skip
+        _converted(output, loaded, fired)
+        _floats(output, loaded.model)
+
+
+def _dense(output: Output, loaded: Any) -> None:
+    from typing import get_args
+
+    from fas.surgery.sites import find_sites
+    from fas.types import Coverage
+
+    for coverage in get_args(Coverage):
+        sites = find_sites(loaded.model, coverage)
+        rows = [[s.path, s.role, s.channels, "±" if s.signed else "+", ", ".join(s.also)] for s in sites]
+        output.table(
+            f"{loaded.name}: {len(sites)} sites in coverage {coverage}",
+            ["site", "role", "channels", "sign", "also drives"],
+            rows,
+        )
+        output.measure("sites", len(sites), "1", model=loaded.name, network="ann", coverage=coverage)
+
+
+def _fire(loaded: Any, batches: Any) -> Any:
+    import torch
+
+    import fas
+
+    with torch.no_grad(), fas.record(loaded.model) as spikes:
+        for batch in batches:
+            loaded.model(**batch)
+    return spikes
+
+
+def _converted(output: Output, loaded: Any, fired: Any) -> None:
+    from fas.surgery.replace import populations
+
+    neurons, about = populations(loaded.model), conditions(loaded)
+    errors = {path: f for record in loaded.model.records for path, f in record.sites.items()}
+    columns = ["site", "role", "channels", "layers", "sign", "θ min", "θ mean", "θ max", "relative error"]
+    rows = []
+    for site in loaded.model.sites:
+        threshold = neurons[site.path].threshold.detach()
+        low, mean, high = (float(value) for value in (threshold.min(), threshold.mean(), threshold.max()))
+        error = errors.get(site.path, {}).get("relative_error")
+        row = [
+            site.path,
+            site.role,
+            site.channels,
+            len(site.layers),
+            "±" if site.signed else "+",
+            low,
+            mean,
+            high,
+        ]
+        row.append(error)
+        output.measure("threshold_mean", mean, "activation", site=site.path, **about)
+        if fired is not None:
+            seen = fired.sites[site.path]
+            silent = float(seen.silent.float().mean())
+            row += [seen.spikes_per_neuron, seen.firing_rate, silent]
+            output.measure("spikes_per_neuron", seen.spikes_per_neuron, "spikes/window", site=site.path, **about)
+            output.measure("firing_rate", seen.firing_rate, "spikes/step", site=site.path, **about)
+            output.measure("silent_share", silent, "1", site=site.path, **about)
+        rows.append(row)
+    if fired is not None:
+        columns += ["spikes per neuron", "firing rate", "silent"]
+    output.table(f"{loaded.name}: {len(rows)} sites, T = {loaded.model.timesteps}", columns, rows)
+
+
+def _floats(output: Output, model: Any) -> None:
+    """Say what no spike drives: the parts with weights or a non-linearity of their own."""
+    from collections import Counter
+
+    from fas.layers.linear import SpikingLinear
+    from fas.layers.population import Population
+
+    kinds = Counter(
+        type(module).__name__
+        for module in model.modules()
+        if next(module.children(), None) is None
+        and not isinstance(module, SpikingLinear | Population)
+        and type(module).__name__ not in ("Identity", "Dropout")
+    )
+    parts = ", ".join(f"{name} × {number}" for name, number in sorted(kinds.items()))
+    output.text(f"In float: attention products and softmax, residual additions, {parts}.")
