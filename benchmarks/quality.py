@@ -33,8 +33,10 @@ def main() -> None:
     parser.add_argument("--test", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--coverages", nargs="+", default=["mlp", "linear"])
     parser.add_argument("--tokens", type=int, default=65536, help="for calibration")
     parser.add_argument("--test-tokens", type=int, default=32768)
+    parser.add_argument("--online-tokens", type=int, default=4096)
     parser.add_argument("--finetune", type=int, default=0, metavar="STEPS")
     parser.add_argument("--align", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -102,26 +104,29 @@ class Quality:
 
     def run(self) -> None:
         """Measure every row."""
-        for coverage in ("mlp", "linear"):
+        for coverage in self.arguments.coverages:
             for timesteps in self.arguments.timesteps:
                 for options in ({}, {"centred": False}, {"neuron": "phase"}):
                     model, about = self.convert(coverage=coverage, timesteps=timesteps, **options)
                     self.measure(model, **about)
                     if timesteps == 8 and not options:
-                        layerwise = self.rows[-1]["perplexity"]
-                        for neuron_row in self.online(model):
-                            self.measure(model, **about, **neuron_row, reference=layerwise)
-                        model.schedule = "layerwise"
+                        self.online(model, about)
                         if self.arguments.align:
                             record = Align().run(model, self.calibration[:64])
                             self.measure(model, **about, aligned=True, align_s=record.results["seconds"])
         if self.arguments.finetune:
             self.stage_one()
 
-    def online(self, model: Any) -> Any:
-        """Switch a model to the online schedule; the ratio is then to the layerwise one."""
+    def online(self, model: Any, about: dict[str, Any]) -> None:
+        """Compare the online schedule with the layerwise one on fewer tokens: it costs T passes."""
+        everything, self.test = self.test, self.test[: self.arguments.online_tokens]
+        reference = self.measure(model, **about, tokens=len(self.test))
         model.schedule = "online"
-        yield {"schedule": "online", "operators": "difference"}
+        for operators in ("difference", "instant"):
+            model.operators = operators
+            online = {"schedule": "online", "operators": operators, "tokens": len(self.test)}
+            self.measure(model, **about, **online, reference=reference)
+        model.schedule, model.operators, self.test = "layerwise", "difference", everything
 
     def stage_one(self) -> None:
         """Fine-tune the quantised network and the dense control on the same data for the same steps."""
@@ -136,8 +141,6 @@ class Quality:
         reference = self.measure(control.eval(), network="control", steps=self.arguments.finetune)
         model.eval()
         self.measure(model, **about, steps=self.arguments.finetune, reference=reference)
-        model.schedule = "online"
-        self.measure(model, **about, steps=self.arguments.finetune, schedule="online", reference=reference)
 
 
 if __name__ == "__main__":

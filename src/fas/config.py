@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, get_args
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fas import registry
 from fas._version import __version__
 from fas.errors import CheckpointError
-from fas.types import Method, Record, Site
+from fas.types import Method, Record, Role, Site
 
 # Raised when directories of an older release can no longer be read as they are.
 FORMAT = 1
 
 
-class FASConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class FASConfig(QuantizationConfigMixin):
     """What spikes and how, as JSON: transformers' quantisation config of a converted model.
 
     Given to ``from_pretrained`` of a dense checkpoint it converts on the way; the thresholds then still
@@ -34,7 +34,7 @@ class FASConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     Raises:
         ValueError: unknown method, option or value.
-        CheckpointError: a format that this release does not read.
+        CheckpointError: a format that this release does not read; sites or records that are malformed.
     """
 
     def __init__(
@@ -56,8 +56,10 @@ class FASConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.quant_method = quant_method
         self.method = method
         self.recipe: Method = build_method(method, options)
-        self.sites = None if sites is None else [_site(site) for site in sites]
-        self.records = [_record(record) for record in records]
+        self.sites = None if sites is None else [_site(site) for site in _listed("sites", sites)]
+        if self.sites == []:
+            raise CheckpointError("config.json has an empty list of sites; the directory is damaged or was edited")
+        self.records = [_record(record) for record in _listed("records", records)]
         self.format, self.version = format, version
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,15 +95,30 @@ def build_method(name: str, options: dict[str, Any]) -> Method:
     return method
 
 
+def _listed(name: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise CheckpointError(
+            f"config.json has {name} {value!r}, which is no list; the directory is damaged or was edited"
+        )
+    return value
+
+
 def _site(value: Any) -> Site:
     if isinstance(value, Site):
         return value
     try:
-        return Site(**{**value, "also": tuple(value.get("also", ()))})
+        site = Site(**{**value, "also": tuple(value.get("also", ()))})
+        sound = (
+            all(isinstance(path, str) for path in (*site.layers, site.activation or ""))
+            and site.role in get_args(Role)
+            and type(site.channels) is int
+            and type(site.signed) is bool
+        )
     except (TypeError, AttributeError):
-        raise CheckpointError(
-            f"config.json has a malformed site {value!r}; the directory is damaged or was edited"
-        ) from None
+        sound = False
+    if not sound:
+        raise CheckpointError(f"config.json has a malformed site {value!r}; the directory is damaged or was edited")
+    return site
 
 
 def _record(value: Any) -> Record:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,3 +215,7 @@ class Method(ABC):
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages that need no training, in order."""
+
+    def with_options(self, **options: Any) -> Self:
+        """Return the method with other options."""
+        return replace(self, **options)  # type: ignore[type-var]

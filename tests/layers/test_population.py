@@ -449,8 +449,9 @@ def test_phase_code_does_not_run_online():
 
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_input_meets_float32_parameters(neuron: Neuron, dtype: torch.dtype):
-    population = build(neuron, timesteps=4, levels=4).float()
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_half_precision_input_meets_float32_parameters(neuron: Neuron, granularity, dtype: torch.dtype):
+    population = build(neuron, granularity=granularity, timesteps=4, levels=4).float()
     x = torch.randn(20, 7).to(dtype)
     modes = [{}, {"execution": "stepped"}, {"network": "quantised"}]
     if isinstance(neuron, RateNeuron):

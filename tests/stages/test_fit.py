@@ -242,6 +242,14 @@ def test_constant_channels_are_passed_on(bounds, value: float, n: int, dtype: to
 
 
 @pytest.mark.parametrize("bounds", [(-4, 4), (0, 4)])
+def test_a_channel_of_one_count_keeps_the_threshold_it_came_with(bounds):
+    # One count says nothing about the step. Exact in floats, so that the start has no error to be beaten by.
+    x = torch.full((50, 1), 2.0)
+    start = by_half(x, torch.tensor(4.0), torch.tensor(0.0))
+    assert fit_channels(x, bounds, start).threshold.tolist() == [4.0]
+
+
+@pytest.mark.parametrize("bounds", [(-4, 4), (0, 4)])
 def test_a_silent_channel_beside_others_sends_nothing(bounds):
     x = drive(data("normal", 0, 50), bounds)
     x[:, 3] = 0

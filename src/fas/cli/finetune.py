@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,7 +25,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 8,
     gradient_accumulation: Annotated[int, typer.Option(help="Forward passes per step.", min=1)] = 1,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events.")] = False,
     control: Annotated[bool, typer.Option(help="Train the dense model on the same data too.")] = True,
     window: Window = None,
@@ -50,7 +50,7 @@ def finetune(
             threshold_learning_rate=threshold_learning_rate, batch_size=batch_size,
             gradient_accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
             precision=precision, tensorboard=tensorboard, seed=seed,
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
         loaded = load(model, device)
         if not loaded.converted:
             raise ValueError(f"{model} is dense: convert it first with fas convert {model} OUT")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from fas import registry
@@ -120,10 +120,6 @@ class FAS(Method):
         if not (self.coarse or self.fine):
             return (SetThresholds(rule="maximum"),)
         return (Calibrate(coarse=self.coarse, fine=self.fine, centred=self.centred),)
-
-    def with_options(self, **options: Any) -> FAS:
-        """Return the method with other options."""
-        return replace(self, **options)
 
 
 _CHOICES = {

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -16,10 +16,8 @@ from fas.runtime.loss import loss_from_output
 from fas.surgery.replace import populations
 from fas.types import Execution, Network, Operators, Schedule
 
-if TYPE_CHECKING:
-    _Parent = nn.Module
-else:
-    _Parent = object
+# What stands behind in the method resolution order is the model's own class.
+_Parent: Any = object
 
 
 class Folding(_Parent):
@@ -33,6 +31,7 @@ class Folding(_Parent):
     _base_class: type[nn.Module]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on as many rows as there are samples and steps."""
         simulation = self._simulation
         if not simulation.folds or simulation.steps is not None:
             return super().forward(*args, **kwargs)
@@ -124,6 +123,7 @@ class SpikingModel(Folding):
         self._simulation.execution = _one_of("execution", value, Execution)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model as its own class does: same inputs, same kind of output, labels included."""
         simulation = self._simulation
         if not simulation.folds or simulation.steps is not None:
             return super().forward(*args, **kwargs)

@@ -25,7 +25,9 @@ register_quantization_config("fas")(FASConfig)
 
 
 class ConvertedModel(SpikingModel):
-    """A converted transformers model: knows its sites, saves as one piece, goes back to dense."""
+    """A converted transformers model: knows its sites and saves as one piece."""
+
+    config: Any
 
     @property
     def fas_config(self) -> FASConfig:

@@ -3,12 +3,14 @@
 Two streams of activations are kept, of the dense network (ann) and of the spiking one (snn). Blocks that
 follow each other are replayed one at a time from their recorded inputs, so a walk costs about two passes
 through the model and holds two copies of one block's input, whatever the depth. Where blocks do not hand
-over directly (shared layers, branches), each is reached from the model's input instead: slower, the same.
+over directly (branches), each is reached from the model's input instead: slower, the same. So are layers
+that run several times in a pass (ALBERT): their sites see the inputs of every time.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -89,10 +91,14 @@ def walk(
         progress: told after each site.
 
     Raises:
-        CalibrationError: no batches, or activations that are not finite (the layer is named).
+        CalibrationError: no batches, no activations at a site, or some that are not finite (the layer is
+            named).
     """
     if not batches:
         raise CalibrationError("no calibration data: at least one batch is needed")
+    for i, batch in enumerate(batches):
+        if not all(value.numel() for value in batch.values() if isinstance(value, Tensor)):
+            raise CalibrationError(f"calibration batch {i} of {len(batches)} is empty: leave it out")
     simulation: Simulation = model._simulation
     neurons = populations(model)
     done = 0
@@ -130,26 +136,73 @@ class _Walker:
     batches: Sequence[Batch]
     max_rows: int
 
+    def __post_init__(self) -> None:
+        self.encoder = self.model.get_encoder() if getattr(self.model.config, "is_encoder_decoder", False) else None
+        # The encoder's answer to each batch, as the decoder's cross-attention receives it.
+        self.encoded: dict[tuple[int, Network], Tensor] = {}
+
     def segments(self, sites: Sequence[Site]) -> Iterator[_Segment]:
         """Group sites by block, and blocks by the chain in which one hands over to the next."""
+        repeated = self.repeated()
         chain: _Chain | None = None
         for block, group in groupby(sites, key=lambda s: block_of(s.path)):
-            if block is None:
+            members = list(group)
+            again = any(site.path in repeated for site in members)
+            if block is None or again:
                 chain = None
-                for site in group:
-                    yield _Segment(self, [site], self.run)
+                yield _Segment(self, members, self.run, again)
                 continue
             if chain is None or not chain.reaches(block):
                 chain = _Chain(self, block)
             chain.advance(block)
-            yield _Segment(self, list(group), chain.run)
+            yield _Segment(self, members, chain.run)
+
+    def repeated(self) -> set[str]:
+        """Return the sites whose layers run more than once in a pass."""
+        calls: Counter[str] = Counter()
+        neurons = populations(self.model)
+        handles = [
+            population.register_forward_pre_hook(lambda module, _: calls.update([module.path]))
+            for population in neurons.values()
+        ]
+        try:
+            self.run(0, "ann")
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {path for path, population in neurons.items() if calls[path] > population.readers}
 
     def run(self, i: int, network: Network) -> None:
         """Run the whole model on batch i; a hook may stop it."""
         extra = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
         inputs = {k: v for k, v in self.batches[i].items() if k != "labels"}
-        with self.simulation.using(network=network), suppress(_Reached):
-            self.model(**inputs, **extra)
+
+        def keep(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            self.encoded[i, network] = _hidden(output)
+
+        handle = self.encoder.register_forward_hook(keep) if self.encoder is not None else None
+        try:
+            with self.simulation.using(network=network), suppress(_Reached):
+                self.model(**inputs, **extra)
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def mask(self, i: int, network: Network, population: Population, x: Tensor) -> Tensor | None:
+        """Return the attention mask of the rows that a site receives, None where they have none.
+
+        Encoder and decoder may be of the same length: whose rows these are is seen by where the site lies,
+        and in cross-attention by what it reads.
+        """
+        name = "attention_mask"
+        if self.encoder is not None and x is not self.encoded.get((i, network)):
+            inside = any(module is population for module in self.encoder.modules())
+            name = "attention_mask" if inside else "decoder_attention_mask"
+        mask = self.batches[i].get(name)
+        if mask is None or mask.numel() != x.shape[:-1].numel():
+            return None
+        # OPT joins rows and positions in front of its MLP.
+        return mask if mask.shape == x.shape[:-1] else mask.flatten() if x.ndim == 2 else None
 
 
 @dataclass
@@ -159,6 +212,7 @@ class _Segment:
     walker: _Walker
     sites: list[Site]
     run: Callable[[int, Network], None]
+    again: bool = False
 
     def inputs(self, site: Site) -> tuple[Tensor, Tensor]:
         """Return the inputs of a site [n, C] in the dense and in the spiking network."""
@@ -168,19 +222,34 @@ class _Segment:
         walker = self.walker
         population = populations(walker.model)[site.path]
         share = max(1, walker.max_rows // len(walker.batches))
+        where = f"{site.path} ({'dense' if network == 'ann' else 'spiking'} network)"
         rows: list[Tensor] = []
+        calls: list[Tensor] = []
+        latest: Tensor | None = None
 
         def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            name = f"{site.path} ({'dense' if network == 'ann' else 'spiking'} network)"
-            rows.append(_take(arguments[0], walker.batches[i], share, name))
-            raise _Reached
+            nonlocal latest
+            # Every layer of the site asks for the spikes of the same tensor.
+            if arguments[0] is not latest:
+                latest = arguments[0]
+                calls.append(_rows(latest, walker.mask(i, network, population, latest), share, where))
+            if not self.again:
+                raise _Reached
 
         handle = population.register_forward_pre_hook(look)
         try:
             for i in range(len(walker.batches)):
                 self.run(i, network)
+                if calls:
+                    rows.append(_thinned(torch.cat(calls), share))
+                calls, latest = [], None
         finally:
             handle.remove()
+        if not sum(len(x) for x in rows):
+            raise CalibrationError(
+                f"no activations reach {where}: the calibration data is empty, all padding, or does not take "
+                "the model there; calibrate on other data, or exclude the layer"
+            )
         return torch.cat(rows)
 
 
@@ -270,23 +339,24 @@ def _siblings(model: nn.Module, path: str) -> list[str]:
 
 
 def _hidden(output: Any) -> Tensor:
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
     return hidden
 
 
-def _take(x: Tensor, batch: Batch, share: int, where: str) -> Tensor:
-    """Return up to ``share`` rows [n, C] in float32, evenly spread, without padding."""
+def _rows(x: Tensor, mask: Tensor | None, share: int, where: str) -> Tensor:
+    """Return up to ``share`` activations [n, C] in float32, without padding."""
     if not bool(x.isfinite().all()):
         raise CalibrationError(
             f"the input of {where} has NaN or infinite values; check the weights of the layers before it "
             "and the calibration data"
         )
-    for name in ("attention_mask", "decoder_attention_mask"):
-        mask = batch.get(name)
-        if mask is not None and mask.shape == x.shape[:-1]:
-            x = x[mask.bool()]
-            break
-    x = x.reshape(-1, x.shape[-1])
-    if len(x) > share:
-        x = x[torch.linspace(0, len(x) - 1, share, device=x.device).round().long()]
-    return x.detach().to(torch.float32, copy=True)
+    if mask is not None:
+        x = x[mask.bool()]
+    return _thinned(x.detach().reshape(-1, x.shape[-1]), share).to(torch.float32, copy=True)
+
+
+def _thinned(x: Tensor, share: int) -> Tensor:
+    """Return up to ``share`` rows, evenly spread."""
+    if len(x) <= share:
+        return x
+    return x[torch.linspace(0, len(x) - 1, share, device=x.device).round().long()]

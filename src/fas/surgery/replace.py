@@ -26,15 +26,17 @@ def attach(
     """Put a population of neurons in front of the linear layers of every site, in place.
 
     Raises:
-        SiteError: a site that the model does not have, or whose width differs.
+        SiteError: a site that the model does not have, or whose width differs; the model is left as it was.
     """
+    exchanged: dict[str, nn.Module] = {}
     for site in sites:
         activation = _submodule(model, site.activation) if site.activation else None
         population: Population | None = None
         for path in site.layers:
             dense = _submodule(model, path)
-            if not is_linear(dense):
-                raise SiteError(f"{path} is a {type(dense).__name__}, not a dense linear layer; convert once")
+            if not is_linear(dense) or path in exchanged:
+                kind = SpikingLinear.__name__ if path in exchanged else type(dense).__name__
+                raise SiteError(f"{path} is a {kind}, not a dense linear layer; convert once")
             if population is None:
                 population = Population(
                     site.path,
@@ -53,9 +55,11 @@ def attach(
                     "the configuration belongs to another model"
                 )
             layer.train(dense.training)
-            model.set_submodule(path, layer)
+            exchanged[path] = layer
         if site.activation:
-            model.set_submodule(site.activation, nn.Identity())
+            exchanged[site.activation] = nn.Identity()
+    for path, module in exchanged.items():
+        model.set_submodule(path, module)
 
 
 def detach(model: nn.Module, sites: Iterable[Site]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Activation modules by the name of their class: transformers and its model files define dozens.
 _ACTIVATION = re.compile(r"gelu|relu|silu|swish|mish|sigmoid|tanh|softplus|activation|laplace", re.IGNORECASE)
-_BLOCK = re.compile(r"^(.*?\.?)\d+(?=\.|$)")
+_BLOCK = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -111,6 +111,20 @@ def _mlp_inputs(calls: list[_Call]) -> tuple[dict[str, _Call], list[_Call]]:
     return behind, unmatched
 
 
+def _serves_only(calls: list[_Call], activation: str, covered: Callable[[str], bool]) -> bool:
+    """Whether an activation's output goes to the layers of one site alone, each time it is called.
+
+    Elsewhere its place could not be taken by the neuron: a layer that stays dense, or a module that
+    several blocks share, still needs it.
+    """
+    readers = [
+        frozenset(c.path for c in calls if is_linear(c.module) and c.input is made.output)
+        for made in calls
+        if made.path == activation
+    ]
+    return len(set(readers)) == 1 and all(covered(path) for path in readers[0])
+
+
 def find_sites(
     model: nn.Module,
     coverage: Coverage = "linear",
@@ -145,6 +159,9 @@ def find_sites(
     def excluded(path: str) -> bool:
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
+    def covered(path: str) -> bool:
+        return not excluded(path) and (coverage == "linear" or path in behind)
+
     blocks = dict.fromkeys(b for c in linear if (b := block_of(c.path)) and not excluded(c.path))
     for block in blocks if coverage == "mlp" else ():
         if not any(block_of(path) == block for path in behind):
@@ -160,7 +177,7 @@ def find_sites(
     sites: dict[int, Site] = {}
     placed: set[str] = set()
     for call in linear:
-        if excluded(call.path) or call.path in placed or (coverage == "mlp" and call.path not in behind):
+        if not covered(call.path) or call.path in placed:
             continue
         placed.add(call.path)
         key = id(call.input)
@@ -173,6 +190,7 @@ def find_sites(
             activation is not None
             and activation.output is call.input
             and (isinstance(activation.module, nn.ReLU) or replace_activation)
+            and _serves_only(record.calls, activation.path, covered)
         )
         sites[key] = Site(
             path=call.path,

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def test_directory_holds_model_and_tokenizer(snn: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fas.runtime.transformers_ import ConvertedModel
+
+    model = AutoModelForCausalLM.from_pretrained(snn)
+    assert isinstance(model, ConvertedModel) and model.timesteps == 4
+    assert AutoTokenizer.from_pretrained(snn)("ab").input_ids
+    left = [path.name for path in snn.parent.iterdir() if path.name.startswith(".")]
+    assert left == []
+
+
+def test_options_of_the_method_arrive(rows, dense: Path, text: Path, tmp_path: Path) -> None:
+    place = tmp_path / "snn"
+    options = ["--coverage", "mlp", "--neuron", "clipped_count", "--granularity", "tensor", "--no-fine"]
+    options += ["--exclude", "*.0.mlp.*", "--exclude", "nothing", "--timesteps", 3, "--schedule", "online"]
+    found = rows("convert", dense, place, "--data", text, "--tokens", 256, "--window", 32, *options)
+    stated = json.loads((place / "config.json").read_text())["quantization_config"]
+    assert (stated["coverage"], stated["neuron"], stated["granularity"]) == ("mlp", "clipped_count", "tensor")
+    assert (stated["timesteps"], stated["fine"], stated["coarse"]) == (3, False, True)
+    assert stated["exclude"] == ["*.0.mlp.*", "nothing"]
+    assert [site["path"] for site in stated["sites"]] == ["transformer.h.1.mlp.c_proj"]
+    errors = [row for row in found if row["quantity"] == "relative_error"]
+    assert errors and errors[0]["conditions"]["site"] == "transformer.h.1.mlp.c_proj"
+
+
+def test_the_seed_chooses_the_data(rows, dense: Path, text: Path, tmp_path: Path) -> None:
+    def errors(seed: int, name: str) -> list[float]:
+        found = rows("convert", dense, tmp_path / name, "--data", text, "--tokens", 128, "--window", 16, "--seed", seed)
+        return [row["value"] for row in found if row["quantity"] == "relative_error"]
+
+    assert errors(1, "a") == errors(1, "b") != errors(2, "c")
+
+
+def test_without_calibration_thresholds_stay_unset(run, dense: Path, text: Path, tmp_path: Path) -> None:
+    run("convert", dense, tmp_path / "snn", "--no-calibrate")
+    result = run("evaluate", tmp_path / "snn", "--data", text, code=1)
+    assert "no thresholds yet" in result.stderr
+    run("calibrate", tmp_path / "snn", "--data", text, "--tokens", 256)
+    run("evaluate", tmp_path / "snn", "--data", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--timesteps", "0"], "timesteps is 0"),
+        (["--method", "magic"], "available: fas"),
+        (["--tokens", "8", "--window", "16"], "8"),
+        (["--device", "warp:9"], "warp"),
+    ],
+)
+def test_wrong_values_are_errors(run, dense: Path, text: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+    result = run("convert", dense, tmp_path / "snn", "--data", text, *arguments, code=1)
+    assert said in result.stderr and result.stderr.startswith("error: ")
+    assert not (tmp_path / "snn").exists()
+
+
+def test_wrong_choices_are_usage_errors(run, dense: Path, tmp_path: Path) -> None:
+    for option, value in (("--coverage", "everything"), ("--neuron", "brain"), ("--schedule", "never")):
+        assert value in run("convert", dense, tmp_path / "snn", option, value, code=2).stderr
+
+
+def test_data_must_be_there_and_hold_text(run, dense: Path, tmp_path: Path) -> None:
+    assert "no data named" in run("convert", dense, tmp_path / "snn", code=1).stderr
+    (tmp_path / "empty.txt").write_text(" \n")
+    assert "no text" in run("convert", dense, tmp_path / "s", "--data", tmp_path / "empty.txt", code=1).stderr
+    run("convert", dense, tmp_path / "s", "--data", tmp_path / "missing.txt", code=1)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_converted_model_is_not_converted_again(run, snn: Path, text: Path, tmp_path: Path) -> None:
+    assert "fas calibrate" in run("convert", snn, tmp_path / "twice", "--data", text, code=1).stderr
+
+
+def test_damaged_directory(run, snn: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text((snn / "config.json").read_text()[:200])
+    run("inspect", damaged, code=1)
+    (damaged / "config.json").write_text((snn / "config.json").read_text())
+    (damaged / "model.safetensors").write_bytes((snn / "model.safetensors").read_bytes()[:1000])
+    run("inspect", damaged, code=1)
+
+
+def test_classifier_is_calibrated_on_a_table(rows, classifier: Path, table: Path, tmp_path: Path) -> None:
+    found = rows("convert", classifier, tmp_path / "snn", "--data", table, "--timesteps", 8)
+    assert any(row["quantity"] == "relative_error" for row in found)
+    scores = {row["quantity"]: row["value"] for row in rows("evaluate", tmp_path / "snn", "--data", table)}
+    assert 0 <= scores["accuracy"] <= 1 and scores["spikes_per_neuron"] > 0

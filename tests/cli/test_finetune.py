@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def test_network_and_control_are_written(rows, run, snn: Path, text: Path, tmp_path: Path) -> None:
+    place = tmp_path / "tuned"
+    found = rows("finetune", snn, place, "--data", text, "--max-steps", 2, "--window", 32, "--batch-size", 2)
+    steps = {row["quantity"]: row["value"] for row in found if row["quantity"].endswith("steps")}
+    assert steps == {"finetune.steps": 2, "finetune.control_steps": 2}
+    run("evaluate", place, "--data", text, "--limit-tokens", 64)
+    shown = rows("evaluate", tmp_path / "tuned-control", "--data", text, "--limit-tokens", 64)
+    assert shown[0]["conditions"]["network"] == "ann"
+
+
+def test_a_dense_model_is_refused(run, dense: Path, text: Path, tmp_path: Path) -> None:
+    assert "fas convert" in run("finetune", dense, tmp_path / "t", "--data", text, code=1).stderr

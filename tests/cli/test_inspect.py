@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def test_dense_model_lists_sites_of_both_coverages(run, rows, dense: Path) -> None:
+    found = {row["conditions"]["coverage"]: row["value"] for row in rows("inspect", dense)}
+    # Two blocks; linear: query-key-value, attention output, up, down of each block, and the head.
+    assert found == {"mlp": 2, "linear": 9}
+    shown = run("inspect", dense).stdout
+    assert "transformer.h.1.mlp.c_proj" in shown
+
+
+def test_converted_model_lists_thresholds_and_what_stays_float(run, snn: Path) -> None:
+    shown = run("inspect", snn).stdout
+    assert "transformer.h.0.attn.c_attn" in shown and "relative error" in shown
+    assert "softmax" in shown and "LayerNorm" in shown
+
+
+def test_data_add_rates(rows, snn: Path, text: Path) -> None:
+    found = rows("inspect", snn, "--data", text, "--tokens", 128)
+    quantities = {row["quantity"] for row in found}
+    assert quantities >= {"threshold_mean", "spikes_per_neuron", "firing_rate", "silent_share"}
+    assert all(0 <= row["value"] <= 1 for row in found if row["quantity"] in ("firing_rate", "silent_share"))

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fas import __version__, registry
+from fas.cli import _failures
+
+
+def test_help_names_every_command_and_imports_no_heavy_library() -> None:
+    # A process of its own: this one has torch.
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from fas.cli.main import app\n"
+        "for arguments in (['--help'], ['convert', '--help'], ['finetune', '--help']):\n"
+        "    result = CliRunner().invoke(app, arguments)\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "    print(result.stdout)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    # Wide enough that no option's name is cut.
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    for name in registry.available("cli"):
+        assert name == "main" or name in done.stdout
+    # Fields of the method are options of the command.
+    assert "--replace-activation" in done.stdout and "--granularity" in done.stdout
+
+
+def test_version(run) -> None:
+    assert run("--version").stdout == f"fas {__version__}\n"
+
+
+def test_no_command_shows_help(run) -> None:
+    assert "convert" in run(code=2).output
+
+
+def test_unknown_command_and_option_are_usage_errors(run) -> None:
+    run("fly", code=2)
+    run("convert", "a", "b", "--warp", "9", code=2)
+
+
+def test_errors_are_one_line_on_stderr(run) -> None:
+    result = run("evaluate", "./nowhere", "--data", "x.txt", code=1)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: no directory ./nowhere")
+    assert result.stderr.count("\n") == 1
+
+
+def test_unknown_model_of_the_hub_is_short(run) -> None:
+    result = run("inspect", "no-such-model-anywhere", code=1)
+    assert "no-such-model-anywhere" in result.stderr
+    assert result.stderr.count("\n") == 1 and len(result.stderr) < 500
+
+
+def test_debug_shows_the_traceback(run) -> None:
+    from typer.testing import CliRunner
+
+    from fas.cli.main import app
+    from fas.errors import CheckpointError
+
+    result = CliRunner().invoke(app, ["--debug", "inspect", "./nowhere"])
+    assert isinstance(result.exception, CheckpointError)
+
+
+def test_an_interrupt_says_so(monkeypatch: pytest.MonkeyPatch, run) -> None:
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fas.cli._models.load", interrupted)
+    result = run("inspect", "embedded", code=130)
+    assert result.stderr.startswith("interrupted")
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, run) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device", "/data/model")
+
+    monkeypatch.setattr("fas.cli._models.load", full)
+    assert "no space left on the disk for /data/model" in run("inspect", "embedded", code=1).stderr
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from fas.cli.main import app
+
+    def wrong(*arguments: object, **named: object) -> None:
+        raise KeyError("bug")
+
+    monkeypatch.setattr("fas.cli._models.load", wrong)
+    assert isinstance(CliRunner().invoke(app, ["inspect", "embedded"]).exception, KeyError)
+
+
+def test_full_disk_message_of_the_weights_writer() -> None:
+    error = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert _failures.message(error).startswith("no space left on the disk")

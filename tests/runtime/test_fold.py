@@ -1,0 +1,103 @@
+"""Time in the batch: rows are time-major, and only tensors of the right size are touched."""
+
+import pytest
+import torch
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
+
+from fas.runtime import fold
+
+
+def test_rows_are_time_major():
+    x = torch.arange(6).view(2, 3)
+    folded = fold.fold(x, 2, 4)
+    assert folded.shape == (8, 3)
+    assert torch.equal(folded.view(4, 2, 3), x.expand(4, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "value", [torch.tensor(3.0), torch.ones(3, 2), torch.ones(0, 2), 7, "flag", None, True, {"a": torch.ones(2)}]
+)
+def test_other_values_stay(value):
+    assert fold.fold(value, 2, 4) is value
+
+
+def test_tuples_and_lists_are_entered():
+    x = torch.ones(2, 1)
+    folded = fold.fold((x, [x, 5], None), 2, 3)
+    assert type(folded) is tuple and type(folded[1]) is list
+    assert folded[0].shape == folded[1][0].shape == (6, 1)
+    assert folded[1][1] == 5 and folded[2] is None
+
+
+def test_inputs_of_a_forward():
+    positions, ids = torch.arange(2), torch.ones(2, 5)
+    named = fold.fold_inputs({"input_ids": ids, "cache_position": positions, "logits_to_keep": positions}, 2, 3)
+    assert named["input_ids"].shape == (6, 5)
+    # One entry per position, whatever the number of rows.
+    assert named["cache_position"] is positions and named["logits_to_keep"] is positions
+
+
+def test_one_row_and_one_step():
+    x = torch.randn(1, 3)
+    assert torch.equal(fold.fold(x, 1, 1), x)
+    assert torch.equal(fold.reduce_steps(x, 1, 1, fold.last), x)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "expected"),
+    [
+        (fold.last, lambda x: x[-1]),
+        (fold.mean, lambda x: sum(x) / len(x)),
+        (fold.running_mean, lambda x: torch.stack([x[: t + 1].mean(0) for t in range(len(x))])),
+    ],
+)
+def test_reductions(reduction, expected):
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    reduced = fold.reduce_steps(x.flatten(0, 1), 2, 4, reduction)
+    # Float64: sums of four in another order.
+    torch.testing.assert_close(reduced, expected(x), rtol=1e-12, atol=1e-12)
+
+
+def test_reducing_undoes_folding():
+    x = torch.randn(3, 2, 5)
+    for reduction in (fold.last, fold.mean):
+        torch.testing.assert_close(fold.reduce_steps(fold.fold(x, 3, 4), 3, 4, reduction), x)
+
+
+def test_outputs_are_entered():
+    hidden = torch.randn(6, 2)
+    cache = object()
+    output = CausalLMOutput(logits=hidden, hidden_states=(hidden, torch.ones(5)), attentions=None)
+    reduced = fold.reduce_steps(output, 2, 3, fold.last)
+    assert type(reduced) is CausalLMOutput
+    assert torch.equal(reduced.logits, hidden[4:]) and torch.equal(reduced.hidden_states[0], hidden[4:])
+    assert torch.equal(reduced.hidden_states[1], torch.ones(5)) and reduced.attentions is None
+    assert fold.reduce_steps((hidden, cache), 2, 3, fold.last)[1] is cache
+
+
+def test_other_leading_sizes_stay():
+    for x in (torch.ones(5, 2), torch.ones(2, 6), torch.tensor(1.0)):
+        assert fold.reduce_steps(x, 2, 3, fold.last) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reductions_keep_the_dtype(dtype):
+    for reduction in (fold.last, fold.mean, fold.running_mean):
+        assert reduction(torch.ones(3, 2, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "name", ["input_ids", "inputs_embeds", "pixel_values", "decoder_input_ids", "decoder_inputs_embeds"]
+)
+def test_the_batch_size_is_seen(name):
+    assert fold.batch_rows({"attention_mask": torch.ones(9), name: torch.ones(3, 2)}) == 3
+
+
+def test_no_batch_size():
+    with pytest.raises(ValueError, match=r"cannot tell its size: pass input_ids.*got \['mask', 'input_ids'\]|got \["):
+        fold.batch_rows({"mask": torch.ones(2), "input_ids": None})
+
+
+def test_outputs_without_tensors():
+    assert fold.reduce_steps(ModelOutput(a=1), 2, 3, fold.last) == ModelOutput(a=1)

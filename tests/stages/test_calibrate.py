@@ -1,0 +1,188 @@
+"""Calibration: what it leaves of the error, what its switches do, what it says."""
+
+import logging
+
+import pytest
+import torch
+from tiny_models import FAMILIES, logits
+
+import fas
+from fas.errors import CalibrationError
+from fas.stages.calibrate import Calibrate
+from fas.stages.set_thresholds import SetThresholds
+from fas.surgery.replace import populations, spiking_layers
+
+
+def converted(name="gpt2", **options):
+    options = {"timesteps": 4, "coverage": "linear", **options}
+    return fas.convert(FAMILIES[name].build(), fas.FAS(**options))
+
+
+def batches(name="gpt2"):
+    family = FAMILIES[name]
+    return [family.batch(rows=4, length=12, seed=1), family.batch(padded=True, seed=2)]
+
+
+def mean_outputs(model, data, network):
+    """Mean output per layer over the rows that are no padding, in one pass of the whole network."""
+    sums, rows = {}, 0
+    for batch in data:
+        outputs, handles = {}, []
+        for path, layer in spiking_layers(model).items():
+
+            def keep(_, __, output, path=path, outputs=outputs):
+                outputs[path] = output
+
+            handles.append(layer.register_forward_hook(keep))
+        logits(model, batch, network=network)
+        for handle in handles:
+            handle.remove()
+        mask = batch["attention_mask"].flatten().bool()
+        rows += int(mask.sum())
+        for path, output in outputs.items():
+            sums[path] = sums.get(path, 0) + output.flatten(0, -2)[mask].double().sum(0)
+    return {path: total / rows for path, total in sums.items()}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "gemma3", "bert_mlm"])
+def test_no_layer_has_a_mean_error_left(name):
+    # Every layer, fed with the spikes it receives in the finished network, against the dense network.
+    model, data = converted(name), batches(name)
+    fas.calibrate(model, data)
+    dense, spiking = (mean_outputs(model, data, network) for network in ("ann", "snn"))
+    assert dense.keys() == spiking.keys()
+    for path, mean in dense.items():
+        # Float32 sums over some 70 rows and 50 inputs against an exact zero.
+        torch.testing.assert_close(spiking[path], mean, rtol=1e-4, atol=2e-5 * float(mean.abs().max()) + 1e-6)
+    # The correction is what does it.
+    with torch.no_grad():
+        for layer in spiking_layers(model).values():
+            layer.correction.zero_()
+    biased = mean_outputs(model, data, "snn")
+    assert any(float((biased[path] - dense[path]).abs().max()) > 2e-3 for path in dense)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert_mlm", "t5", "albert", "vit"])
+def test_calibration_brings_the_answers_closer(name):
+    family = FAMILIES[name]
+    data = [family.batch(rows=8, length=16, seed=s) for s in (1, 2)]
+    fresh = family.batch(rows=8, length=16, seed=9)
+    errors = {}
+    for label, options in {"maximum": {"coarse": False, "fine": False}, "calibrated": {}}.items():
+        model = converted(name, **options)
+        fas.calibrate(model, data)
+        dense = logits(model, fresh, network="ann")
+        errors[label] = float((logits(model, fresh) - dense).norm() / dense.norm())
+    assert errors["calibrated"] < 0.95 * errors["maximum"]
+
+
+def test_coarse_alone_sets_one_threshold_per_layer():
+    model = converted(fine=False)
+    (record,) = fas.calibrate(model, batches())
+    for population in populations(model).values():
+        assert population.log_threshold.shape == (population.channels,)
+        assert len(population.threshold.unique()) == 1
+        assert bool((population.offset == 0).all()) and bool((population.v_init == 0.5).all())
+    assert all(bool((layer.correction == 0).all()) for layer in spiking_layers(model).values())
+    assert (record.settings["coarse"], record.settings["fine"]) == (True, False)
+
+
+@pytest.mark.parametrize("coarse", [True, False])
+def test_fine_sets_parameters_per_channel(coarse):
+    model = converted(coarse=coarse)
+    fas.calibrate(model, batches())
+    for population in populations(model).values():
+        assert len(population.threshold.unique()) > 1 and len(population.offset.unique()) > 1
+    assert all(bool((layer.correction != 0).any()) for layer in spiking_layers(model).values())
+
+
+def test_uncentred_codes_keep_silence_silent():
+    model = converted(centred=False)
+    fas.calibrate(model, batches())
+    assert all(bool((population.offset == 0).all()) for population in populations(model).values())
+
+
+def test_one_parameter_per_tensor():
+    model = converted(granularity="tensor")
+    fas.calibrate(model, batches())
+    for population in populations(model).values():
+        assert population.threshold.shape == () and population.is_set
+    assert all(bool((layer.correction != 0).any()) for layer in spiking_layers(model).values())
+
+
+def test_neither_keeps_thresholds_that_are_set():
+    model, data = converted(), batches()
+    SetThresholds(rule="percentile", percentile=90).run(model, data)
+    before = {path: p.threshold.clone() for path, p in populations(model).items()}
+    Calibrate(coarse=False, fine=False).run(model, data)
+    for path, population in populations(model).items():
+        # Through a logarithm and back: two roundings of float32.
+        torch.testing.assert_close(population.threshold, before[path], rtol=1e-6, atol=0)
+
+
+def test_thresholds_by_maximum_clip_nothing():
+    model, (batch, *_) = converted(coarse=False, fine=False), batches()
+    fas.calibrate(model, [batch])
+    head = populations(model)["lm_head"]
+    seen = []
+    handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    logits(model, batch, network="ann")
+    handle.remove()
+    torch.testing.assert_close(head.threshold, seen[0].abs().flatten(0, -2).amax(0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("percentile", [0, -1, 100.1])
+def test_impossible_percentiles(percentile):
+    with pytest.raises(ValueError, match=f"percentile is {percentile}; expected a number above 0"):
+        SetThresholds(rule="percentile", percentile=percentile)
+
+
+def test_a_site_that_never_fires_is_named(caplog):
+    model = converted("opt")
+    with torch.no_grad():
+        model.get_submodule("model.decoder.layers.1.fc1").bias.fill_(-1e3)
+    with caplog.at_level(logging.WARNING, logger="fas"):
+        (record,) = fas.calibrate(model, batches("opt"))
+    assert "site model.decoder.layers.1.fc2 never fires on the calibration data" in caplog.text
+    assert caplog.text.count("never fires") == 1
+    assert record.sites["model.decoder.layers.1.fc2"]["spikes_per_neuron"] == 0
+    assert bool(logits(model, FAMILIES["opt"].batch()).isfinite().all())
+
+
+def test_the_record_says_what_was_done():
+    model, data, told = converted(coverage="mlp"), batches(), []
+    (record,) = fas.calibrate(model, data, progress=lambda *what: told.append(what))
+    assert model.records == [record] and record.stage == "calibrate"
+    assert list(record.sites) == [site.path for site in model.sites]
+    # 4 rows of 12, and 3 of 9 of which one lacks 4.
+    assert record.results["tokens"] == 4 * 12 + 3 * 9 - 4
+    errors = [figures["relative_error"] for figures in record.sites.values()]
+    assert record.results["mean_relative_error"] == pytest.approx(sum(errors) / len(errors))
+    assert all(0 < error < 1 for error in errors)
+    assert told[-1] == (model.sites[-1].path, 2, 2)
+    with fas.record(model) as spikes:
+        for batch in data:
+            logits(model, {k: v for k, v in batch.items() if k == "input_ids"}, observers=[spikes])
+    first = model.sites[0].path
+    # The record counts rows without padding, the recording all.
+    assert spikes.sites[first].spikes_per_neuron == pytest.approx(record.sites[first]["spikes_per_neuron"], rel=0.1)
+
+
+def test_calibrating_again_starts_over():
+    model, data = converted(), batches()
+    fas.calibrate(model, data)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    fas.calibrate(model, data)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert len(model.records) == 2
+
+
+@pytest.mark.parametrize("data", [[], ()])
+def test_no_data(data):
+    with pytest.raises(CalibrationError, match="no calibration data: at least one batch is needed"):
+        fas.calibrate(converted(), data)
+
+
+def test_a_dense_model():
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel is not converted; call fas\.convert first"):
+        fas.calibrate(FAMILIES["gpt2"].build(), batches())
