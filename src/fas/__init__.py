@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from fas.conversion import revert as revert
     from fas.methods.fas import FAS as FAS
     from fas.recording import record as record
+    from fas.runtime.anytime import Anytime as Anytime
+    from fas.stages.finetune import Finetune as Finetune
+    from fas.stages.finetune import finetune as finetune
     from fas.types import Measurement as Measurement
 
 _HOMES = {
+    "Anytime": "fas.runtime.anytime",
     "FAS": "fas.methods.fas",
     "FASConfig": "fas.config",
+    "Finetune": "fas.stages.finetune",
     "Measurement": "fas.types",
     "calibrate": "fas.conversion",
     "convert": "fas.conversion",
+    "finetune": "fas.stages.finetune",
     "record": "fas.recording",
     "revert": "fas.conversion",
 }

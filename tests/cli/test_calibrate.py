@@ -9,7 +9,8 @@ def test_other_timesteps_go_to_another_directory(rows, snn: Path, text: Path, tm
     found = rows("calibrate", snn, place, "--data", text, "--tokens", 256, "--timesteps", 2)
     assert {row["conditions"]["timesteps"] for row in found} == {2}
     stated = json.loads((place / "config.json").read_text())["quantization_config"]
-    assert stated["timesteps"] == 2 and len(stated["records"]) == 2
+    # Levels that were those of T follow it.
+    assert (stated["timesteps"], stated["levels"]) == (2, 2) and len(stated["records"]) == 2
     assert json.loads((snn / "config.json").read_text())["quantization_config"]["timesteps"] == 4
 
 

@@ -95,3 +95,58 @@ def test_classifier_is_calibrated_on_a_table(rows, classifier: Path, table: Path
     assert any(row["quantity"] == "relative_error" for row in found)
     scores = {row["quantity"]: row["value"] for row in rows("evaluate", tmp_path / "snn", "--data", table)}
     assert 0 <= scores["accuracy"] <= 1 and scores["spikes_per_neuron"] > 0
+
+
+def test_nothing_else_is_replaced(
+    run, dense: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = (dense / "model.safetensors").read_bytes()
+    assert "would be lost" in run("convert", dense, dense, "--data", text, code=1).stderr
+    assert (dense / "model.safetensors").read_bytes() == weights
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("dear")
+    assert "other files" in run("convert", dense, tmp_path / "notes", "--data", text, code=1).stderr
+    assert "is a file" in run("convert", dense, tmp_path / "notes" / "diary.txt", "--data", text, code=1).stderr
+    monkeypatch.chdir(tmp_path)
+    assert "current directory" in run("convert", dense, ".", "--data", text, code=1).stderr
+
+
+def test_a_failed_save_leaves_the_old_model(
+    run, dense: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    place = tmp_path / "snn"
+    run("convert", dense, place, "--data", text, "--tokens", 128, "--window", 32, "--timesteps", 2)
+
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device", "tokenizer.json")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+    said = run("convert", dense, place, "--data", text, "--tokens", 128, "--window", 32, "--timesteps", 3, code=1)
+    assert "no space left" in said.stderr
+    assert json.loads((place / "config.json").read_text())["quantization_config"]["timesteps"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["snn"]
+
+
+def test_encoder_decoder_is_calibrated_on_text(run, dense: Path, text: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_ff=24, d_kv=8, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    run("convert", tmp_path / "t5", tmp_path / "snn", "--data", text, "--tokens", 128, "--window", 32)
+
+
+def test_images_have_no_data_here(run, text: Path, tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    assert "--no-calibrate" in run("convert", tmp_path / "vit", tmp_path / "snn", "--data", text, code=1).stderr
+    run("convert", tmp_path / "vit", tmp_path / "snn", "--no-calibrate")

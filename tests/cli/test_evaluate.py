@@ -62,3 +62,43 @@ def test_bad_input(run, snn: Path, classifier: Path, text: Path, tmp_path: Path)
     assert "window" in run("evaluate", snn, "--data", text, "--window", 65, code=1).stderr
     run("evaluate", snn, "--data", text, "--network", "brain", code=2)
     run("evaluate", classifier, "--data", text, code=1)
+
+
+def test_levels_of_the_quantised_network_follow_the_timesteps(rows, snn: Path, text: Path) -> None:
+    arguments = ["--data", text, "--limit-tokens", 128, "--timesteps", "2,8"]
+    quantised, spiking = (
+        [row for row in rows("evaluate", snn, *arguments, "--network", network) if row["quantity"] == "perplexity"]
+        for network in ("quantised", "snn")
+    )
+    assert [row["conditions"]["levels"] for row in quantised] == [5, 17]
+    assert quantised[0]["value"] != quantised[1]["value"]
+    # Layerwise both compute the same; rounding differs by order.
+    assert [row["value"] for row in quantised] == pytest.approx([row["value"] for row in spiking], rel=1e-5)
+
+
+def test_the_dense_network_states_no_timesteps(rows, snn: Path, text: Path) -> None:
+    (row,) = rows("evaluate", snn, "--data", text, "--limit-tokens", 64, "--network", "ann")
+    assert not {"timesteps", "levels", "schedule"} & set(row["conditions"])
+
+
+@pytest.mark.parametrize("options", [["--timesteps", "4"], ["--network", "snn"], ["--schedule", "online"]])
+def test_spikes_of_a_dense_model_are_refused(run, dense: Path, text: Path, options: list[str]) -> None:
+    assert "fas convert" in run("evaluate", dense, "--data", text, *options, code=1).stderr
+
+
+def test_rows_longer_than_the_context_are_cut(run, rows, classifier: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.tsv"
+    long.write_text("sentence\tlabel\n" + f"{'good ' * 60}\t1\nbad film\t0\n" * 4)
+    rows("evaluate", classifier, "--data", long)
+    run("convert", classifier, tmp_path / "snn", "--data", long)
+
+
+def test_whole_scores_of_a_regressor(rows, classifier: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    place, data = tmp_path / "regressor", tmp_path / "scores.tsv"
+    model = BertForSequenceClassification.from_pretrained(classifier, num_labels=1, ignore_mismatched_sizes=True)
+    model.save_pretrained(place)
+    AutoTokenizer.from_pretrained(classifier).save_pretrained(place)
+    data.write_text("sentence\tlabel\ngood film\t3\nbad film\t1\nfilm\t2\n")
+    assert {row["quantity"] for row in rows("evaluate", place, "--data", data)} == {"pearson", "spearman"}

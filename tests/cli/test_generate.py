@@ -39,3 +39,16 @@ def test_a_dense_model_generates_too(rows, dense: Path) -> None:
 
 def test_an_empty_prompt_is_refused(run, snn: Path) -> None:
     assert "empty" in run("generate", snn, "--prompt", "", code=1).stderr
+
+
+def test_more_tokens_than_the_context_are_refused(run, snn: Path) -> None:
+    said = run("generate", snn, "--prompt", "abcd", "--max-new-tokens", 100, code=1).stderr
+    assert "context of 64" in said and "--max-new-tokens 60" in said
+
+
+def test_a_classifier_generates_nothing(run, classifier: Path) -> None:
+    assert "generates no text" in run("generate", classifier, "--prompt", "good", code=1).stderr
+
+
+def test_timesteps_of_a_dense_model_are_refused(run, dense: Path) -> None:
+    assert "fas convert" in run("generate", dense, "--prompt", "a", "--timesteps", 2, code=1).stderr

@@ -25,9 +25,7 @@ def test_help_names_every_command_and_imports_no_heavy_library() -> None:
     )
     # Wide enough that no option's name is cut.
     environment = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     for name in registry.available("cli"):
         assert name == "main" or name in done.stdout

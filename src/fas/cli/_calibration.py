@@ -58,15 +58,21 @@ def conditions(loaded: Loaded) -> dict[str, Any]:
         return {"model": loaded.name, "network": "ann"}
     model = loaded.model
     recipe = model.fas_config.recipe
-    sites = model.sites
-    signed = any(site.signed for site in sites)
-    most = recipe.build(sites[0]).resolution(model.timesteps)
-    return {
+    about = {
         "model": loaded.name,
         "method": model.fas_config.method,
         "coverage": recipe.coverage,
-        "neuron": recipe.neuron,
         "network": model.network,
+    }
+    if model.network == "ann":
+        return about
+    sites = model.sites
+    signed = any(site.signed for site in sites)
+    resolution = recipe.build(sites[0]).resolution(model.timesteps)
+    most = model.levels if model.network == "quantised" else resolution
+    return {
+        **about,
+        "neuron": recipe.neuron,
         "schedule": model.schedule,
         "operators": model.operators,
         "execution": model.execution,

@@ -8,7 +8,7 @@ from typing import Any
 from fas.cli._models import EMBEDDED, Loaded, embedded
 from fas.errors import DataError
 
-_TABLES = (".tsv", ".csv")
+_LONGEST_ROW = 128
 # Windows beyond this length cost memory and teach calibration nothing more.
 _LONGEST = 512
 
@@ -33,6 +33,11 @@ def default_data(loaded: Loaded, data: str | None) -> str:
     )
 
 
+def row_length(loaded: Loaded) -> int:
+    """Return the tokens at which rows of a table are cut: 128 as usual for GLUE, or what the model takes."""
+    return min(_LONGEST_ROW, loaded.context or _LONGEST_ROW)
+
+
 def is_classifier(loaded: Loaded) -> bool:
     """Whether the model labels sentences."""
     return loaded.is_for("ForSequenceClassification")
@@ -51,7 +56,7 @@ def training_rows(loaded: Loaded, data: str, *, window: int | None, limit: int |
     if is_classifier(loaded):
         from fas.data.table import load_table, tokenise_table
 
-        return tokenise_table(load_table(Path(data)), loaded.need_tokenizer())
+        return tokenise_table(load_table(Path(data)), loaded.need_tokenizer(), row_length(loaded))
     from fas.data.text import windows
 
     return windows(tokens(loaded, data, "train"), window_of(loaded, window), limit_tokens=limit, seed=seed)
@@ -61,11 +66,19 @@ def calibration_batches(
     loaded: Loaded, data: str, *, window: int | None, limit: int, batch_size: int, seed: int
 ) -> list[dict[str, Any]]:
     """Return inputs of the model's forward holding about ``limit`` tokens."""
+    if loaded.model.main_input_name != "input_ids":
+        raise DataError(
+            f"{loaded.name} takes {loaded.model.main_input_name}, for which the command line reads no data: "
+            "pass --no-calibrate, and call fas.calibrate(model, batches) in Python"
+        )
     rows = training_rows(loaded, data, window=window, limit=limit, seed=seed)
     if not is_classifier(loaded):
         from fas.data.text import batches
 
         found: list[dict[str, Any]] = batches(rows, batch_size)
+        if loaded.model.config.is_encoder_decoder:
+            # Without pairs of texts the decoder reads what the encoder reads.
+            found = [{**batch, "decoder_input_ids": batch["input_ids"]} for batch in found]
     else:
         found = _padded(rows, loaded.need_tokenizer(), limit, batch_size, seed)
     device = loaded.model.device

@@ -13,6 +13,8 @@ import typer
 from fas.cli._session import Session
 from fas.errors import FASError
 
+_INTERRUPTED = "interrupted, nothing was written"
+
 
 def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command end with one line on stderr and exit code 1 where it raises what it documents.
@@ -26,13 +28,14 @@ def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(**arguments)
         except KeyboardInterrupt:
-            _say("interrupted, nothing was written")
+            trains = arguments["context"].info_name == "finetune"
+            _say("interrupted: run again to go on from the last checkpoint" if trains else _INTERRUPTED)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # Whoever read our output (head, less) has seen enough.
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             raise typer.Exit(0) from None
-        except (FASError, ValueError, OSError, *_weights_errors()) as error:
+        except _documented() as error:
             if session.debug:
                 raise
             _say(f"error: {message(error)}")
@@ -53,10 +56,11 @@ def message(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _weights_errors() -> tuple[type[BaseException], ...]:
-    """Return what safetensors raises, if it has been imported: it is no OSError even for a full disk."""
+def _documented() -> tuple[type[Exception], ...]:
+    """Return what commands raise on purpose; safetensors' own error is no OSError even for a full disk."""
     safetensors = sys.modules.get("safetensors")
-    return () if safetensors is None else (safetensors.SafetensorError,)
+    weights = () if safetensors is None else (safetensors.SafetensorError,)
+    return (FASError, ValueError, OSError, *weights)
 
 
 def _say(line: str) -> None:

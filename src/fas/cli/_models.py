@@ -56,6 +56,30 @@ class Loaded:
         """Whether the model's class ends with a head such as ``ForCausalLM``."""
         return type(self.model).__name__.endswith(head)
 
+    def need_converted(self) -> None:
+        """Refuse a dense model.
+
+        Raises:
+            CheckpointError: the model does not spike.
+        """
+        if not self.converted:
+            raise CheckpointError(f"{self.name} is dense: convert it first with fas convert {self.name} OUT")
+
+    def set_timesteps(self, timesteps: int) -> None:
+        """Let a converted model run T steps; levels that were those of T follow, others stay.
+
+        Raises:
+            CheckpointError: the model does not spike.
+            ValueError: T below 1.
+        """
+        self.need_converted()
+        model = self.model
+        neuron = model.fas_config.recipe.build(model.sites[0])
+        follows = model.levels == neuron.resolution(model.timesteps)
+        model.timesteps = timesteps
+        if follows:
+            model.levels = neuron.resolution(timesteps)
+
     def need_tokenizer(self) -> Any:
         """Return the tokenizer.
 

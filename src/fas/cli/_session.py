@@ -53,7 +53,7 @@ class RememberingGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+class _Stderr(logging.StreamHandler):
     """Writes to whatever stderr is at the moment of the message."""
 
     @property

@@ -34,13 +34,14 @@ def calibrate(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
-        from fas.cli._saving import save
+        from fas.cli._saving import check_place, save
 
+        if out is not None:
+            check_place(out)
         loaded = load(model, device)
-        if not loaded.converted:
-            raise ValueError(f"{model} is dense: convert it first with fas convert {model} OUT")
+        loaded.need_converted()
         if timesteps is not None:
-            loaded.model.timesteps = timesteps
+            loaded.set_timesteps(timesteps)
         calibrate_and_report(
             output,
             loaded,

@@ -17,7 +17,7 @@ from fas.cli._output import Output
 def convert(
     context: typer.Context,
     model: Model,
-    out: Annotated[Path, typer.Argument(help="Directory to write; replaced as a whole if it exists.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write; a converted model there is replaced.")],
     options: dict[str, Any],
     data: Annotated[
         str | None,
@@ -40,10 +40,11 @@ def convert(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
-        from fas.cli._saving import save
+        from fas.cli._saving import check_place, save
         from fas.config import build_method
         from fas.conversion import convert as convert_model
 
+        check_place(out)
         recipe = build_method(method, options)
         loaded = load(model, device)
         if loaded.converted:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fas.cli._calibration import conditions
-from fas.cli._data import default_data, is_classifier, tokens
+from fas.cli._data import default_data, is_classifier, row_length, tokens
 from fas.cli._options import BatchSize, Device, Json, Model, whole_numbers
 from fas.cli._output import Output
 from fas.types import Network, Schedule
@@ -20,7 +20,9 @@ def evaluate(
     model: Model,
     data: Annotated[str | None, typer.Option(help="Text source, or a GLUE-style tsv/json/csv with labels.")] = None,
     timesteps: Annotated[str | None, typer.Option(help="One T or several, as 2,4,8; the model's if not given.")] = None,
-    network: Annotated[Network, typer.Option(help="Which of the three networks of a converted model.")] = "snn",
+    network: Annotated[
+        Network | None, typer.Option(help="Which of the three networks of a converted model; snn if not given.")
+    ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="The model's if not given.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per window; the model's context.", min=2)] = None,
     stride: Annotated[int | None, typer.Option(help="New tokens per window; half a window.", min=1)] = None,
@@ -43,18 +45,20 @@ def evaluate(
         from fas.cli._models import load
 
         loaded = load(model, device)
+        if network in ("quantised", "snn") or timesteps is not None or schedule is not None:
+            loaded.need_converted()
         source = default_data(loaded, data)
         measured = _Classification(loaded, source, batch_size) if is_classifier(loaded) else None
-        stream = None if measured else tokens(loaded, source, split)
+        stream: Any = None if measured else tokens(loaded, source, split)
         rows = []
         for timestep in steps:
             if loaded.converted:
-                loaded.model.network = network
+                loaded.model.network = network or "snn"
                 if timestep is not None:
-                    loaded.model.timesteps = timestep
+                    loaded.set_timesteps(timestep)
                 if schedule is not None:
                     loaded.model.schedule = schedule
-            spiking = loaded.converted and network == "snn"
+            spiking = loaded.converted and loaded.model.network == "snn"
             with fas.record(loaded.model) if spiking else nullcontext() as spikes:
                 with output.progress("evaluating") as advance:
                     if measured is not None:
@@ -85,10 +89,18 @@ class _Classification:
         from fas.data.table import load_table
 
         self.loaded, self.batch_size = loaded, batch_size
-        self.table = load_table(Path(source))
+        # Whole scores look like classes; the head knows better.
+        self.table = load_table(Path(source), task="regression" if loaded.model.config.num_labels == 1 else None)
 
     def __call__(self, advance: Any) -> dict[str, float]:
         from fas.evaluate.classify import classify
 
         loaded = self.loaded
-        return classify(loaded.model, self.table, loaded.need_tokenizer(), batch_size=self.batch_size, progress=advance)
+        return classify(
+            loaded.model,
+            self.table,
+            loaded.need_tokenizer(),
+            batch_size=self.batch_size,
+            max_length=row_length(loaded),
+            progress=advance,
+        )

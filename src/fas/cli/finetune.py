@@ -41,7 +41,7 @@ def finetune(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
-        from fas.cli._saving import save
+        from fas.cli._saving import check_place, save
         from fas.runtime.transformers_ import whole_directory
         from fas.stages.finetune import Finetune, finetune, language_modelling
 
@@ -51,9 +51,9 @@ def finetune(
             gradient_accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
             precision=precision, tensorboard=tensorboard, seed=seed,
         )  # fmt: skip
+        check_place(out)
         loaded = load(model, device)
-        if not loaded.converted:
-            raise ValueError(f"{model} is dense: convert it first with fas convert {model} OUT")
+        loaded.need_converted()
         source = default_data(loaded, data)
         rows = training_rows(loaded, source, window=window, limit=None, seed=seed)
         dataset = rows if is_classifier(loaded) else language_modelling(rows)

@@ -44,14 +44,18 @@ def generate(
         from fas.runtime.anytime import Anytime
 
         loaded = load(model, device)
+        if not (hasattr(loaded.model, "can_generate") and loaded.model.can_generate()):
+            raise ValueError(f"{type(loaded.model).__name__} generates no text: take a causal language model")
         tokenizer = loaded.need_tokenizer()
-        if loaded.converted and timesteps is not None:
-            loaded.model.timesteps = timesteps
-        if loaded.converted and schedule is not None:
+        if timesteps is not None:
+            loaded.set_timesteps(timesteps)
+        if schedule is not None:
+            loaded.need_converted()
             loaded.model.schedule = schedule
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.model.device)
         if not inputs["input_ids"].numel():
             raise ValueError("the prompt is empty: --prompt needs at least one token")
+        _check_length(loaded, inputs["input_ids"].shape[1], max_new_tokens)
         set_seed(seed)
         arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
         if temperature > 0:
@@ -79,3 +83,13 @@ def generate(
         if anytime is not None:
             output.measure("mean_timesteps", anytime.mean_steps, "steps", margin=margin, **about)
             output.remark(f"mean time steps per token: {anytime.mean_steps:.2f} of {loaded.model.timesteps}")
+
+
+def _check_length(loaded: Any, prompt: int, new: int) -> None:
+    """Refuse more tokens than the model has positions for, before the first is computed."""
+    context = loaded.context
+    if context is not None and not loaded.model.config.is_encoder_decoder and prompt + new > context:
+        raise ValueError(
+            f"{prompt} tokens of the prompt and {new} new ones exceed the model's context of {context}: "
+            f"pass --max-new-tokens {max(1, context - prompt)}, or a shorter prompt"
+        )

@@ -113,7 +113,7 @@ class FAS(Method):
                 f"{site.path} receives values of both signs, which {self.neuron} cannot carry: choose "
                 "neuron='signed_if', or coverage='mlp' with replace_activation=True and fine-tune"
             )
-        return neuron()  # type: ignore[no-any-return]
+        return neuron()
 
     def stages(self) -> tuple[Stage, ...]:
         """Thresholds by maximum where nothing is to be calibrated, else the two calibrations in one walk."""

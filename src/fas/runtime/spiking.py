@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fas.layers.simulation import Simulation
 from fas.runtime import fold
@@ -28,7 +26,7 @@ class Folding(_Parent):
     """
 
     _simulation: Simulation
-    _base_class: type[nn.Module]
+    _base_class: type
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on as many rows as there are samples and steps."""
@@ -195,7 +193,7 @@ def _one_of(name: str, value: Any, choices: Any) -> Any:
 
 
 @functools.cache
-def spiking_class(base: type[nn.Module], mixin: type = SpikingModel) -> type[nn.Module]:
+def spiking_class(base: Any, mixin: Any = SpikingModel) -> Any:
     """Return ``base`` with the abilities of ``mixin``, under the same name.
 
     The name matters: transformers writes it into config.json and finds the loss by it.
@@ -215,35 +213,27 @@ def spiking_class(base: type[nn.Module], mixin: type = SpikingModel) -> type[nn.
     return type(base.__name__, (mixin, base), members)
 
 
-def make_spiking(model: nn.Module, simulation: Simulation, mixin: type = SpikingModel) -> None:
+def make_spiking(model: Any, simulation: Simulation, mixin: type = SpikingModel) -> None:
     """Give a model whose layers have been exchanged its time steps, in place."""
-    model._simulation = simulation  # type: ignore[assignment]
+    model._simulation = simulation
     encoder = _encoder(model)
-    model.__class__ = spiking_class(type(model), mixin)
+    model.__class__ = spiking_class(type(model), mixin)  # type: ignore[arg-type]
     if encoder is not None:
-        encoder._simulation = simulation  # type: ignore[assignment]
-        encoder.__class__ = spiking_class(type(encoder), Folding)
+        encoder._simulation = simulation
+        encoder.__class__ = spiking_class(type(encoder), Folding)  # type: ignore[arg-type]
 
 
-def make_dense(model: nn.Module) -> None:
+def make_dense(model: Any) -> None:
     """Undo ``make_spiking``."""
     encoder = _encoder(model)
     for part in (model, encoder):
-        if part is not None and isinstance(part, Folding):
+        if isinstance(part, Folding):
             part.__class__ = part._base_class
             del part._simulation
 
 
-def _encoder(model: nn.Module) -> nn.Module | None:
+def _encoder(model: Any) -> Any:
     """Return the part that ``generate`` runs by itself in an encoder-decoder model."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return None
-    encoder: nn.Module = model.get_encoder()  # type: ignore[operator]
-    return encoder
-
-
-@contextmanager
-def network(model: nn.Module, value: Network) -> Iterator[None]:
-    """Run another of the three networks while the block lasts."""
-    with model._simulation.using(network=value):  # type: ignore[union-attr, operator]
-        yield
+    return model.get_encoder()

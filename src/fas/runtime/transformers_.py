@@ -103,7 +103,7 @@ class whole_directory:
 
 
 @register_quantizer("fas")
-class FASQuantizer(HfQuantizer):  # type: ignore[misc]
+class FASQuantizer(HfQuantizer):
     """Hooks of ``from_pretrained``: spiking layers before the weights arrive, or after them."""
 
     requires_calibration = False

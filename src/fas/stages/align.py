@@ -81,7 +81,7 @@ class Align(Stage):
                             f"learning rate ({self.learning_rate:g}) or check the data"
                         )
                     optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                     optimizer.step()
                     schedule.step()
                     _keep_potential(model)
