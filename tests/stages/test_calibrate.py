@@ -162,7 +162,7 @@ def test_the_record_says_what_was_done():
     assert told[-1] == (model.sites[-1].path, 2, 2)
     with fas.record(model) as spikes:
         for batch in data:
-            logits(model, {k: v for k, v in batch.items() if k == "input_ids"}, observers=[spikes])
+            logits(model, {k: v for k, v in batch.items() if k == "input_ids"})
     first = model.sites[0].path
     # The record counts rows without padding, the recording all.
     assert spikes.sites[first].spikes_per_neuron == pytest.approx(record.sites[first]["spikes_per_neuron"], rel=0.1)

@@ -18,6 +18,7 @@ from fas.types import (
     Method,
     Neuron,
     Operators,
+    RateNeuron,
     Schedule,
     Site,
     Stage,
@@ -86,7 +87,9 @@ class FAS(Method):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
-        registry.load("neurons", self.neuron)
+        neuron = registry.load("neurons", self.neuron)
+        if self.schedule == "online" and not issubclass(neuron, RateNeuron):
+            raise ValueError(f"neuron {self.neuron!r} fires after its whole input: it needs schedule='layerwise'")
         object.__setattr__(self, "exclude", tuple(self.exclude))
 
     def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
+from transformers.loss.loss_utils import LOSS_MAPPING
 
 
 def loss_from_output(model: Any, output: Any, labels: Tensor) -> Any:
@@ -23,10 +24,13 @@ def loss_from_output(model: Any, output: Any, labels: Tensor) -> Any:
         ValueError: for a head whose loss is not computed from logits and labels alone.
     """
     kind, logits = model.loss_type, output.logits
+    # transformers finds the kind in the name of the class, and has none for GPT2LMHeadModel.
+    if kind is None and type(model).__name__.endswith("LMHeadModel"):
+        kind = "ForCausalLM"
     if model.config.is_encoder_decoder and kind != "ForSequenceClassification":
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
     elif kind in ("ForCausalLM", "ForMaskedLM"):
-        loss = model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
+        loss = LOSS_MAPPING[kind](logits=logits, labels=labels, vocab_size=logits.shape[-1])
     elif kind in ("ForSequenceClassification", "ForImageClassification"):
         loss = _classification(model, logits, labels)
     else:
@@ -39,9 +43,16 @@ def loss_from_output(model: Any, output: Any, labels: Tensor) -> Any:
 
 
 def _classification(model: Any, logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, or mean squared error where the model regresses one value."""
-    if logits.shape[-1] == 1 or model.config.problem_type == "regression":
+    """Cross entropy; mean squared error where the model regresses, binary cross entropy for several labels.
+
+    Where the configuration leaves the kind open, it follows from labels as in transformers: one output
+    regresses, and labels that are no whole numbers hold one probability for each class.
+    """
+    kind = model.config.problem_type
+    if kind is None and logits.shape[-1] > 1 and labels.is_floating_point():
+        kind = "multi_label_classification"
+    if logits.shape[-1] == 1 or kind == "regression":
         return functional.mse_loss(logits.squeeze(-1).float(), labels.float().view_as(logits.squeeze(-1)))
-    if model.config.problem_type == "multi_label_classification":
+    if kind == "multi_label_classification":
         return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return functional.cross_entropy(logits.float(), labels.flatten())

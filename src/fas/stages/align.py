@@ -77,7 +77,7 @@ class Align(Stage):
                     loss = self._loss(model, teacher, batches[i])
                     if not bool(loss.isfinite()):
                         raise CalibrationError(
-                            f"the alignment loss became {float(loss)} after {len(history)} batches: lower the "
+                            f"the alignment loss became {float(loss.detach())} after {len(history)} batches: lower the "
                             f"learning rate ({self.learning_rate:g}) or check the data"
                         )
                     optimizer.zero_grad()
@@ -85,7 +85,7 @@ class Align(Stage):
                     optimizer.step()
                     schedule.step()
                     _keep_potential(model)
-                    history.append(float(loss))
+                    history.append(float(loss.detach()))
                     if progress is not None:
                         progress(f"loss {history[-1]:.4f}", len(history), total)
         tenth = max(1, total // 10)

@@ -1,0 +1,217 @@
+"""A converted model behind the interface of the model it was: settings, steps, copies."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import FAMILIES, logits
+
+import fas
+from fas.errors import FASError
+from fas.runtime.spiking import Folding, SpikingModel
+from fas.surgery.replace import populations
+
+
+def converted(name="gpt2", dtype=torch.float32, **options):
+    family = FAMILIES[name]
+    options = {"timesteps": 4, **options}
+    return fas.convert(family.build(), fas.FAS(**options), calibration=[family.batch(seed=3)]).to(dtype)
+
+
+@pytest.mark.parametrize("name", ["timesteps", "levels"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, "8", None])
+def test_numbers_of_steps_and_levels(name, value):
+    model = converted()
+    with pytest.raises(ValueError, match=f"{name} is {value!r}; .* whole number"):
+        setattr(model, name, value)
+    setattr(model, name, 1)
+    assert getattr(model, name) == getattr(model.simulation, name) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("network", "ann, quantised, snn"),
+        ("schedule", "layerwise, online"),
+        ("operators", "difference, instant"),
+        ("execution", "collapsed, stepped"),
+    ],
+)
+def test_settings_list_their_choices(name, choices):
+    model = converted()
+    with pytest.raises(ValueError, match=f"{name} is 'fast'; choose one of {choices}"):
+        setattr(model, name, "fast")
+    for choice in choices.split(", "):
+        setattr(model, name, choice)
+        assert getattr(model, name) == getattr(model.simulation, name) == choice
+
+
+def test_settings_take_effect_at_the_next_call():
+    model, batch = converted(), FAMILIES["gpt2"].batch()
+    four = logits(model, batch)
+    model.timesteps = 32
+    many = logits(model, batch)
+    dense = logits(model, batch, network="ann")
+    assert float((many - dense).norm()) < 0.9 * float((four - dense).norm())
+    model.timesteps = 4
+    assert torch.equal(logits(model, batch), four)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("neuron", ["signed_if", "clipped_count"])
+def test_any_number_of_steps_in_every_schedule(steps, neuron):
+    model, batch = converted(timesteps=steps, neuron=neuron, dtype=torch.float64), FAMILIES["gpt2"].batch()
+    layerwise = logits(model, batch)
+    # Float64: T sums instead of one.
+    torch.testing.assert_close(logits(model, batch, execution="stepped"), layerwise, rtol=1e-9, atol=1e-9)
+    online = logits(model, batch, schedule="online")
+    assert online.shape == layerwise.shape and bool(online.isfinite().all())
+    if steps == 1 or neuron == "clipped_count":  # one step has no order
+        torch.testing.assert_close(online, layerwise, rtol=1e-9, atol=1e-9)
+
+
+def test_the_phase_code():
+    model, batch = converted(neuron="phase", dtype=torch.float64), FAMILIES["gpt2"].batch()
+    assert model.levels == 15
+    collapsed = logits(model, batch)
+    torch.testing.assert_close(logits(model, batch, execution="stepped"), collapsed, rtol=1e-9, atol=1e-9)
+    assert torch.equal(logits(model, batch, network="quantised"), collapsed)
+    with pytest.raises(FASError, match=r"Phase fires after its whole input only.*set model\.schedule = 'layerwise'"):
+        logits(model, batch, schedule="online")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert_classifier", "t5", "vit"])
+@pytest.mark.parametrize("operators", ["difference", "instant"])
+def test_the_last_step_is_the_answer(name, operators):
+    model, batch = converted(name), FAMILIES[name].batch()
+    model.schedule, model.operators = "online", operators
+    with torch.no_grad():
+        steps = model.logits_per_step(**batch)
+    answer = logits(model, batch)
+    assert steps.shape == (4, *answer.shape)
+    # Instant answers are means of up to four, of the whole or running: float32 in another order.
+    torch.testing.assert_close(steps[-1], answer, rtol=1e-5, atol=1e-5 * float(answer.abs().max()))
+    if operators == "difference":
+        assert torch.equal(steps[-1], answer)
+    assert not torch.equal(steps[0], steps[-1])
+
+
+def test_instant_steps_are_running_means():
+    model, batch = converted(timesteps=3), FAMILIES["gpt2"].batch()
+    model.schedule, model.operators = "online", "instant"
+    raw = []
+    handle = model.lm_head.register_forward_hook(lambda _, __, output: raw.append(output.detach()))
+    with torch.no_grad():
+        steps = model.logits_per_step(**batch)
+    handle.remove()
+    values = raw[0].unflatten(0, (3, 3))
+    for t in range(3):
+        torch.testing.assert_close(steps[t], values[: t + 1].mean(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({}, "network 'snn', schedule 'layerwise'"), ({"schedule": "online", "network": "ann"}, "network 'ann'")],
+)
+def test_steps_need_the_online_schedule(settings, message):
+    model = converted()
+    for name, value in settings.items():
+        setattr(model, name, value)
+    with pytest.raises(ValueError, match=rf"{message}.*set model\.schedule = 'online'"):
+        model.logits_per_step(**FAMILIES["gpt2"].batch())
+
+
+def test_an_error_between_steps_leaves_no_trace():
+    model, batch = converted(), FAMILIES["gpt2"].batch()
+    model.schedule = "online"
+    answer = logits(model, batch)
+    with pytest.raises(IndexError, match="out of range"), torch.no_grad():
+        model.logits_per_step(input_ids=torch.full((1, 3), 10**6))
+    assert model.simulation.steps is None
+    assert torch.equal(logits(model, batch), answer)
+
+
+def test_hidden_states_are_reduced_too():
+    model, batch = converted(neuron="clipped_count", dtype=torch.float64), FAMILIES["gpt2"].batch()
+    with torch.no_grad():
+        layerwise = model(**batch, output_hidden_states=True)
+        model.schedule = "online"
+        online = model(**batch, output_hidden_states=True)
+    assert type(online) is type(layerwise)
+    for ours, theirs in zip(online.hidden_states, layerwise.hidden_states, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_embeddings_instead_of_ids():
+    model, batch = converted(), FAMILIES["gpt2"].batch()
+    model.schedule = "online"
+    embedded = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]).detach()}
+    assert torch.equal(logits(model, embedded), logits(model, {"input_ids": batch["input_ids"]}))
+
+
+def test_inputs_by_position():
+    model, batch = converted(), FAMILIES["gpt2"].batch()
+    for schedule in ("layerwise", "online"):
+        model.schedule = schedule
+        with torch.no_grad():
+            assert torch.equal(model(batch["input_ids"]).logits, model(input_ids=batch["input_ids"]).logits)
+
+
+def test_no_input_says_how_many_rows():
+    model = converted("bert_mlm")
+    model.schedule = "online"
+    with pytest.raises(ValueError, match="cannot tell its size: pass input_ids"):
+        model(attention_mask=torch.ones(1, 2))
+
+
+def test_a_part_of_the_model_cannot_run_online():
+    model = converted()
+    model.schedule = "online"
+    with pytest.raises(FASError, match="ran outside the model's own forward"):
+        model.transformer(**FAMILIES["gpt2"].batch())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_copies_are_independent(name):
+    model, batch = converted(name), FAMILIES[name].batch()
+    answer = logits(model, batch)
+    twin = copy.deepcopy(model)
+    assert type(twin) is type(model) and twin.simulation is not model.simulation
+    assert {id(p.simulation) for p in populations(twin).values()} == {id(twin.simulation)}
+    assert torch.equal(logits(twin, batch), answer)
+    twin.timesteps, twin.schedule = 2, "online"
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(0.5)
+    assert (model.timesteps, model.schedule) == (4, "layerwise")
+    assert torch.equal(logits(model, batch), answer)
+    # The copy of a layer shares neurons with the copies of its neighbours, not with the original.
+    ours = {id(p) for p in model.parameters()}
+    assert not any(id(p) in ours for p in twin.parameters())
+    for path, population in populations(twin).items():
+        assert twin.get_submodule(path).population is population
+    assert torch.equal(
+        fas.revert(twin).state_dict()[(key := next(iter(model.state_dict())))], model.state_dict()[key] / 2
+    )
+
+
+def test_the_encoder_may_be_called_by_itself():
+    model = converted("t5", neuron="clipped_count", dtype=torch.float64)
+    batch = FAMILIES["t5"].batch()
+    encoder = model.get_encoder()
+    assert isinstance(encoder, Folding) and not isinstance(encoder, SpikingModel)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        layerwise = encoder(**inputs).last_hidden_state
+        model.schedule = "online"
+        steps = encoder(**inputs).last_hidden_state
+    # A part hands its rows on, time-major; the last step is what the other schedule knows.
+    assert steps.shape == (4 * 3, *layerwise.shape[1:])
+    torch.testing.assert_close(steps[9:], layerwise, rtol=1e-9, atol=1e-9)
+
+
+def test_compiled_names_and_docs_are_those_of_the_original():
+    model = converted()
+    cls = type(FAMILIES["gpt2"].build())
+    assert type(model).__qualname__ == cls.__qualname__ and type(model).__module__ == cls.__module__
+    assert type(converted()) is type(model)

@@ -1,0 +1,245 @@
+"""Saving and loading: a directory is whole or not there, and what is damaged is refused."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers.modeling_utils
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_models import FAMILIES, logits
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import fas
+from fas.errors import CheckpointError, SiteError
+from fas.runtime.transformers_ import check_files, read_config, whole_directory
+
+
+def converted(name="gpt2", **options):
+    family = FAMILIES[name]
+    return fas.convert(family.build(), fas.FAS(timesteps=4, **options), calibration=[family.batch()])
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_a_new_directory_appears_whole(tmp_path):
+    target = tmp_path / "a" / "b"
+    with whole_directory(target) as beside:
+        assert beside.parent == target.parent and not target.exists()
+        (beside / "x").write_text("1")
+    assert contents(target) == {"x": b"1"} and list(target.parent.iterdir()) == [target]
+
+
+def test_an_old_model_is_replaced_and_other_files_stay(tmp_path):
+    target = tmp_path / "m"
+    target.mkdir()
+    old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json")
+    for name in (*old, "README.md", "tokenizer.json"):
+        (target / name).write_text("old")
+    (target / "runs").mkdir()
+    (target / "runs" / "log").write_text("kept")
+    with whole_directory(target) as beside:
+        (beside / "config.json").write_text("new")
+        (beside / "model.safetensors").write_text("new")
+    assert contents(target) == {
+        "config.json": b"new",
+        "model.safetensors": b"new",
+        "README.md": b"old",
+        "tokenizer.json": b"old",
+    }
+    assert (target / "runs" / "log").read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("midway"), KeyboardInterrupt("midway")])
+def test_an_error_midway_leaves_the_old_state(tmp_path, error):
+    target = tmp_path / "m"
+    with pytest.raises(type(error), match="midway"), whole_directory(target) as beside:
+        (beside / "x").write_text("1")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    with pytest.raises(type(error), match="midway"), whole_directory(target) as beside:
+        (beside / "config.json").write_text("new")
+        raise error
+    assert contents(target) == {"config.json": b"old"} and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "m").write_text("I am a file")
+    with pytest.raises(NotADirectoryError, match="m is a file; name a directory to save to"):
+        converted(coverage="mlp").save_pretrained(tmp_path / "m")
+    assert (tmp_path / "m").read_text() == "I am a file" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_directory_follows_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with whole_directory(tmp_path / "m"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, existing):
+    model, target = converted(coverage="mlp"), tmp_path / "m"
+    if existing:
+        model.save_pretrained(target)
+    before = contents(target) if existing else None
+    model.timesteps = 9
+
+    def full(tensors, filename, **_):
+        with open(filename, "wb") as file:
+            file.write(b"the beginning")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        model.save_pretrained(target)
+    assert [path.name for path in tmp_path.iterdir()] == (["m"] if existing else [])
+    if existing:
+        assert contents(target) == before
+
+
+def test_shards_go_when_a_model_of_one_file_comes(tmp_path):
+    model, target = converted(), tmp_path / "m"
+    model.save_pretrained(target, max_shard_size="20KB")
+    assert len(list(target.glob("*.safetensors"))) > 1
+    answer = logits(model, FAMILIES["gpt2"].batch())
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(target), FAMILIES["gpt2"].batch()), answer)
+    (target / "notes.txt").write_text("kept")
+    model.save_pretrained(target)
+    assert [path.name for path in target.glob("*.safetensors*")] == ["model.safetensors"]
+    assert (target / "notes.txt").read_text() == "kept"
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(target), FAMILIES["gpt2"].batch()), answer)
+
+
+def test_saving_where_one_has_loaded_from(tmp_path):
+    converted().save_pretrained(tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    answer = logits(model, FAMILIES["gpt2"].batch())
+    model.save_pretrained(tmp_path / "m")
+    # The loaded weights may be mapped from the file that has been replaced.
+    assert torch.equal(logits(model, FAMILIES["gpt2"].batch()), answer)
+
+
+def test_settings_of_the_moment_are_saved(tmp_path):
+    model = converted()
+    settings = {"timesteps": 6, "levels": 5, "schedule": "online", "operators": "instant", "execution": "stepped"}
+    for name, value in settings.items():
+        setattr(model, name, value)
+    answer = logits(model, FAMILIES["gpt2"].batch())
+    model.network = "ann"
+    model.save_pretrained(tmp_path / "m")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert {name: getattr(loaded, name) for name in settings} == settings
+    # A converted model spikes, whatever the last call was.
+    assert loaded.network == "snn"
+    assert torch.equal(logits(loaded, FAMILIES["gpt2"].batch()), answer)
+    stored = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
+    assert {name: stored[name] for name in settings} == settings
+    assert stored["quant_method"] == "fas" and stored["coverage"] == "linear"
+
+
+def test_the_weights_file_is_marked(tmp_path):
+    converted().save_pretrained(tmp_path / "m")
+    with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as file:
+        assert file.metadata()["fas_version"] == fas.__version__
+
+
+def test_another_head_on_the_same_body(tmp_path):
+    # Sites of the head that was left behind belong to no module of the new model.
+    converted().save_pretrained(tmp_path / "m")
+    with pytest.raises(SiteError, match=r"GPT2ForSequenceClassification has no module lm_head"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "m")
+
+
+@pytest.fixture
+def directory(tmp_path):
+    converted().save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -1000])
+def test_truncated_weights(directory, size):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read .*; it is damaged or was not copied"):
+        AutoModelForCausalLM.from_pretrained(directory)
+
+
+def test_dense_weights_under_a_converted_configuration(directory, tmp_path):
+    FAMILIES["gpt2"].build().save_pretrained(tmp_path / "dense")
+    (directory / "model.safetensors").write_bytes((tmp_path / "dense" / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="thresholds for 0 of 9 sites: it is dense or incomplete"):
+        AutoModelForCausalLM.from_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("lm_head.neuron.log_threshold", "thresholds for 8 of 9 sites"),
+        ("transformer.h.0.mlp.c_fc.neuron.offset", "offset"),
+        ("transformer.h.0.mlp.c_fc.neuron.v_init", "v_init"),
+        ("transformer.h.0.mlp.c_fc.correction", "correction"),
+    ],
+)
+def test_a_parameter_is_missing(directory, lost, message):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[lost]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=message):
+        AutoModelForCausalLM.from_pretrained(directory)
+
+
+def test_no_files_are_nothing_to_check():
+    check_files((), fas.FAS().select(FAMILIES["gpt2"].build()))
+
+
+def test_reading_a_configuration(directory):
+    assert read_config(directory)["model_type"] == "gpt2"
+    (directory / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged .*; copy or convert the model again"):
+        read_config(directory)
+    (directory / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        read_config(directory)
+    (directory / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"m has no config\.json: it is not a model directory"):
+        read_config(directory)
+
+
+def python(code):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_importing_is_cheap():
+    out = python(
+        "import sys, fas; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)));"
+        "print(sorted(dir(fas)) == sorted(fas.__all__), callable(fas.convert), callable(fas.convert))"
+    )
+    assert out.split("\n")[:2] == ["[]", "True True True"]
+
+
+@pytest.mark.parametrize("imports", ["import fas, transformers", "import transformers.quantizers, fas"])
+def test_either_import_may_come_first(directory, imports):
+    out = python(
+        f"{imports}\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(directory)!r})\n"
+        "print(type(model).__name__, model.timesteps, len(model.sites))"
+    )
+    assert out.split() == ["GPT2LMHeadModel", "4", "9"]
