@@ -19,7 +19,7 @@ def demo(
     context: typer.Context,
     timesteps: Annotated[str, typer.Option(help="T, one or several.")] = "2,4,8,16",
     coverage: Annotated[str, typer.Option(help="mlp, linear or both.")] = "mlp,linear",
-    tokens: Tokens = 16384,
+    tokens: Tokens = 8192,
     test_tokens: Annotated[int, typer.Option(help="Held-out tokens to measure on.", min=2)] = 8192,
     prompt: Annotated[str, typer.Option(help="Code for the spiking network to go on with.")] = _PROMPT,
     seed: Seed = 0,

@@ -194,12 +194,19 @@ def check_files(files: Sequence[str], sites: Sequence[Site]) -> None:
     if not files:
         return
     # By number, not by name: transformers renames some modules in the files it writes.
-    there = sum(name.endswith(".neuron.log_threshold") for name in found)
-    if there < len(sites):
-        raise CheckpointError(
-            f"the checkpoint has thresholds for {there} of {len(sites)} sites: it is dense or incomplete. "
-            "Convert the dense model with fas.convert, or copy the converted directory again"
-        )
+    layers = sum(len(site.layers) for site in sites)
+    for what, ending, wanted, places in (
+        ("thresholds", ".neuron.log_threshold", len(sites), "sites"),
+        ("initial potentials (v_init)", ".neuron.v_init", len(sites), "sites"),
+        ("offsets", ".neuron.offset", len(sites), "sites"),
+        ("bias corrections", ".correction", layers, "layers"),
+    ):
+        there = sum(name.endswith(ending) for name in found)
+        if there < wanted:
+            raise CheckpointError(
+                f"the checkpoint has {what} for {there} of {wanted} {places}: it is dense or incomplete. "
+                "Convert the dense model with fas.convert, or copy the converted directory again"
+            )
 
 
 def read_config(directory: Path) -> dict[str, Any]:
