@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--test", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--timesteps", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--coverages", nargs="+", default=["mlp", "linear"])
+    parser.add_argument("--coverages", nargs="*", default=["mlp", "linear"])
     parser.add_argument("--tokens", type=int, default=65536, help="for calibration")
     parser.add_argument("--test-tokens", type=int, default=32768)
     parser.add_argument("--online-tokens", type=int, default=4096)
@@ -132,7 +132,7 @@ class Quality:
         """Fine-tune the quantised network and the dense control on the same data for the same steps."""
         model, about = self.convert(coverage="linear", timesteps=8)
         settings = Finetune(
-            max_steps=self.arguments.finetune, learning_rate=3e-4, threshold_learning_rate=1e-3, batch_size=8,
+            max_steps=self.arguments.finetune, learning_rate=2e-4, threshold_learning_rate=1e-2, batch_size=8,
             scheduler="cosine", warmup=0.05, save_steps=10**6,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as directory:
