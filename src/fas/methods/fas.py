@@ -90,9 +90,10 @@ class FAS(Method):
         neuron = registry.load("neurons", self.neuron)
         if self.schedule == "online" and not issubclass(neuron, RateNeuron):
             raise ValueError(f"neuron {self.neuron!r} fires after its whole input: it needs schedule='layerwise'")
-        if isinstance(self.exclude, str):
-            raise ValueError(f"exclude is the string {self.exclude!r}; expected a list of patterns: [{self.exclude!r}]")
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        exclude: Any = self.exclude
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude is the string {exclude!r}; expected a list of patterns: [{exclude!r}]")
+        object.__setattr__(self, "exclude", tuple(exclude))
 
     def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:
         """Find the sites of the coverage."""

@@ -65,12 +65,13 @@ class Anytime:
         caches = [DynamicCache(config=model.config) for _ in range(model.timesteps)]
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
+        positions = model_kwargs.get("position_ids")
         fresh, running = (
             input_ids.shape[1],
             torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device),
         )
         while bool(running.any()):
-            logits = self._answer(model, input_ids, mask, caches, fresh, running)
+            logits = self._answer(model, input_ids, mask, positions, caches, fresh, running)
             scores = logits_processor(input_ids, logits.float())
             if generation_config.do_sample:
                 token = torch.multinomial(scores.softmax(-1), 1).squeeze(1)
@@ -80,6 +81,8 @@ class Anytime:
             token = torch.where(running, token, 0 if pad is None else pad)
             input_ids = torch.cat([input_ids, token.unsqueeze(1)], dim=1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            if positions is not None:
+                positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
             if streamer is not None:
                 streamer.put(token.cpu())
             running = running & ~stopping_criteria(input_ids, None)
@@ -88,18 +91,28 @@ class Anytime:
             streamer.end()
         return input_ids
 
-    def _answer(self, model: Any, ids: Tensor, mask: Tensor, caches: list[Any], fresh: int, running: Tensor) -> Tensor:
+    def _answer(
+        self,
+        model: Any,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor | None,
+        caches: list[Any],
+        fresh: int,
+        running: Tensor,
+    ) -> Tensor:
         """Return the logits of the last position after as many steps as it takes."""
         total = torch.zeros(())
         model.reset()
         try:
             for t in range(1, model.timesteps + 1):
-                # transformers counts positions from the mask and slices to what is new.
+                # transformers slices to what is new.
                 inputs = model.prepare_inputs_for_generation(
                     ids,
                     next_sequence_length=fresh,
                     past_key_values=caches[t - 1],
                     attention_mask=mask,
+                    position_ids=positions,
                     use_cache=True,
                     is_first_iteration=fresh > 1,
                 )

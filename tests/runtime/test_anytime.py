@@ -1,0 +1,49 @@
+import pytest
+import torch
+from tiny_models import FAMILIES
+
+import fas
+
+IDS = torch.tensor([[3, 7, 9, 4], [5, 6, 8, 2]])
+
+
+@pytest.fixture
+def model():
+    dense = FAMILIES["gpt2"].build()
+    data = [{"input_ids": torch.randint(1, 64, (4, 16))}]
+    return fas.convert(dense, fas.FAS(timesteps=4, schedule="online"), calibration=data)
+
+
+def generate(model, **arguments):
+    return model.generate(IDS, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0, **arguments)
+
+
+@pytest.mark.parametrize("operators", ["difference", "instant"])
+def test_without_early_stops_it_is_the_online_schedule(model, operators):
+    model.operators = operators
+    anytime = fas.Anytime(float("inf"))
+    assert torch.equal(generate(model, custom_generate=anytime), generate(model))
+    assert anytime.steps == [4] * 6
+
+
+def test_any_lead_stops_after_one_step(model):
+    anytime = fas.Anytime(0.0)
+    assert generate(model, custom_generate=anytime).shape == (2, 10)
+    assert anytime.mean_steps == 1.0
+
+
+def test_left_padding_does_not_change_a_row(model):
+    padded = torch.cat([torch.zeros(1, 2, dtype=torch.long), IDS[:1]], dim=1)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    common = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    plain = model.generate(IDS[:1], custom_generate=fas.Anytime(float("inf")), **common)
+    shifted = model.generate(padded, attention_mask=mask, custom_generate=fas.Anytime(float("inf")), **common)
+    assert torch.equal(plain, shifted[:, 2:])
+
+
+def test_what_it_refuses(model):
+    with pytest.raises(ValueError, match="margin is -1"):
+        fas.Anytime(-1)
+    model.schedule = "layerwise"
+    with pytest.raises(ValueError, match="set model.schedule = 'online'"):
+        generate(model, custom_generate=fas.Anytime(1.0))
