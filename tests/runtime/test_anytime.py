@@ -45,5 +45,5 @@ def test_what_it_refuses(model):
     with pytest.raises(ValueError, match="margin is -1"):
         fas.Anytime(-1)
     model.schedule = "layerwise"
-    with pytest.raises(ValueError, match="set model.schedule = 'online'"):
+    with pytest.raises(ValueError, match=r"set model\.schedule = 'online'"):
         generate(model, custom_generate=fas.Anytime(1.0))
