@@ -9,32 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from neuron_variants import every, rate
 
-from fas import registry
 from fas.types import Neuron, RateNeuron
 
 # Nearer to a multiple of θ than this, float64 (relative rounding 1e-16, at most 20 terms of size 10)
 # may put F on either side; random currents hardly ever come so near, and never by design.
 MARGIN = 1e-9
 
-
-def variants() -> list[Neuron]:
-    neurons: list[Neuron] = []
-    for name in registry.available("neurons"):
-        cls = registry.load("neurons", name)
-        if "signed" in {field.name for field in dataclasses.fields(cls)}:
-            neurons += [cls(signed=True), cls(signed=False)]
-        else:
-            neurons.append(cls())
-    return neurons
-
-
-def label(neuron: Neuron) -> str:
-    return f"{type(neuron).__name__}-{'signed' if neuron.signed else 'unsigned'}"
-
-
-every = pytest.mark.parametrize("neuron", variants(), ids=label)
-rate = pytest.mark.parametrize("neuron", [n for n in variants() if isinstance(n, RateNeuron)], ids=label)
 
 # Each example holds many neurons, so a quarter of the examples is still thousands of cases.
 few = settings(max_examples=settings.default.max_examples // 4)

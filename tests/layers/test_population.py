@@ -1,6 +1,5 @@
 """Populations: every execution and schedule gives the counts of a loop over the neuron's definition."""
 
-import dataclasses
 import itertools
 import math
 
@@ -8,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from neuron_variants import every, rate
 
-from fas import registry
 from fas.errors import CalibrationError, FASError, NotCalibratedError
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
@@ -26,25 +25,6 @@ seeds = st.integers(0, 2**32 - 1)
 timesteps = st.integers(1, 9)
 # Each example holds many neurons, so a quarter of the examples is still thousands of cases.
 few = settings(max_examples=settings.default.max_examples // 4)
-
-
-def variants() -> list[Neuron]:
-    neurons: list[Neuron] = []
-    for name in registry.available("neurons"):
-        cls = registry.load("neurons", name)
-        if "signed" in {field.name for field in dataclasses.fields(cls)}:
-            neurons += [cls(signed=True), cls(signed=False)]
-        else:
-            neurons.append(cls())
-    return neurons
-
-
-def label(neuron: Neuron) -> str:
-    return f"{type(neuron).__name__}-{'signed' if neuron.signed else 'unsigned'}"
-
-
-every = pytest.mark.parametrize("neuron", variants(), ids=label)
-rate = pytest.mark.parametrize("neuron", [n for n in variants() if isinstance(n, RateNeuron)], ids=label)
 
 
 class Seen:

@@ -39,6 +39,7 @@ def demo(
         # Every combination is checked before the first is measured.
         plans = [FAS(coverage=c, timesteps=t) for c in coverages for t in steps]  # type: ignore[arg-type]
         plans += [FAS(coverage=c, timesteps=8, neuron="phase") for c in coverages]  # type: ignore[arg-type]
+        shown = _shown(plans)
         loaded = load(EMBEDDED)
         test = token_stream(loaded, "stdlib", "heldout")[:test_tokens]
         batches = calibration_batches(loaded, "stdlib", window=256, limit=tokens, batch_size=16, seed=seed)
@@ -50,17 +51,14 @@ def demo(
             for network in ("quantised", "snn"):
                 loaded.model.network = network
                 measured.row(loaded, plan)
-            if plan is not _shown(plans):
-                _revert(loaded)
-            else:
+            if plan is shown:
                 text = _write(loaded, prompt)
-                _revert(loaded)
+            _revert(loaded)
         output.table(
             f"Perplexity on {len(test)} held-out tokens of the standard library",
             ["coverage", "neuron", "T", "levels", "network", "perplexity", "× ANN", "spikes per neuron"],
             measured.rows,
         )
-        shown = _shown(plans)
         output.text(f"The spiking network ({shown.coverage}, {shown.neuron}, T = {shown.timesteps}) writes:\n\n{text}")
 
 
