@@ -302,3 +302,21 @@ def test_starting_from_a_threshold_per_channel():
     start = fit_channels(x, (-4, 4), iterations=1)
     again = fit_channels(x, (-4, 4), start)
     assert (again.error <= start.error * SLACK).all()
+
+
+@given(seed=seeds, shape=shapes)
+def test_levels_to_spare_widen_the_range(seed, shape):
+    """6,561 levels: values twice as far out as any seen still have a level near; at 17 there are none to spare."""
+    x = data(shape, seed, 200)
+    many, few = (-3280, 3280), (-8, 8)
+    fit = fit_channels(x, many)
+    # Within the stated allowance of what the narrowest range that covers the data leaves: half a step at most.
+    span = (x.amax(0) - x.amin(0)) / 2
+    assert (fit.error <= (span / 3280 / 2).square() + 3.1e-5 * x.var(0, correction=0)).all()
+    middle = (x.amax(0) + x.amin(0)) / 2
+    beyond = torch.stack([middle + 2 * span, middle - 2 * span])
+    step = fit.threshold / many[1]
+    # Half a step from a level, or a rounding error of float64 beside it.
+    assert ((encode(beyond, fit, many) - beyond).abs() <= step / 2 * (1 + 1e-6)).all()
+    narrow = fit_channels(x, few)
+    assert (narrow.threshold <= 2 * span + 1e-9).all()

@@ -13,6 +13,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print rows of measurements a
 Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
 Device = Annotated[str, typer.Option(help="Where to compute, as torch names it: `cpu`, `cuda`, `cuda:1`.")]
 Tokens = Annotated[int, typer.Option(help="Tokens to calibrate on.", min=1)]
+Data = Annotated[str | None, typer.Option(help="Text source, or GLUE-style table, to calibrate on.")]
+TestData = Annotated[str | None, typer.Option(help="What to measure on; the test part of the data if not given.")]
+TestTokens = Annotated[int, typer.Option(help="Tokens to measure on, from the first.", min=2)]
 Window = Annotated[
     int | None,
     typer.Option(help="Tokens per window; as many as the model takes, at most 512, if not given.", min=1),

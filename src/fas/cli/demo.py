@@ -8,6 +8,7 @@ import typer
 
 from fas.cli._calibration import conditions
 from fas.cli._data import calibration_batches
+from fas.cli._measured import Scores, measure
 from fas.cli._models import EMBEDDED
 from fas.cli._options import Json, Seed, Tokens, whole_numbers, words
 from fas.cli._output import Output
@@ -32,7 +33,6 @@ def demo(
     """
     steps, coverages = whole_numbers(timesteps, "--timesteps"), words(coverage)
     with Output.opened(context, as_json) as output:
-        from fas.cli._data import tokens as token_stream
         from fas.cli._models import load
         from fas.methods.fas import FAS
 
@@ -41,23 +41,26 @@ def demo(
         plans += [FAS(coverage=c, timesteps=8, neuron="phase") for c in coverages]  # type: ignore[arg-type]
         shown = _shown(plans)
         loaded = load(EMBEDDED)
-        test = token_stream(loaded, "stdlib", "heldout")[:test_tokens]
+        scores = Scores(loaded, "stdlib", split="heldout", limit=test_tokens, window=256, stride=128)
         batches = calibration_batches(loaded, "stdlib", window=256, limit=tokens, batch_size=16, seed=seed)
-        measured = _Measured(output, test)
-        measured.row(loaded, None)
+        reference = measure(output, loaded, scores)[0]["perplexity"]
+        rows: list[list[Any]] = [["", "", None, None, "ann", reference, 1.0, None]]
         for done, plan in enumerate(plans):
             output.remark(f"{done + 1} of {len(plans)}: {plan.coverage}, {plan.neuron}, T = {plan.timesteps}")
             _convert(loaded, plan, batches)
             for network in ("quantised", "snn"):
                 loaded.model.network = network
-                measured.row(loaded, plan)
+                found, spikes = measure(output, loaded, scores)
+                value, levels = found["perplexity"], conditions(loaded)["levels"]
+                about = [plan.coverage, plan.neuron, plan.timesteps, levels, network]
+                rows.append([*about, value, value / reference, spikes])
             if plan is shown:
                 text = _write(loaded, prompt)
             _revert(loaded)
         output.table(
-            f"Perplexity on {len(test)} held-out tokens of the standard library",
+            f"Perplexity on {len(scores.stream)} held-out tokens of the standard library",
             ["coverage", "neuron", "T", "levels", "network", "perplexity", "× ANN", "spikes per neuron"],
-            measured.rows,
+            rows,
         )
         output.text(f"The spiking network ({shown.coverage}, {shown.neuron}, T = {shown.timesteps}) writes:\n\n{text}")
 
@@ -66,37 +69,6 @@ def _shown(plans: list[Any]) -> Any:
     """Return the plan whose network writes: rate code, most layers, T = 8 or the largest."""
     rate = [plan for plan in plans if plan.neuron != "phase" and plan.coverage == plans[-1].coverage]
     return next((plan for plan in rate if plan.timesteps == 8), rate[-1])
-
-
-class _Measured:
-    """Perplexity and spikes, row after row, relative to the first."""
-
-    def __init__(self, output: Output, test: Any) -> None:
-        self.output, self.test = output, test
-        self.rows: list[list[Any]] = []
-        self.reference = float("nan")
-
-    def row(self, loaded: Any, plan: Any) -> None:
-        """Measure the network that the model is set to."""
-        from contextlib import nullcontext
-
-        import fas
-        from fas.evaluate.perplexity import perplexity
-
-        spiking = plan is not None and loaded.model.network == "snn"
-        with fas.record(loaded.model) if spiking else nullcontext() as spikes:
-            value = perplexity(loaded.model, self.test, window=256, stride=128).value
-        about = {**conditions(loaded), "data": "stdlib (held out)", "tokens": len(self.test)}
-        self.output.measure("perplexity", value, "1", **about)
-        if plan is None:
-            self.reference = value
-            self.rows.append(["", "", None, None, "ann", value, 1.0, None])
-            return
-        fired = None if spikes is None else spikes.spikes_per_neuron
-        if fired is not None:
-            self.output.measure("spikes_per_neuron", fired, "spikes/window", **about)
-        about_row = [plan.coverage, plan.neuron, plan.timesteps, about["levels"], about["network"]]
-        self.rows.append([*about_row, value, value / self.reference, fired])
 
 
 def _convert(loaded: Any, plan: Any, batches: Any) -> None:

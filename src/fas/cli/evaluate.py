@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fas.cli._calibration import conditions
-from fas.cli._data import default_data, is_classifier, row_length, tokens
+from fas.cli._data import default_data
+from fas.cli._measured import Scores, measure
 from fas.cli._options import BatchSize, Device, Json, Model, whole_numbers
 from fas.cli._output import Output
 from fas.types import Network, Schedule
@@ -41,15 +40,15 @@ def evaluate(
     """
     steps = whole_numbers(timesteps, "--timesteps") if timesteps else [None]
     with Output.opened(context, as_json) as output:
-        import fas
         from fas.cli._models import load
 
         loaded = load(model, device)
         if network in ("quantised", "snn") or timesteps is not None or schedule is not None:
             loaded.need_converted()
-        source = default_data(loaded, data)
-        measured = _Classification(loaded, source, batch_size) if is_classifier(loaded) else None
-        stream: Any = None if measured else tokens(loaded, source, split)
+        scores = Scores(
+            loaded, default_data(loaded, data), split=split, limit=limit_tokens, window=window, stride=stride,
+            batch_size=batch_size,
+        )  # fmt: skip
         rows = []
         for timestep in steps:
             if loaded.converted:
@@ -58,49 +57,11 @@ def evaluate(
                     loaded.set_timesteps(timestep)
                 if schedule is not None:
                     loaded.model.schedule = schedule
-            spiking = loaded.converted and loaded.model.network == "snn"
-            with fas.record(loaded.model) if spiking else nullcontext() as spikes:
-                with output.progress("evaluating") as advance:
-                    if measured is not None:
-                        scores = measured(advance)
-                    else:
-                        from fas.evaluate.perplexity import perplexity
-
-                        found = perplexity(
-                            loaded.model, stream[:limit_tokens], window=window, stride=stride,
-                            batch_size=batch_size, progress=advance,
-                        )  # fmt: skip
-                        scores = {"perplexity": found.value}
-            about = {**conditions(loaded), "data": source}
-            if stream is not None:
-                about["tokens"] = len(stream[:limit_tokens])
-            if spikes is not None:
-                scores["spikes_per_neuron"] = spikes.spikes_per_neuron
-            for name, value in scores.items():
-                output.measure(name, value, "spikes/window" if "spikes" in name else "1", **about)
-                rows.append([about["network"], about.get("timesteps"), about.get("levels"), name, float(value)])
-        output.table(f"{model} on {source}", ["network", "T", "levels", "quantity", "value"], rows)
-
-
-class _Classification:
-    """The scores of a classifier on one table."""
-
-    def __init__(self, loaded: Any, source: str, batch_size: int) -> None:
-        from fas.data.table import load_table
-
-        self.loaded, self.batch_size = loaded, batch_size
-        # Whole scores look like classes; the head knows better.
-        self.table = load_table(Path(source), task="regression" if loaded.model.config.num_labels == 1 else None)
-
-    def __call__(self, advance: Any) -> dict[str, float]:
-        from fas.evaluate.classify import classify
-
-        loaded = self.loaded
-        return classify(
-            loaded.model,
-            self.table,
-            loaded.need_tokenizer(),
-            batch_size=self.batch_size,
-            max_length=row_length(loaded),
-            progress=advance,
-        )
+            found, spikes = measure(output, loaded, scores)
+            shown = found if spikes is None else {**found, "spikes_per_neuron": spikes}
+            about = conditions(loaded)
+            rows += [
+                [about["network"], about.get("timesteps"), about.get("levels"), name, float(value)]
+                for name, value in shown.items()
+            ]
+        output.table(f"{model} on {scores.source}", ["network", "T", "levels", "quantity", "value"], rows)

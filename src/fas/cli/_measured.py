@@ -1,0 +1,109 @@
+"""Measuring one model after another on the same data: quality and spikes, relative to the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from fas.cli._calibration import conditions
+from fas.cli._data import is_classifier, row_length, tokens
+from fas.cli._models import Loaded
+from fas.cli._output import Output
+
+Advance = Callable[[int, int], None]
+
+
+class Scores:
+    """What a model is scored on: perplexity on a stream of tokens, or the scores of a classifier on a table.
+
+    Args:
+        loaded: the model; also says which of the two.
+        source: a text source, or a GLUE-style table.
+        split: part of a data set that has parts.
+        limit: use the first tokens only.
+        window: tokens per window, as ``evaluate.perplexity``.
+        stride: new tokens per window.
+        batch_size: windows or rows per call.
+
+    Raises:
+        DataError: text or a table that cannot be read.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        source: str,
+        *,
+        split: str = "test",
+        limit: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        self.source, self.batch_size = source, batch_size
+        self.window, self.stride = window, stride
+        self.table: Any = None
+        self.stream: Any = None
+        if is_classifier(loaded):
+            from fas.data.table import load_table
+
+            # Whole scores look like classes; the head knows better.
+            task = "regression" if loaded.model.config.num_labels == 1 else None
+            self.table = load_table(Path(source), task=task)
+        else:
+            self.stream = tokens(loaded, source, split)[:limit]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return what must be said of the data beside a figure."""
+        size = {} if self.stream is None else {"tokens": len(self.stream)}
+        return {"data": self.source, **size}
+
+    def of(self, loaded: Loaded, advance: Advance | None = None) -> dict[str, float]:
+        """Return the scores of the network that a model is set to, the chief one first."""
+        if self.table is not None:
+            from fas.evaluate.classify import classify
+
+            return classify(
+                loaded.model,
+                self.table,
+                loaded.need_tokenizer(),
+                batch_size=self.batch_size,
+                max_length=row_length(loaded),
+                progress=advance,
+            )
+        from fas.evaluate.perplexity import perplexity
+
+        found = perplexity(
+            loaded.model, self.stream, window=self.window, stride=self.stride, batch_size=self.batch_size,
+            progress=advance,
+        )  # fmt: skip
+        return {"perplexity": found.value}
+
+
+def measure(output: Output, loaded: Loaded, scores: Scores, **about: Any) -> tuple[dict[str, float], float | None]:
+    """Score a model and count its spikes, as rows of the output.
+
+    Args:
+        output: of the command.
+        loaded: set to the network that is meant.
+        scores: on what.
+        about: further conditions to state.
+
+    Returns:
+        The scores, and the spikes per neuron (None where nothing spikes).
+    """
+    import fas
+
+    spiking = loaded.converted and loaded.model.network == "snn"
+    with fas.record(loaded.model) if spiking else nullcontext() as spikes, output.progress("measuring") as advance:
+        found = scores.of(loaded, advance)
+    stated = {**conditions(loaded), **scores.about, **about}
+    for name, value in found.items():
+        output.measure(name, value, "1", **stated)
+    if spikes is None:
+        return found, None
+    output.measure("spikes_per_neuron", spikes.spikes_per_neuron, "spikes/window", **stated)
+    return found, spikes.spikes_per_neuron
