@@ -42,10 +42,8 @@ test: lint  ## lint, then every test that is not slow
 test-all: lint  ## lint, then every test
 	$(PYTEST)
 
-bench: setup  ## run every script in benchmarks/
-	@set -e; scripts='$(sort $(wildcard benchmarks/*.py))'; \
-	[ -n "$$scripts" ] || echo "no benchmarks yet"; \
-	for script in $$scripts; do echo "== $$script"; $(BIN)/python $$script; done
+bench: setup  ## measure speed and memory beside the dense model; writes build/bench
+	$(BIN)/fas bench --out build/bench
 
 clean:  ## remove caches and packages; .venv and build/ (trained models) stay
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

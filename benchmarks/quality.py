@@ -21,7 +21,6 @@ import transformers
 import fas
 from fas.data.text import batches, load_documents, token_stream, windows
 from fas.evaluate.perplexity import perplexity
-from fas.stages.align import Align
 from fas.stages.finetune import Finetune, finetune, language_modelling
 
 
@@ -38,7 +37,7 @@ def main() -> None:
     parser.add_argument("--test-tokens", type=int, default=32768)
     parser.add_argument("--online-tokens", type=int, default=4096)
     parser.add_argument("--finetune", type=int, default=0, metavar="STEPS")
-    parser.add_argument("--align", action="store_true")
+    parser.add_argument("--neurons", nargs="+", default=["signed_if", "phase", "ternary_phase"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -106,31 +105,34 @@ class Quality:
         """Measure every row."""
         for coverage in self.arguments.coverages:
             for timesteps in self.arguments.timesteps:
-                for options in ({}, {"centred": False}, {"neuron": "phase"}):
-                    model, about = self.convert(coverage=coverage, timesteps=timesteps, **options)
-                    self.measure(model, **about)
-                    if timesteps == 8 and not options:
-                        self.online(model, about)
-                        if self.arguments.align:
-                            record = Align().run(model, self.calibration[:64])
-                            self.measure(model, **about, aligned=True, align_s=record.results["seconds"])
+                for neuron in self.arguments.neurons:
+                    for centred in (True, False):
+                        model, about = self.convert(
+                            coverage=coverage, timesteps=timesteps, neuron=neuron, centred=centred
+                        )
+                        self.measure(model, **about)
+                if timesteps == 8:
+                    self.online(coverage)
         if self.arguments.finetune:
-            self.stage_one()
+            for neuron in self.arguments.neurons:
+                self.stage_one(neuron)
 
-    def online(self, model: Any, about: dict[str, Any]) -> None:
+    def online(self, coverage: str) -> None:
         """Compare the online schedule with the layerwise one on fewer tokens: it costs T passes."""
         everything, self.test = self.test, self.test[: self.arguments.online_tokens]
-        reference = self.measure(model, **about, tokens=len(self.test))
-        model.schedule = "online"
-        for operators in ("difference", "instant"):
-            model.operators = operators
-            online = {"schedule": "online", "operators": operators, "tokens": len(self.test)}
-            self.measure(model, **about, **online, reference=reference)
-        model.schedule, model.operators, self.test = "layerwise", "difference", everything
+        for neuron in ("signed_if", "clipped_count"):
+            model, about = self.convert(coverage=coverage, timesteps=8, neuron=neuron)
+            reference = self.measure(model, **about, tokens=len(self.test))
+            model.schedule = "online"
+            for operators in ("difference", "instant"):
+                model.operators = operators
+                online = {"schedule": "online", "operators": operators, "tokens": len(self.test)}
+                self.measure(model, **about, **online, reference=reference)
+        self.test = everything
 
-    def stage_one(self) -> None:
+    def stage_one(self, neuron: str) -> None:
         """Fine-tune the quantised network and the dense control on the same data for the same steps."""
-        model, about = self.convert(coverage="linear", timesteps=8)
+        model, about = self.convert(coverage="linear", timesteps=8, neuron=neuron)
         settings = Finetune(
             max_steps=self.arguments.finetune, learning_rate=2e-4, threshold_learning_rate=1e-2, batch_size=8,
             scheduler="cosine", warmup=0.05, save_steps=10**6,

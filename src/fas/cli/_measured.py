@@ -50,8 +50,8 @@ class Scores:
             from fas.data.table import load_table
 
             # Whole scores look like classes; the head knows better.
-            task = "regression" if loaded.model.config.num_labels == 1 else None
-            self.table = load_table(Path(source), task=task)
+            regression = loaded.model.config.num_labels == 1
+            self.table = load_table(Path(source), task="regression" if regression else None)
         else:
             self.stream = tokens(loaded, source, split)[:limit]
 

@@ -1,0 +1,58 @@
+"""The file of results: complete after every figure, so that an interrupted run keeps what it has."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fas.errors import DataError
+from fas.types import Measurement
+
+
+def write(path: Path, machine: dict[str, Any], rows: Sequence[Measurement]) -> None:
+    """Write all results; whoever reads the file sees the old ones or the new ones, never a part."""
+    document = {"machine": machine, "rows": [_finite(row.to_dict()) for row in rows]}
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(beside, path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Measurement]]:
+    """Return machine and rows of a file that ``write`` has made.
+
+    Raises:
+        DataError: another kind of file.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Measurement(**{**row, "value": _number(row["value"])}) for row in document["rows"]]
+        return document["machine"], rows
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise DataError(f"{path} holds no results of a benchmark ({error}): name a file that fas bench wrote") from None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null stands for both."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fas.bench import results
+from fas.errors import DataError
+from fas.types import Measurement
+
+ROWS = [
+    Measurement("prefill", 12.5, "tokens/s", "measured", {"subject": "dense", "interquartile": [11.0, 13.0]}),
+    Measurement("absent", math.nan, "1", "measured", {"subject": "reference", "reason": "none"}),
+]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "bench.json"
+    results.write(path, {"device": "x", "load": None}, ROWS)
+    machine, rows = results.read(path)
+    assert machine == {"device": "x", "load": None}
+    assert rows[0] == ROWS[0] and math.isnan(rows[1].value)
+    # Strict JSON: NaN would not be.
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["rows"][1]["value"] is None
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bench.json"
+    results.write(path, {}, ROWS[:1])
+
+    def fail(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results.os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        results.write(path, {}, ROWS)
+    assert len(results.read(path)[1]) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bench.json"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": [{"value": 1, "x": 2}], "machine": {}}', '{"machine": {}}'])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(DataError, match="no results of a benchmark"):
+        results.read(tmp_path / "x.json")
