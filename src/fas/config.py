@@ -109,7 +109,7 @@ def _site(value: Any) -> Site:
     try:
         site = Site(**{**value, "also": tuple(value.get("also", ()))})
         sound = (
-            all(isinstance(path, str) for path in (*site.layers, site.activation or ""))
+            all(isinstance(path, str) for path in (site.path, *site.also, site.activation or ""))
             and site.role in get_args(Role)
             and type(site.channels) is int
             and type(site.signed) is bool

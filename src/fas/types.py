@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 if TYPE_CHECKING:
     from torch import Tensor
 
-Role = Literal["mlp", "linear_input"]
-Coverage = Literal["mlp", "linear"]
+Role = Literal["mlp", "linear_input", "conv_input", "query", "key", "value", "attention_weight"]
+Coverage = Literal["mlp", "linear", "full"]
 Network = Literal["ann", "quantised", "snn"]
 Schedule = Literal["layerwise", "online"]
 Operators = Literal["difference", "instant"]
@@ -20,16 +20,23 @@ Granularity = Literal["channel", "tensor"]
 Origin = Literal["measured", "estimated", "published"]
 
 
+OPERANDS: tuple[Role, ...] = ("query", "key", "value", "attention_weight")
+"""Roles of the factors of the two products in attention, in the order in which they are made."""
+
+
 @dataclass(frozen=True)
 class Site:
-    """A place where an activation becomes spikes: the input of one linear layer.
+    """A place where an activation becomes spikes: the input of a linear layer or a factor in attention.
 
     Attributes:
-        path: dotted name of the linear layer inside the model.
+        path: dotted name of the linear layer inside the model, or ``<attention module>.operands.<role>``.
         also: dotted names of further linear layers that read the very same input (key and value beside
             query, up beside gate): one population of neurons drives them all.
-        role: ``mlp`` where the input is the (gated) activation of an MLP, else ``linear_input``.
-        channels: input features of the layer, the length of per-channel thresholds.
+        role: ``mlp`` where the input is the (gated) activation of an MLP, ``linear_input`` of another linear
+            layer, ``conv_input`` of a convolution; ``query``, ``key``, ``value`` or ``attention_weight`` of an
+            attention module.
+        channels: length of per-channel thresholds: input features or channels of the layer, heads times width of a head
+            of query, key and value, heads of the attention weights.
         signed: whether the input takes both signs, so that the neuron needs negative spikes.
         activation: dotted name of the activation module that the neuron replaces (ReLU, whose quantised
             form the neuron is), else None.
@@ -44,8 +51,8 @@ class Site:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Dotted names of every linear layer that the site drives."""
-        return (self.path, *self.also)
+        """Dotted names of every linear layer that the site drives; none behind a factor in attention."""
+        return () if self.role in OPERANDS else (self.path, *self.also)
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,15 @@ class Neuron(ABC):
         signed: whether counts below zero exist.
         exact_when: inputs for which the count after T steps is the quantised value: ``even`` over time, or
             ``any``.
+        even_levels: whether every whole number within the bounds is a count.
+        recursion: which of the neurons that ``fas.kernels`` knows this one is, declared by the class itself; a
+            neuron that declares none runs by its own methods.
     """
 
     signed: bool
     exact_when: ClassVar[Literal["even", "any"]]
+    even_levels: ClassVar[bool] = True
+    recursion: ClassVar[Literal["binary", "ternary", "graded", "digits"] | None] = None
 
     def resolution(self, timesteps: int) -> int:
         """Return the number of levels between zero and the threshold after T steps."""
@@ -90,6 +102,20 @@ class Neuron(ABC):
         """Return the smallest and the largest count after T steps."""
         most = self.resolution(timesteps)
         return (-most if self.signed else 0), most
+
+    def levels(self, timesteps: int) -> int:
+        """Return how many counts there are after T steps, zero and both signs included."""
+        lower, upper = self.bounds(timesteps)
+        return upper - lower + 1
+
+    def settle(self, levels: Tensor, timesteps: int) -> Tensor:
+        """Return the count after T steps of even input.
+
+        Args:
+            levels: ⌊x/θ · ``resolution(T)`` + v_0/θ⌋, whole numbers held as floats, any shape.
+            timesteps: T.
+        """
+        return levels.clamp(*self.bounds(timesteps))
 
     @abstractmethod
     def window(self, drive: Tensor, v_init: Tensor, timesteps: int) -> Tensor:

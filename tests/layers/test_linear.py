@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fas.errors import NotCalibratedError
+from fas.errors import FASError, NotCalibratedError
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
@@ -193,3 +193,178 @@ def test_even_input_over_two_layers_is_the_quantised_network():
 def test_printed_model_names_the_site():
     text = str(SpikingLinear(dense("linear"), population()))
     assert "in_features=7, out_features=5, site=site" in text and "SignedIF(signed=True)" in text
+
+
+# Inference with the fast kernels ------------------------------------------------------------------------
+
+
+def layers(kind: str, neuron=None, **settings) -> tuple[SpikingLinear, Population]:
+    neurons = population(neuron, **settings)
+    spiking = SpikingLinear(dense(kind), neurons)
+    spiking.correction.data.normal_()
+    return spiking, neurons
+
+
+def by_definition(spiking: SpikingLinear, x: torch.Tensor) -> torch.Tensor:
+    """W · (N unit + μ) + b + δ in float64, with the counts of float32."""
+    neurons = spiking.population
+    steps = neurons.simulation.timesteps
+    theta, v, mu = (p.detach() for p in (neurons.threshold, neurons.v_init, neurons.offset))
+    resolution = neurons.neuron.resolution(steps)
+    counts = ((x - mu) * (resolution / theta) + v).floor().clamp(*neurons.neuron.bounds(steps)).double()
+    weight = (spiking.weight.T if spiking.transposed else spiking.weight).detach().double()
+    bias = spiking.correction.detach().double() + (0 if spiking.bias is None else spiking.bias.detach().double())
+    return (counts * theta.double() / resolution + mu.double()) @ weight.T + bias
+
+
+@kinds
+@pytest.mark.parametrize("kernels", ["auto", "torch", "naive"])
+@pytest.mark.parametrize("execution", ["collapsed", "stepped"])
+@pytest.mark.parametrize("neuron", [SignedIF(), ClippedCount(), SoftResetIF(), Phase()])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 2), (3, 3), (0,)])
+def test_inference_is_the_definition(kind, kernels, execution, neuron, shape):
+    spiking, _ = layers(kind, neuron, kernels=kernels, execution=execution)
+    x = 2 * torch.randn(*shape, CHANNELS)
+    with torch.no_grad():
+        output = spiking(x)
+    assert output.shape == (*shape, OUT) and output.dtype == torch.float32
+    # A sum of seven products of size 1 to 10 in float32.
+    torch.testing.assert_close(output.double(), by_definition(spiking, x), rtol=1e-5, atol=1e-5)
+
+
+@kinds
+def test_a_row_of_few_spikes_reads_only_their_weights(kind: str):
+    spiking, neurons = layers(kind)
+    x = neurons.offset.detach().clone()[None]
+    x[0, 3] += 1e3
+    with torch.no_grad():
+        expected = by_definition(spiking, x)
+        # A change through ``data`` is not seen by the version, so what was folded stands.
+        spiking(x)
+        spiking.weight.data[(0,) if spiking.transposed else (slice(None), 0)] = float("nan")
+        output = spiking(x)
+    if spiking.transposed:
+        torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+        spiking.reset()
+        with torch.no_grad():
+            assert spiking(x).isnan().all()
+    else:
+        assert output.isnan().all()
+
+
+@kinds
+@pytest.mark.parametrize("weights", ["float", "int8"])
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.weight.mul_(-2),
+        lambda layer: setattr(layer, "weight", nn.Parameter(torch.randn_like(layer.weight))),
+        lambda layer: layer.correction.data.add_(1),
+        lambda layer: layer.population.log_threshold.data.add_(0.5),
+        lambda layer: layer.population.offset.data.add_(0.5),
+        lambda layer: layer.population.v_init.data.mul_(0.1),
+        lambda layer: layer.population.set(torch.tensor(1.3), torch.tensor(0.2), torch.tensor(0.1)),
+        lambda layer: setattr(layer.population.simulation, "timesteps", 9),
+    ],
+)
+def test_nothing_that_was_worked_out_outlives_a_change(kind, weights, rows, change):
+    spiking, _ = layers(kind, weights=weights)
+    x = torch.randn(rows, CHANNELS)
+    with torch.no_grad():
+        before = spiking(x)
+        change(spiking)
+        after = spiking(x)
+        fresh = copy.deepcopy(spiking)
+        fresh.reset()
+        fresh.population.reset()
+        assert torch.equal(after, fresh(x))
+        # Rounding in float32, or of weights to 8 bits (see below).
+        close = 1e-5 if weights == "float" else 0.1
+        torch.testing.assert_close(after.double(), by_definition(spiking, x), rtol=close, atol=close)
+    assert not torch.equal(before, after)
+
+
+@kinds
+@pytest.mark.parametrize("kernels", ["auto", "torch", "naive"])
+@pytest.mark.parametrize("neuron", [SignedIF(), ClippedCount(), SoftResetIF(), Phase()])
+@pytest.mark.parametrize("execution", ["collapsed", "stepped"])
+@pytest.mark.parametrize("shape", [(1,), (2, 3), (0,)])
+def test_eight_bit_weights_are_off_by_half_a_step_at_most(kind, kernels, neuron, execution, shape):
+    spiking, neurons = layers(kind, neuron, kernels=kernels, execution=execution, weights="int8")
+    x = 2 * torch.randn(*shape, CHANNELS)
+    with torch.no_grad():
+        output = spiking(x)
+    with neurons.simulation.using(weights="float"):
+        exact = by_definition(spiking, x)
+    scale = spiking.integers().scale.double()
+    unit = (neurons.threshold / neurons.neuron.resolution(4)).detach().double()
+    counts = (
+        ((neurons(x).detach() - neurons.offset.detach()).double() / unit).round() if execution == "collapsed" else None
+    )
+    if counts is not None:
+        # |W unit − q scale| ≤ scale / 2, once for every spike; 1e-5 for float32.
+        bound = counts.abs().sum(-1, keepdim=True) * scale / 2 + 1e-5 * (1 + exact.abs())
+        assert bool(((output - exact).abs() <= bound).all())
+    assert output.shape == (*shape, OUT)
+    with torch.no_grad(), neurons.simulation.using(kernels="naive", execution="collapsed"):
+        torch.testing.assert_close(output, spiking(x), rtol=1e-5, atol=1e-5)
+
+
+@kinds
+def test_the_error_of_eight_bits_is_that_of_the_folded_weight(kind: str):
+    spiking, neurons = layers(kind)
+    integers = spiking.integers()
+    weight = (spiking.weight.T if spiking.transposed else spiking.weight).detach().double()
+    folded = weight * (neurons.threshold / 4).detach().double()
+    assert integers.values.dtype == torch.int8
+    assert (integers.values.abs().amax(1) == 127).all()
+    wrong = (integers.values.double() * integers.scale.double().unsqueeze(1) - folded).norm() / folded.norm()
+    assert integers.error == pytest.approx(float(wrong), rel=1e-4)  # norms in float32
+    # Errors uniform in ±1/2 steps of 1/127 of the largest weight.
+    assert 0 < integers.error < 0.5 / 127 * 7**0.5
+
+
+def test_a_layer_of_zeros_has_eight_bits_too():
+    spiking, _ = layers("linear", weights="int8")
+    nn.init.zeros_(spiking.weight)
+    with torch.no_grad():
+        output = spiking(torch.randn(2, CHANNELS))
+    assert spiking.integers().error == 0
+    torch.testing.assert_close(output, (spiking.bias + spiking.correction).detach().expand(2, -1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"schedule": "online"}, "the model is online"), ({}, "the model has gradients")]
+)
+def test_eight_bits_have_no_gradient_and_no_online_schedule(settings, message):
+    spiking, neurons = layers("linear", weights="int8", **settings)
+    with neurons.simulation.running(range(1, 5)), pytest.raises(FASError, match=f"weights='int8'.*{message}"):
+        spiking(torch.randn(4, CHANNELS))
+
+
+def test_counts_beyond_sixteen_bits_are_refused():
+    spiking, neurons = layers("linear", Phase(), weights="int8")
+    neurons.simulation.timesteps = 16
+    with torch.no_grad(), pytest.raises(FASError, match="counts of Phase at T = 16 are no whole numbers up to 32767"):
+        spiking(torch.randn(4, CHANNELS))
+    neurons.simulation.weights = "float"
+    x = torch.randn(1, CHANNELS)
+    with torch.no_grad():
+        torch.testing.assert_close(spiking(x).double(), by_definition(spiking, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_with_eight_bits(dtype, rows):
+    spiking, neurons = layers("linear", weights="int8")
+    x = torch.randn(rows, CHANNELS).to(dtype)
+    with torch.no_grad():
+        expected = spiking(x.float())
+        other = SpikingLinear(spiking.dense().to(dtype), neurons)
+        other.correction.data.copy_(spiking.correction)
+        output = other(x)
+    assert output.dtype == dtype
+    # Weights and answer in bfloat16 have 8 bits; counts of 4 steps are the same.
+    close = 0.1 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(output.float(), expected, rtol=close, atol=close)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import FAMILIES, logits
+from tiny_models import FAMILIES, logits, spike_counts
 
 import fas
 from fas.errors import FASError
@@ -215,3 +215,109 @@ def test_compiled_names_and_docs_are_those_of_the_original():
     cls = type(FAMILIES["gpt2"].build())
     assert type(model).__qualname__ == cls.__qualname__ and type(model).__module__ == cls.__module__
     assert type(converted()) is type(model)
+
+
+# Speed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["kernels", "weights"])
+def test_settings_of_speed_list_their_choices(setting):
+    model = converted()
+    with pytest.raises(ValueError, match=rf"{setting} is 'fast'; choose one of (auto, torch, cpu|float, int8)"):
+        setattr(model, setting, "fast")
+    setattr(model, setting, "auto" if setting == "kernels" else "int8")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("neuron", ["signed_if", "clipped_count", "phase", "ternary_phase"])
+def test_every_backend_and_execution_sends_the_same_spikes(name, neuron):
+    model, batch = converted(name, neuron=neuron), FAMILIES[name].batch()
+    model.kernels = "torch"
+    expected = spike_counts(model, batch)
+    model.kernels = "auto"
+    assert_same_spikes(spike_counts(model, batch), expected)
+    assert_same_spikes(spike_counts(model, batch, execution="stepped"), expected)
+
+
+def assert_same_spikes(got, expected):
+    assert got.keys() == expected.keys()
+    for path, calls in got.items():
+        for ours, theirs in zip(calls, expected[path], strict=True):
+            assert torch.equal(ours, theirs), path
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_eight_bit_weights_are_near_and_say_how_near(name):
+    model, batch = converted(name, timesteps=16), FAMILIES[name].batch()
+    exact = logits(model, batch)
+    errors = model.weight_error()
+    model.weights = "int8"
+    near = logits(model, batch)
+    assert errors.keys() == {path for site in model.sites for path in site.layers}
+    # Uniform in ±1/2 steps of 1/127 of the largest weight of an output, of which the mean square is a few tenths.
+    assert all(0 < error < 0.02 for error in errors.values())
+    relative = float((near - exact).norm() / exact.norm())
+    assert 0 < relative < 0.3  # counts flip behind an error of 1 % in 9 to 15 layers
+
+
+def test_eight_bit_weights_with_a_cache_are_those_without():
+    model, batch = converted(dtype=torch.float32), FAMILIES["gpt2"].batch()
+    model.weights = "int8"
+    with torch.inference_mode():
+        whole = model(batch["input_ids"]).logits
+        first = model(batch["input_ids"][:, :-1], use_cache=True)
+        last = model(batch["input_ids"][:, -1:], past_key_values=first.past_key_values).logits
+    # Products of one row and of many add up in another order; no count lies so near a decision here.
+    torch.testing.assert_close(last, whole[:, -1:], rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert_mlm", "t5", "gemma3"])
+@pytest.mark.parametrize("operators", ["difference", "instant"])
+@pytest.mark.parametrize("coverage", ["mlp", "linear"])
+def test_the_output_layer_runs_once_for_all_steps(name, operators, coverage):
+    model, batch = converted(name, coverage=coverage), FAMILIES[name].batch()
+    model.schedule, model.operators = "online", operators
+    rows = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda _, __, output: rows.append(len(output)))
+    answer = logits(model, batch)
+    with torch.no_grad():
+        steps = model.logits_per_step(**batch)
+    handle.remove()
+    assert rows == [3, 12]
+    # The mean of four answers, or the answer to the mean: float32 in another order.
+    torch.testing.assert_close(answer, steps[-1], rtol=1e-5, atol=1e-5 * float(answer.abs().max()))
+    assert model.simulation.head is None
+
+
+@pytest.mark.parametrize("operators", ["difference", "instant"])
+def test_capped_logits_are_averaged_behind_the_cap(operators):
+    model, batch = converted("gemma3", dtype=torch.float64), FAMILIES["gemma3"].batch()
+    model.config.final_logit_softcapping = 0.1
+    model.schedule, model.operators = "online", operators
+    with torch.no_grad():
+        steps = model.logits_per_step(**batch)
+    torch.testing.assert_close(logits(model, batch), steps[-1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("gpt2", {}), ("llama", {"execution": "stepped", "timesteps": 3})])
+def test_a_compiled_model_is_one_graph(name, settings):
+    model, batch = converted(name), FAMILIES[name].batch()
+    for setting, value in settings.items():
+        setattr(model, setting, value)
+    expected = logits(model, batch)
+    for population in populations(model).values():
+        population._ready = False  # as after loading
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        answer = compiled(**batch, use_cache=False).logits
+    # torch adds up the mean over steps, the kernels count.
+    torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_compiling_an_uncalibrated_model_says_so():
+    family = FAMILIES["gpt2"]
+    model = fas.convert(family.build(), fas.FAS(timesteps=4))
+    torch._dynamo.reset()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="has no thresholds yet"):
+        torch.compile(model, fullgraph=True, backend="eager")(**family.batch(), use_cache=False)

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fas.errors import FASError
+from fas.kernels.code import Code, version_of
+from fas.kernels.dispatch import choose
 from fas.layers.population import Population
+
+
+@dataclass
+class _Folded:
+    """What a weight becomes once the parameters of the neurons are folded into it, and what it was made of.
+
+    Attributes:
+        rest: W μ, [out]: what comes when no neuron spikes.
+        code: of the population; another object as soon as its parameters are others.
+        weight: the parameter itself.
+        version: where it lies and how often it was changed in place.
+        integers: 8-bit weights, where they are asked for.
+    """
+
+    rest: Tensor
+    code: Code
+    weight: Tensor
+    version: tuple[int, int]
+    integers: Integers | None = None
+
+
+@dataclass
+class Integers:
+    """Weights in 8 bits: W · unit ≈ values · scale.
+
+    Attributes:
+        values: q [out, in], int8; the largest of each output is ±127.
+        scale: [out], float32.
+        error: ‖q · scale − W · unit‖ / ‖W · unit‖.
+    """
+
+    values: Tensor
+    scale: Tensor
+    error: float
 
 
 class SpikingLinear(nn.Module):
@@ -41,6 +79,7 @@ class SpikingLinear(nn.Module):
         self.population: Population
         object.__setattr__(self, "population", population)
         object.__setattr__(self, "_dense", dense)
+        self._known: _Folded | None = None
 
     def extra_repr(self) -> str:
         """Name what a printed model should show."""
@@ -56,15 +95,100 @@ class SpikingLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [*B, in] to [*B, out] through the spikes of the population."""
-        simulation = self.population.simulation
-        signal = self.population(x)
-        if simulation.network == "ann" or not self.population.active:
+        population = self.population
+        simulation = population.simulation
+        if simulation.network == "ann" or not population.active:
             # The dense module itself: bit-equal to the model before conversion.
-            output: Tensor = self.dense()(signal)
+            output: Tensor = self.dense()(population(x))
             return output
-        weight = self.weight.T if self.transposed else self.weight
-        bias = self.correction.to(x.dtype)
-        bias = bias if self.bias is None else self.bias + bias
-        if signal.ndim == x.ndim:
-            return functional.linear(signal, weight, bias)
-        return functional.linear(signal, weight).mean(0) + bias
+        if simulation.network == "snn" and simulation.weights == "int8":
+            return self._in_integers(x)
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        if simulation.network == "snn" and simulation.schedule == "layerwise" and not trains:
+            if not population.differentiates(x):
+                return self._in_floats(x)
+        signal = population(x, "mean")
+        if simulation.head is self:
+            signal = simulation.reduced(signal)
+        return functional.linear(signal, self._matrix(), self._bias(x.dtype))
+
+    def _matrix(self) -> Tensor:
+        """W, [out, in]."""
+        return self.weight.T if self.transposed else self.weight
+
+    def _bias(self, dtype: torch.dtype) -> Tensor:
+        correction = self.correction.to(dtype)
+        return correction if self.bias is None else (self.bias + correction).to(dtype)
+
+    def _in_floats(self, x: Tensor) -> Tensor:
+        """Layerwise without gradients: a single row reads only the weights of neurons that have spiked."""
+        population, weight = self.population, self.weight
+        # Elsewhere than on the CPU, to know how many neurons have spiked would be to wait for the device.
+        plain = x.dtype == weight.dtype == torch.float32 and weight.is_contiguous() and x.device.type == "cpu"
+        rows = x.numel() // self.in_features
+        if not plain or rows != 1 or not self.transposed or not population.has_small_counts:
+            signal = population(x, "mean")
+            if not plain or self.transposed:
+                return functional.linear(signal, self._matrix(), self._bias(x.dtype))
+            backend = choose("linear", population.simulation.kernels, x.device, x.dtype)
+            return backend.linear(signal, weight, self._bias(x.dtype))
+        counts: Tensor = population(x, "counts")
+        code = population.code(x.dtype)
+        backend = choose("event_linear", population.simulation.kernels, x.device, x.dtype)
+        if int(counts.count_nonzero()) > backend.SPARSE * self.in_features:
+            signal = choose("decode", population.simulation.kernels, x.device, x.dtype).decode(counts, code, x.dtype)
+            return functional.linear(signal, self._matrix(), self._bias(x.dtype))
+        bias = self._folded(code).rest + self._bias(x.dtype)
+        return backend.event_linear(counts.view(-1), code.unit, weight, bias).view(*x.shape[:-1], self.out_features)
+
+    def _in_integers(self, x: Tensor) -> Tensor:
+        population, simulation = self.population, self.population.simulation
+        if simulation.schedule != "layerwise" or population.differentiates(x):
+            state = "compiled" if torch.compiler.is_compiling() else "has gradients"
+            state = "is online" if simulation.schedule != "layerwise" else state
+            raise FASError(
+                f"weights='int8' multiplies the counts of a finished window and has no gradient, but the model {state}:"
+                " set model.weights = 'float', or run it layerwise under torch.inference_mode()"
+            )
+        counts: Tensor = population(x, "counts")
+        code = population.code(torch.promote_types(x.dtype, torch.float32))
+        folded, integers = self._folded(code), self._integers(code)
+        backend = choose("integer_linear", simulation.kernels, x.device, torch.float32)
+        bias = folded.rest.float() + self._bias(torch.float32)
+        output: Tensor = backend.integer_linear(
+            counts.reshape(-1, self.in_features), integers.values, integers.scale, bias, max(code.upper, -code.lower)
+        )
+        return output.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _folded(self, code: Code) -> _Folded:
+        """Return what was folded earlier, or fold anew after a change of weight, neurons or T.
+
+        A change of the weight in place is seen by its version, which torch counts up; only changes through
+        ``weight.data`` escape it: call ``model.reset()`` behind those.
+        """
+        weight, known = self.weight, self._known
+        version = version_of(weight)
+        if known is None or known.code is not code or known.weight is not weight or known.version != version:
+            rest = self._matrix().detach().to(code.offset.dtype) @ code.offset
+            known = self._known = _Folded(rest, code, weight, version)
+        return known
+
+    def integers(self) -> Integers:
+        """Return the weights in 8 bits, one scale per output; the neurons' units are folded into them."""
+        return self._integers(self.population.code(self.population.log_threshold.dtype))
+
+    @torch.no_grad()
+    def _integers(self, code: Code) -> Integers:
+        folded = self._folded(code)
+        if folded.integers is None:
+            matrix = self._matrix().detach().float() * folded.code.unit.float()
+            scale = matrix.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+            values = (matrix / scale.unsqueeze(1)).round_().to(torch.int8).contiguous()
+            power = float(matrix.norm())
+            error = float((matrix - values * scale.unsqueeze(1)).norm()) / power if power else 0.0
+            folded.integers = Integers(values, scale, error)
+        return folded.integers
+
+    def reset(self) -> None:
+        """Forget what has been folded."""
+        self._known = None

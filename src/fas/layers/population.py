@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from fas.errors import CalibrationError, FASError, NotCalibratedError
+from fas.kernels import torch_
+from fas.kernels.code import Code, Known, version_of
+from fas.kernels.dispatch import choose
 from fas.layers.qcfs import floor, qcfs
 from fas.layers.simulation import Simulation
 from fas.types import Granularity, Neuron, RateNeuron
+
+Form = Literal["values", "mean", "counts"]
+# Counts are 16-bit whole numbers where they are held as such.
+_LARGEST = 2**15 - 1
+# Spikes that exist as numbers at a time, where a code does not fit into bits.
+_AT_A_TIME = 1 << 20
 
 # |ln θ| at most, so that no step of an optimiser takes θ to 0 or infinity: e^±80 are normal float32 numbers.
 _EXTENT = 80.0
@@ -24,6 +34,11 @@ class _State:
 
     total: Tensor
     count: Tensor
+
+
+def _emitted(counts: Tensor) -> Tensor:
+    """Return the spikes of each step from the counts [T, *B, C]."""
+    return torch.diff(counts, dim=0, prepend=torch.zeros_like(counts[:1]))
 
 
 class Population(nn.Module):
@@ -85,7 +100,8 @@ class Population(nn.Module):
         self.active = True
         self._ready = False
         self._state: _State | None = None
-        self._latest: tuple[Tensor, Tensor] | None = None
+        self._latest: tuple[Tensor, Form, Tensor] | None = None
+        self._known: Known | None = None
         self._reads = 0
 
     def extra_repr(self) -> str:
@@ -120,52 +136,112 @@ class Population(nn.Module):
 
     def check(self) -> None:
         """Refuse to run before thresholds are set: they start as NaN."""
-        if not self._ready:
-            if not self.is_set:
-                raise NotCalibratedError(
-                    f"site {self.path} has no thresholds yet: run fas.calibrate(model, data), "
-                    "or load a checkpoint that has them"
-                )
-            self._ready = True
+        if self._ready:
+            return
+        message = (
+            f"site {self.path} has no thresholds yet: run fas.calibrate(model, data), "
+            "or load a checkpoint that has them"
+        )
+        if torch.compiler.is_compiling():
+            # A graph cannot branch on values; it can refuse them when it runs.
+            torch._assert_async(self.log_threshold.isnan().logical_not().all(), message)
+            return
+        if not self.is_set:
+            raise NotCalibratedError(message)
+        self._ready = True
+
+    def code(self, dtype: torch.dtype) -> Code:
+        """Return the constants of the neurons at the present T, (C,) in a dtype, for inference.
+
+        The same object comes back until T or a parameter changes. On the CPU parameters are compared by their
+        values; elsewhere that would have to wait for the device, and their versions are, which a change through
+        ``parameter.data`` escapes: call ``reset`` behind one.
+        """
+        steps, known = self.simulation.timesteps, self._known
+        # Attribute access of a module is slow, and this runs at every site of every token.
+        parameters = tuple(cast("dict[str, Tensor]", self._parameters).values())
+        if (
+            known is not None
+            and known.code.timesteps == steps
+            and known.code.scale.dtype == dtype
+            and known.made_of(parameters)
+        ):
+            return known.code
+        with torch.no_grad():
+            code = Code.of(self.neuron, steps, self.threshold, self.v_init, self.offset)
+            code = code.map(lambda p: p.to(dtype).expand(self.channels).contiguous())
+            values = tuple(p.detach().clone() for p in parameters)
+        self._known = Known(code, values, tuple(map(version_of, parameters)))
+        return code
 
     def reset(self) -> None:
         """Forget the state of an unfinished window."""
         self._state = None
         self._latest = None
+        self._known = None
         self._reads = 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, form: Form = "values") -> Tensor:
         """Encode an activation and return what the linear layers behind it receive.
 
         Args:
             x: [*B, C]; online [n·B, …, C] with the running steps time-major in the first dimension.
+            form: ``values``; ``mean``, of them over time; or ``counts``, whole numbers (int16) after T steps,
+                of which the layerwise schedule alone has one per neuron.
 
         Returns:
-            Shape of ``x``; in the stepped layerwise execution [T, *B, C], whose mean over T is meant.
+            Shape of ``x``; as ``values`` of the stepped layerwise execution [T, *B, C], whose mean over T is
+            meant.
         """
-        if self.readers == 1:
-            return self._encode(x)
-        if self._latest is None or self._latest[0] is not x:
-            self._latest, self._reads = (x, self._encode(x)), 0
-        encoded = self._latest[1]
+        if self.readers == 1 or torch.compiler.is_compiling():
+            return self._encode(x, form)
+        if self._latest is None or self._latest[0] is not x or self._latest[1] != form:
+            self._latest, self._reads = (x, form, self._encode(x, form)), 0
+        encoded = self._latest[2]
         self._reads += 1
         if self._reads == self.readers:
             self._latest = None
         return encoded
 
-    def _encode(self, x: Tensor) -> Tensor:
+    @property
+    def has_small_counts(self) -> bool:
+        """Whether every count after T steps is a whole number of 16 bits."""
+        return self.neuron.bounds(self.simulation.timesteps)[1] <= _LARGEST
+
+    def differentiates(self, x: Tensor) -> bool:
+        """Whether a run on ``x`` is one that gradients flow through, or that is being traced: torch runs it."""
+        if torch.compiler.is_compiling():
+            return True
+        if not torch.is_grad_enabled():
+            return False
+        parameters = (self.log_threshold, self.v_init, self.offset)
+        return x.requires_grad or any(p.requires_grad for p in parameters)
+
+    def _encode(self, x: Tensor, form: Form) -> Tensor:
         simulation = self.simulation
         if simulation.network == "ann" or not self.active:
             return self.replaced(x)
         self.check()
         # Parameters stay float32 under a half-precision model; the arithmetic follows them.
-        work = x.to(torch.promote_types(x.dtype, torch.float32))
+        work = x.to(torch.promote_types(x.dtype, self.log_threshold.dtype))
         if simulation.network == "quantised":
             return self._quantised(work).to(x.dtype)
-        if simulation.schedule == "layerwise":
-            collapsed = simulation.execution == "collapsed"
-            return (self._collapsed(work) if collapsed else self._stepped(work)).to(x.dtype)
-        return self._online(work).to(x.dtype)
+        if form == "counts" and not self.has_small_counts:
+            raise FASError(
+                f"site {self.path}: counts of {type(self.neuron).__name__} at T = {simulation.timesteps} are no whole "
+                f"numbers up to {_LARGEST}: set model.weights = 'float', or fewer time steps"
+            )
+        by_torch = self.differentiates(work)
+        if simulation.schedule == "online":
+            return self._online(work, by_torch=by_torch).to(x.dtype)
+        if simulation.execution == "collapsed":
+            encoded = self._collapsed(work) if by_torch else self._collapsed_fast(work, form)
+        elif by_torch or form == "values":
+            encoded = self._stepped(work, by_torch=by_torch)
+            encoded = encoded if form == "values" else encoded.mean(0)
+        else:
+            encoded = self._stepped_packed(work, form)
+        return encoded if form == "counts" else encoded.to(x.dtype)
 
     def _quantised(self, x: Tensor) -> Tensor:
         levels = self.simulation.levels
@@ -182,27 +258,84 @@ class Population(nn.Module):
 
     def _closed_form(self, x: Tensor) -> Tensor:
         """Return the count after T steps of even input, with the straight-through gradient."""
-        steps = self.simulation.timesteps
-        levels = floor((x - self.offset) * (self.neuron.resolution(steps) / self.threshold) + self.v_init)
-        return levels.clamp(*self.neuron.bounds(steps))
+        steps, neuron = self.simulation.timesteps, self.neuron
+        levels = floor((x - self.offset) * (neuron.resolution(steps) / self.threshold) + self.v_init)
+        if neuron.even_levels:
+            return neuron.settle(levels, steps)
+        # Rounding to the levels that there are passes straight through as the floor does.
+        clipped = levels.clamp(*neuron.bounds(steps))
+        return clipped + (neuron.settle(levels, steps) - clipped).detach()
 
-    def _stepped(self, x: Tensor) -> Tensor:
+    def _collapsed_fast(self, x: Tensor, form: Form) -> Tensor:
+        """The same without gradients, in one pass over the activation."""
+        code, kernels = self.code(x.dtype), self.simulation.kernels
+        clips = type(self.neuron).settle is Neuron.settle
+        if clips and form != "counts" and not self.simulation.observers:
+            return choose("encode", kernels, x.device, x.dtype).encode(x, code)
+        if clips and code.upper <= _LARGEST:
+            counts = choose("counts", kernels, x.device, x.dtype).counts(x, code)
+        else:
+            counts = self._closed_form(x)
+        if self.simulation.observers:
+            self._show(self.neuron.spikes(counts.to(x.dtype), code.timesteps).unsqueeze(0))
+        if form == "counts":
+            return counts.to(torch.int16)
+        return torch_.decode(counts, code, x.dtype)
+
+    def _stepped(self, x: Tensor, *, by_torch: bool) -> Tensor:
         """Even input, every step: [T, *B, C], spikes times their weight, whose mean is the activation."""
         steps, threshold = self.simulation.timesteps, self.threshold
-        counts = self.neuron.window((x - self.offset) / threshold, self.v_init, steps)
-        emitted = torch.diff(counts, dim=0, prepend=torch.zeros_like(counts[:1])).detach()
+        code = Code.of(self.neuron, steps, threshold, self.v_init, self.offset) if by_torch else self.code(x.dtype)
+        if not (by_torch or self.simulation.observers or code.recursion is None):
+            return choose("emit", self.simulation.kernels, x.device, x.dtype).emit(x, code)
+        emitted = _emitted(self._window(x, code))
         if self.simulation.observers:
             self._show(self._events(emitted))
-        if counts.requires_grad:
+        if by_torch:
             # Surrogate gradient: every step carries an equal share of that of the collapsed count.
             closed = self._closed_form(x)
             emitted = emitted + (closed - closed.detach()) / steps
-        return emitted * (threshold * (steps / self.neuron.resolution(steps))) + self.offset
+        return emitted * code.step_unit + code.offset
 
-    def _online(self, x: Tensor) -> Tensor:
+    def _window(self, x: Tensor, code: Code) -> Tensor:
+        """Return the counts of every step [T, *B, C], without gradient."""
+        with torch.no_grad():
+            if code.recursion is None:
+                return self.neuron.window((x - code.offset) / code.threshold, code.v_init, code.timesteps)
+            return torch.stack([torch_.window(x, code, t) for t in range(1, code.timesteps + 1)])
+
+    def _stepped_packed(self, x: Tensor, form: Form) -> Tensor:
+        """Every step with one bit per spike, put together for a product that reads the weights once.
+
+        The layers are linear, so the sum of their currents over time is their response to the spike counts:
+        what they get is the number of spikes in the train, not T trains. The cost of T steps is that of making
+        the spikes; a code whose spikes are no bits is stepped in stretches of rows instead.
+        """
+        code, kernels = self.code(x.dtype), self.simulation.kernels
+        if self.simulation.observers:
+            # They get the whole train as numbers.
+            window = self._window(x, code)
+            self._show(self._events(_emitted(window)))
+            counts = window[-1]
+            return counts.to(torch.int16) if form == "counts" else counts * code.unit + code.offset
+        if code.upper > _LARGEST or code.recursion not in ("binary", "ternary", "digits"):
+            rows = x.reshape(-1, self.channels)
+            counts = torch.empty_like(rows)
+            many = max(1, _AT_A_TIME // max(1, code.timesteps * self.channels))
+            for begin in range(0, len(rows), many):
+                counts[begin : begin + many] = self._window(rows[begin : begin + many], code)[-1]
+            counts = counts.view(x.shape)
+            return counts.to(torch.int16) if form == "counts" else counts * code.unit + code.offset
+        bits = choose("pack", kernels, x.device, x.dtype).pack(x, code)
+        counts = choose("unpack", kernels, x.device, bits.dtype).unpack(bits, code)
+        if form == "counts":
+            return counts
+        return choose("decode", kernels, x.device, x.dtype).decode(counts, code, x.dtype)
+
+    def _online(self, x: Tensor, *, by_torch: bool) -> Tensor:
         """Uneven input: a scan over the steps in the batch, continuing an unfinished window if asked to."""
         simulation = self.simulation
-        running, threshold = simulation.steps, self.threshold
+        running = simulation.steps
         if running is None or len(x) % len(running):
             raise FASError(
                 f"site {self.path} ran outside the model's own forward: in the online schedule the model "
@@ -214,8 +347,18 @@ class Population(nn.Module):
                 "online schedule does not wait for: set model.schedule = 'layerwise'"
             )
         x = x.unflatten(0, (len(running), len(x) // len(running)))
-        clock, state = simulation.clock(x), self._state if simulation.carry else None
+        state = self._state if simulation.carry else None
         difference = simulation.operators == "difference"
+        if not (by_torch or simulation.observers) and self.code(x.dtype).recursion is not None:
+            backend = choose("scan", simulation.kernels, x.device, x.dtype)
+            before = {} if state is None else {"total": state.total, "count": state.count}
+            signal, total, count = backend.scan(
+                x, self.code(x.dtype), first=running.start, difference=difference, **before
+            )
+            if simulation.carry:
+                self._state = _State(total, count)
+            return signal.flatten(0, 1)
+        clock, threshold = simulation.clock(x), self.threshold
         # Σ_{i≤t} x_i, from the running mean (t · mean) or from the values of each step.
         total = x * clock if difference else x.cumsum(0)
         if state is not None and not difference:

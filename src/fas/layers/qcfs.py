@@ -20,7 +20,7 @@ class _StraightThroughFloor(torch.autograd.Function):
 
 def floor(x: Tensor) -> Tensor:
     """Floor with a straight-through gradient (Bengio et al. 2013, arXiv 1308.3432)."""
-    return _StraightThroughFloor.apply(x)
+    return _StraightThroughFloor.apply(x) if x.requires_grad else torch.floor(x)
 
 
 def qcfs(

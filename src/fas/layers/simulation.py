@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fas.kernels.dispatch import Backend, default
 from fas.types import Execution, Network, Operators, Schedule
+
+Weights = Literal["float", "int8"]
 
 
 class Observer(Protocol):
@@ -39,6 +42,12 @@ class Simulation:
         operators: ``difference`` or ``instant``, online only: whether the wires between layers carry
             running means over time, to which any operator applies unchanged, or the values of each step.
         execution: ``collapsed`` (one pass on counts) or ``stepped`` (every step), layerwise only.
+        kernels: which backend computes, ``auto`` for the fastest one that can; gradients and compiled models
+            always use torch.
+        weights: ``float``, as they are, or ``int8``: spike counts times 8-bit weights with θ folded into them,
+            layerwise, without gradients.
+        head: the layer whose answer alone matters, online: it computes what ``reduction`` makes of its input.
+        reduction: [n, *B, C] to [*B, C]: the last step, or the mean.
         steps: the steps 1…T in the batch at this moment (time-major rows), online only.
         carry: whether layers continue from the state of earlier steps and keep theirs for later ones.
         observers: receivers of every site's counts.
@@ -50,6 +59,10 @@ class Simulation:
     schedule: Schedule = "layerwise"
     operators: Operators = "difference"
     execution: Execution = "collapsed"
+    kernels: Backend = field(default_factory=default)
+    weights: Weights = "float"
+    head: nn.Module | None = None
+    reduction: Callable[[Tensor], Tensor] | None = None
     steps: range | None = None
     carry: bool = False
     observers: list[Observer] = field(default_factory=list)
@@ -80,6 +93,11 @@ class Simulation:
         finally:
             for name, value in before.items():
                 setattr(self, name, value)
+
+    def reduced(self, signal: Tensor) -> Tensor:
+        """Return what the output layer needs of rows [n·B, …]: [B, …]."""
+        assert self.steps is not None and self.reduction is not None
+        return self.reduction(signal.unflatten(0, (len(self.steps), -1)))
 
     def clock(self, like: Tensor) -> Tensor:
         """Return the running steps as a column [n, 1, …, 1] to combine with [n, *B, C]."""

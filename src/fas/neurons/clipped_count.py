@@ -21,6 +21,7 @@ class ClippedCount(RateNeuron):
 
     signed: bool = True
     exact_when: ClassVar[Literal["even", "any"]] = "any"
+    recursion: ClassVar[Literal["graded"]] = "graded"
 
     def step(
         self, current: Tensor, potential: Tensor, count: Tensor, threshold: Tensor, timesteps: int

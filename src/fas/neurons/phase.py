@@ -26,6 +26,7 @@ class Phase(Neuron):
 
     signed: bool = True
     exact_when: ClassVar[Literal["even", "any"]] = "any"
+    recursion: ClassVar[Literal["digits"]] = "digits"
 
     def resolution(self, timesteps: int) -> int:
         """T binary digits."""

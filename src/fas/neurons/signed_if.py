@@ -26,6 +26,7 @@ class SignedIF(RateNeuron):
     signed: bool = True
     # One correction a step: uneven input can leave the count short at the end of the window.
     exact_when: ClassVar[Literal["even", "any"]] = "even"
+    recursion: ClassVar[Literal["ternary"]] = "ternary"
 
     def step(
         self, current: Tensor, potential: Tensor, count: Tensor, threshold: Tensor, timesteps: int

@@ -24,6 +24,7 @@ class SoftResetIF(RateNeuron):
     signed: ClassVar[bool] = False  # type: ignore[misc]
     # An early spike is never undone.
     exact_when: ClassVar[Literal["even", "any"]] = "even"
+    recursion: ClassVar[Literal["binary"]] = "binary"
 
     def step(
         self, current: Tensor, potential: Tensor, count: Tensor, threshold: Tensor, timesteps: int

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from torch import Tensor
 
-from fas.layers.simulation import Simulation
+from fas.kernels.dispatch import Backend, named
+from fas.layers.linear import SpikingLinear
+from fas.layers.simulation import Simulation, Weights
 from fas.runtime import fold
 from fas.runtime.loss import loss_from_output
-from fas.surgery.replace import populations
+from fas.surgery.replace import populations, spiking_layers
 from fas.types import Execution, Network, Operators, Schedule
 
 # What stands behind in the method resolution order is the model's own class.
@@ -34,7 +38,7 @@ class Folding(_Parent):
         if not simulation.folds or simulation.steps is not None:
             return super().forward(*args, **kwargs)
         inputs = self._named(args, kwargs)
-        rows, steps = fold.batch_rows(inputs), simulation.timesteps
+        rows, steps = self._batch_rows(inputs), simulation.timesteps
         with simulation.running(range(1, steps + 1)):
             output = super().forward(**fold.fold_inputs(inputs, rows, steps))
         return self._reduced(output, rows, steps)
@@ -42,6 +46,9 @@ class Folding(_Parent):
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         names = list(inspect.signature(type(self).forward).parameters)[1:]
         return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def _batch_rows(self, inputs: dict[str, Any]) -> int:
+        return fold.batch_rows(inputs)
 
     def _reduced(self, output: Any, rows: int, steps: int) -> Any:
         return output
@@ -55,6 +62,8 @@ class SpikingModel(Folding):
     (collapsed, stepped). ``isinstance`` with the original class holds, and its name is unchanged.
     """
 
+    config: Any
+    get_output_embeddings: Callable[[], Any]
     _per_step: bool = False
 
     @property
@@ -120,6 +129,34 @@ class SpikingModel(Folding):
     def execution(self, value: Execution) -> None:
         self._simulation.execution = _one_of("execution", value, Execution)
 
+    @property
+    def kernels(self) -> Backend:
+        """Which backend computes: ``auto``, or ``torch``, ``cpu``, ``triton``, ``naive`` by name."""
+        return self._simulation.kernels
+
+    @kernels.setter
+    def kernels(self, value: Backend) -> None:
+        self._simulation.kernels = named(value)
+
+    @property
+    def weights(self) -> Weights:
+        """``float``, or ``int8``: layerwise inference on spike counts and 8-bit weights."""
+        return self._simulation.weights
+
+    @weights.setter
+    def weights(self, value: Weights) -> None:
+        self._simulation.weights = _one_of("weights", value, Weights)
+
+    def weight_error(self) -> dict[str, float]:
+        """Return ‖8-bit weight − weight‖ / ‖weight‖ of every spiking linear layer, thresholds folded in.
+
+        Raises:
+            NotCalibratedError: thresholds that have not been set.
+        """
+        for population in populations(self).values():
+            population.check()
+        return {path: layer.integers().error for path, layer in spiking_layers(self).items()}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model as its own class does: same inputs, same kind of output, labels included."""
         simulation = self._simulation
@@ -132,15 +169,41 @@ class SpikingModel(Folding):
             prepare = getattr(self, "prepare_decoder_input_ids_from_labels", None)
             if prepare is not None and inputs.get("decoder_input_ids") is None:
                 inputs["decoder_input_ids"] = prepare(labels)
-        output = super().forward(**inputs)
+        with self._answering():
+            output = super().forward(**inputs)
         return output if labels is None else loss_from_output(self, output, labels)
 
     def _reduced(self, output: Any, rows: int, steps: int) -> Any:
         if self._per_step:
             per_step = (lambda x: x) if self.operators == "difference" else fold.running_mean
             return fold.reduce_steps(output, rows, steps, per_step)
-        reduction = fold.last if self.operators == "difference" else fold.mean
-        return fold.reduce_steps(output, rows, steps, reduction)
+        return fold.reduce_steps(output, rows, steps, self._reduction())
+
+    def _reduction(self) -> Callable[[Tensor], Tensor]:
+        return fold.last if self.operators == "difference" else fold.mean
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Let the output layer compute the answer alone, not what it would be after every step.
+
+        It is linear, so the mean of its outputs is its output for the mean. What stands behind it must be too;
+        Gemma 2 caps its logits, whose mean is then taken behind the cap.
+        """
+        head = self.get_output_embeddings() if hasattr(self, "get_output_embeddings") else None
+        capped = getattr(self.config, "final_logit_softcapping", None) is not None
+        if head is None or self._per_step or (capped and self.operators == "instant"):
+            yield
+            return
+        simulation = self._simulation
+        with simulation.using(head=head, reduction=self._reduction()):
+            if isinstance(head, SpikingLinear):
+                yield
+                return
+            handle = head.register_forward_pre_hook(lambda _, arguments: simulation.reduced(arguments[0]))
+            try:
+                yield
+            finally:
+                handle.remove()
 
     def logits_per_step(self, **inputs: Any) -> Tensor:
         """Return the answer at every time step of the online schedule.
@@ -167,9 +230,11 @@ class SpikingModel(Folding):
         return logits
 
     def reset(self) -> None:
-        """Drop membrane state that an interrupted step-by-step run has left."""
+        """Drop membrane state that an interrupted step-by-step run has left, and what was folded into weights."""
         for population in populations(self).values():
             population.reset()
+        for layer in spiking_layers(self).values():
+            layer.reset()
 
     def _reorder_cache(self, past_key_values: Any, beam_idx: Tensor) -> Any:
         """Reorder a cache for beam search: online it holds T rows for every beam."""

@@ -18,8 +18,9 @@ from fas.config import FASConfig
 from fas.errors import CheckpointError
 from fas.layers.simulation import Simulation
 from fas.runtime.spiking import SpikingModel, make_dense, make_spiking
+from fas.surgery.attention import SPIKING_ATTENTION
 from fas.surgery.replace import attach, detach
-from fas.types import Record, Site
+from fas.types import OPERANDS, Record, Site
 
 register_quantization_config("fas")(FASConfig)
 
@@ -49,6 +50,19 @@ class ConvertedModel(SpikingModel):
         """What the stages did, in order."""
         records: list[Record] = self.config.quantization_config.records
         return records
+
+    def set_attn_implementation(self, attn_implementation: Any, *arguments: Any, **named: Any) -> None:
+        """Choose the attention function as in transformers, unless spikes drive attention.
+
+        Raises:
+            ValueError: a converted model of coverage ``full``, whose attention would become dense.
+        """
+        if any(site.role in OPERANDS for site in self.sites) and attn_implementation not in SPIKING_ATTENTION:
+            raise ValueError(
+                f"attention {attn_implementation!r} would leave {len(self.sites)} sites of coverage 'full' without "
+                "spikes: fas.revert(model) first, set it on the dense model and convert again"
+            )
+        super().set_attn_implementation(attn_implementation, *arguments, **named)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write ``config.json`` and safetensors; the directory appears whole or not at all.
@@ -156,7 +170,7 @@ def install(model: Any, config: FASConfig, quantizer: FASQuantizer | None = None
         operators=recipe.operators,
         execution=recipe.execution,
     )
-    attach(model, config.sites, simulation, recipe.build, granularity=recipe.granularity)
+    attach(model, config.sites, simulation, recipe.build, granularity=recipe.granularity, gated=recipe.gated)
     make_spiking(model, simulation, ConvertedModel)
     strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     model._keep_in_fp32_modules_strict = strict | {"neuron", "correction"}
@@ -168,8 +182,9 @@ def install(model: Any, config: FASConfig, quantizer: FASQuantizer | None = None
 
 def uninstall(model: Any) -> None:
     """Turn a converted model back into the dense one that it was made of, in place."""
-    detach(model, model.sites)
+    sites = model.sites
     make_dense(model)
+    detach(model, sites)
     model.hf_quantizer.remove_quantization_config(model)
     model.config._is_quantized = False
 

@@ -1,0 +1,95 @@
+"""Calling machine code that numba has made, on torch's own threads.
+
+A kernel is a C function of one argument, an array of 64-bit whole numbers: word 0 is the next piece of work, which
+every thread claims atomically, the others are sizes and addresses. It runs on the OpenMP team that torch itself
+uses, so that no second pool of threads competes for the cores. numba's own parallel loops would bring one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+# Below this many bytes to move, a second thread costs more than it saves.
+_BYTES_PER_THREAD = 1 << 18
+
+
+def _claim(typing: Any, work: Any) -> Any:
+    """Return word 0 and add one to it, atomically."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(64)
+        address = builder.bitcast(arguments[0], word.as_pointer())
+        return builder.atomic_rmw("add", address, ir.Constant(word, 1), "monotonic")
+
+    return types.int64(types.voidptr), generate
+
+
+def _at(typing: Any, address: Any) -> Any:
+    """Return a whole number as an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+# What these return inside of a kernel is not what the functions above return to numba.
+claim: Any = intrinsic(_claim)
+at: Any = intrinsic(_at)
+
+
+@njit(inline="always")
+def words(work: Any, size: int) -> Any:
+    """Return the words of a kernel's argument, inside a kernel."""
+    return carray(work, size, np.int64)
+
+
+def native(kernel: Callable[..., None]) -> Any:
+    """Compile a kernel; the machine code is kept on disk for the next process."""
+    # A division by zero is an infinity, as in torch: a check would keep loops from being vectorised.
+    return cfunc(types.void(types.voidptr), cache=True, error_model="numpy")(kernel)
+
+
+def run(kernel: Any, moved: int, *work: int) -> None:
+    """Run a kernel to the end.
+
+    Args:
+        kernel: from ``native``.
+        moved: bytes that it reads and writes, by which the number of threads is chosen.
+        work: its words from the second on.
+    """
+    argument = (ctypes.c_int64 * (len(work) + 1))(0, *work)
+    threads = min(torch.get_num_threads(), moved // _BYTES_PER_THREAD)
+    if threads > 1:
+        _team()(kernel.address, ctypes.addressof(argument), threads, 0)
+    else:
+        kernel.ctypes(ctypes.addressof(argument))
+
+
+@functools.cache
+def _team() -> Any:
+    """Return the entry of the OpenMP library that torch is linked with: run on so many threads and wait."""
+    entry = ctypes.CDLL(str(_LIBRARY)).GOMP_parallel
+    entry.argtypes, entry.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return entry
+
+
+def unavailable() -> str:
+    """Return why kernels cannot run here, empty if they can."""
+    try:
+        _team()
+    except (OSError, AttributeError):
+        return f"torch here is not built on the OpenMP library of GNU or Intel ({_LIBRARY.name} has no GOMP_parallel)"
+    return ""

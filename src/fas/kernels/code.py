@@ -1,0 +1,99 @@
+"""What a kernel has to know of a population: its parameters, worked out once for one number of time steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fas.types import Neuron
+
+Recursion = Literal["binary", "ternary", "graded", "digits"]
+_TENSORS = ("scale", "unit", "step_unit", "threshold", "v_init", "offset")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Code:
+    """How activations become counts and counts become activations, for T time steps.
+
+    The count of an activation x, even over time, is N = clip(⌊(x − μ) · scale + v_0⌋, lower, upper); the layers
+    behind receive N · unit + μ. All tensors are of shape (C,) or () and of one dtype.
+
+    Attributes:
+        recursion: which neuron this is; None if it is none that the kernels know.
+        timesteps: T.
+        lower: smallest count.
+        upper: largest count.
+        scale: levels per unit of activation.
+        unit: activation per level, θ / levels up to the threshold.
+        step_unit: what a level of one step is worth where the mean over T steps is meant, T · unit.
+        threshold: θ.
+        v_init: v_0/θ.
+        offset: μ.
+    """
+
+    recursion: Recursion | None
+    timesteps: int
+    lower: int
+    upper: int
+    scale: Tensor
+    unit: Tensor
+    step_unit: Tensor
+    threshold: Tensor
+    v_init: Tensor
+    offset: Tensor
+
+    @classmethod
+    def of(cls, neuron: Neuron, timesteps: int, threshold: Tensor, v_init: Tensor, offset: Tensor) -> Code:
+        """Work out the constants of a neuron model with parameters of shape (C,) or ()."""
+        levels = neuron.resolution(timesteps)
+        lower, upper = neuron.bounds(timesteps)
+        return cls(
+            recursion=recursion_of(neuron),
+            timesteps=timesteps,
+            lower=lower,
+            upper=upper,
+            scale=levels / threshold,
+            unit=threshold / levels,
+            step_unit=threshold * (timesteps / levels),
+            threshold=threshold,
+            v_init=v_init,
+            offset=offset,
+        )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Code:
+        """Return the code with a function applied to every tensor."""
+        tensors: dict[str, Any] = {name: function(getattr(self, name)) for name in _TENSORS}
+        return replace(self, **tensors)
+
+
+@dataclass
+class Known:
+    """Constants worked out earlier, and the parameters that they were worked out from."""
+
+    code: Code
+    values: tuple[Tensor, ...]
+    versions: tuple[tuple[int, int], ...]
+
+    def made_of(self, parameters: tuple[Tensor, ...]) -> bool:
+        """Whether parameters are still those."""
+        now, then = parameters[0], self.values[0]
+        if now.device != then.device or now.dtype != then.dtype:
+            return False
+        if parameters[0].device.type == "cpu":
+            return all(map(torch.equal, parameters, self.values))
+        return self.versions == tuple(map(version_of, parameters))
+
+
+def version_of(parameter: Tensor) -> tuple[int, int]:
+    """Return where a tensor lies and how often it was changed in place (torch does not count in inference mode)."""
+    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
+
+
+def recursion_of(neuron: Neuron) -> Recursion | None:
+    """Return the recursion that a neuron model declares for itself; what it inherits it may have changed."""
+    found: Recursion | None = vars(type(neuron)).get("recursion")
+    return found

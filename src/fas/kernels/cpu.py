@@ -1,0 +1,210 @@
+"""Kernels in machine code for the CPU, made by numba and kept on disk; inference only."""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fas.kernels import torch_
+from fas.kernels.code import Code
+
+name = "cpu"
+_OPS = {
+    "encode": (torch.float32, torch.float64),
+    "counts": (torch.float32, torch.float64),
+    "decode": (torch.float32, torch.float64),
+    "emit": (torch.float32, torch.float64),
+    "pack": (torch.float32, torch.float64),
+    "unpack": (torch.uint8,),
+    "scan": (torch.float32, torch.float64),
+    "linear": (torch.float32,),
+    "event_linear": (torch.float32,),
+    "integer_linear": (torch.float32,),
+}
+# Activations that one thread takes at a time: they and their answers stay in its first cache.
+_PIECE = 4096
+# Outputs that one thread takes at a time.
+_OUTPUTS, _COLUMNS = 64, 768
+# Rows up to which a product only waits for the weights.
+_FEW_ROWS = 4
+# Share of channels that spike below which selecting rows of the weight beats reading all of it.
+SPARSE = 0.5
+_RECURSIONS = {"binary": 0, "ternary": 1, "graded": 2, "digits": 3}
+
+
+def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Tell whether an operation runs here, or why not."""
+    if device.type != "cpu":
+        return False, f"the tensors are on {device.type}"
+    if dtype not in _OPS.get(op, ()):
+        return False, f"it has no {op} for {dtype}"
+    reason = _unavailable()
+    return not reason, reason
+
+
+@functools.cache
+def _unavailable() -> str:
+    if find_spec("numba") is None:
+        return "numba is not installed: pip install 'fas[fast]'"
+    from fas.kernels import _native
+
+    return _native.unavailable()
+
+
+@functools.cache
+def _neuron(op: str, dtype: torch.dtype) -> Any:
+    import numpy as np
+
+    from fas.kernels._neuron import neuron_kernel
+
+    return neuron_kernel(op, np.float32 if dtype == torch.float32 else np.float64)
+
+
+@functools.cache
+def _products() -> Any:
+    from fas.kernels import _product
+
+    return _product
+
+
+@functools.cache
+def _run() -> Any:
+    from fas.kernels._native import run
+
+    return run
+
+
+def _rows(x: Tensor, channels: int) -> tuple[int, int, int]:
+    rows = x.numel() // channels if channels else 0
+    return rows, channels, max(1, _PIECE // channels) if channels else 1
+
+
+def _parameters(code: Code, dtype: torch.dtype, unit: Tensor) -> tuple[int, ...]:
+    """Addresses of scale, unit, v_0 and μ, and the bounds. Every tensor of a ``Code`` here is of shape (C,)."""
+    return (
+        code.scale.data_ptr(),
+        unit.data_ptr(),
+        code.v_init.data_ptr(),
+        code.offset.data_ptr(),
+        code.lower,
+        code.upper,
+    )
+
+
+def encode(x: Tensor, code: Code) -> Tensor:
+    """Return N_T · unit + μ for even input x [*B, C]."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.unit))
+    _run()(_neuron("encode", x.dtype), 2 * x.nbytes, *work)
+    return out
+
+
+def counts(x: Tensor, code: Code) -> Tensor:
+    """Return N_T for even input x [*B, C], int16."""
+    x = x.contiguous()
+    out = torch.empty(x.shape, dtype=torch.int16)
+    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.unit))
+    _run()(_neuron("counts", x.dtype), x.nbytes, *work)
+    return out
+
+
+def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
+    """Return N · unit + μ for whole counts [*B, C]."""
+    counts = counts.contiguous()
+    out = torch.empty(counts.shape, dtype=dtype)
+    work = (*_rows(out, out.shape[-1]), counts.data_ptr(), out.data_ptr())
+    _run()(_neuron("decode", dtype), out.nbytes, *work, 0, code.unit.data_ptr(), 0, code.offset.data_ptr())
+    return out
+
+
+def emit(x: Tensor, code: Code) -> Tensor:
+    """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
+    assert code.recursion is not None
+    x = x.contiguous()
+    out = x.new_empty(code.timesteps, *x.shape)
+    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.step_unit))
+    _run()(_neuron("emit", x.dtype), out.nbytes, *work, code.timesteps, _RECURSIONS[code.recursion])
+    return out
+
+
+def pack(x: Tensor, code: Code) -> Tensor:
+    """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C]; see ``naive.pack``."""
+    assert code.recursion is not None
+    x = x.contiguous()
+    out = torch.empty(2 if code.lower < 0 else 1, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
+    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.unit))
+    _run()(_neuron("pack", x.dtype), 2 * x.nbytes, *work, code.timesteps, _RECURSIONS[code.recursion])
+    return out
+
+
+def unpack(bits: Tensor, code: Code) -> Tensor:
+    """Return the counts of packed spikes, int16 [*B, C]."""
+    from fas.kernels._neuron import unpack as kernel
+
+    bits = bits.contiguous()
+    out = torch.empty(bits.shape[2:], dtype=torch.int16)
+    work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), *bits.shape[:2], code.recursion == "digits")
+    _run()(kernel, out.nbytes, *work)
+    return out
+
+
+def scan(
+    x: Tensor,
+    code: Code,
+    *,
+    first: int,
+    difference: bool,
+    total: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run neurons over steps of uneven input; see ``naive.scan``."""
+    assert code.recursion is not None
+    x = x.contiguous()
+    out, sums = torch.empty_like(x), torch.empty_like(x[0])
+    number = torch.zeros_like(sums) if count is None else count.clone(memory_format=torch.contiguous_format)
+    start = sums if total is None else total.contiguous()
+    work = (*_rows(sums, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.threshold))
+    more = (len(x), _RECURSIONS[code.recursion], first, difference, total is not None)
+    _run()(_neuron("scan", x.dtype), 2 * x.nbytes, *work, *more, start.data_ptr(), sums.data_ptr(), number.data_ptr())
+    return out, sums, number
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return x Wᵀ + b: x [*B, in], W [out, in] contiguous; BLAS computes it for many rows."""
+    inner, outer = x.shape[-1], len(weight)
+    rows = x.numel() // inner
+    if rows == 0 or rows > _FEW_ROWS:
+        return torch_.linear(x, weight, bias)
+    x = x.contiguous()
+    out = x.new_empty(*x.shape[:-1], outer)
+    pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
+    _run()(_products().dense, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers)
+    return out
+
+
+def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return b + Σ_c n_c unit_c W_c over the channels that have spiked: n [in] int16, W [in, out] contiguous."""
+    inner, outer = weight.shape
+    out = unit.new_empty(outer)
+    pointers = (counts.data_ptr(), unit.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
+    _run()(_products().events, int(SPARSE * weight.nbytes), inner, outer, _COLUMNS, *pointers)
+    return out
+
+
+def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
+    """Return (counts · qᵀ) · scale + bias: counts [rows, in] int16 up to ``largest``, q [out, in] int8, contiguous."""
+    counts = counts.contiguous()
+    rows, inner, outer = *counts.shape, len(weight)
+    if rows == 0 or rows > _FEW_ROWS:
+        return torch_.integer_linear(counts, weight, scale, bias, largest)
+    out = torch.empty(rows, outer, dtype=torch.float32)
+    pointers = (counts.data_ptr(), weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), out.data_ptr())
+    # So many products of 16 by 8 bits add up below 2^31.
+    block = (2**31 - 1) // (128 * largest)
+    _run()(_products().integer, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers, block)
+    return out

@@ -1,0 +1,81 @@
+"""Which backend runs an operation: the fastest one that can, or the one that was asked for by name."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+
+from fas.errors import FASError
+from fas.kernels import cpu, naive, torch_, triton_
+
+logger = logging.getLogger(__name__)
+
+Backend = Literal["auto", "torch", "cpu", "triton", "naive"]
+VARIABLE = "FAS_KERNELS"
+"""Environment variable that names the backend of models made from then on."""
+
+_BACKENDS: dict[str, ModuleType] = {"torch": torch_, "cpu": cpu, "triton": triton_, "naive": naive}
+# Fastest first; torch runs everything. The loops serve to compare with and are taken only by name.
+_PREFERRED = ("cpu", "triton", "torch")
+
+
+def default() -> Backend:
+    """Return the backend that the environment names, else ``auto``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return named(os.environ.get(VARIABLE, "auto"), VARIABLE)
+
+
+def named(value: str, what: str = "kernels") -> Backend:
+    """Return the name of a backend.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if value not in get_args(Backend):
+        raise ValueError(f"{what} is {value!r}; choose one of {', '.join(get_args(Backend))}")
+    return value  # type: ignore[return-value]
+
+
+@functools.cache
+def choose(op: str, backend: Backend, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """Return the backend that runs an operation.
+
+    Gradients and ``torch.compile`` are the caller's matter: both need torch.
+
+    Args:
+        op: name of a function of the backends.
+        backend: ``auto``, or the one to take.
+        device: of the tensors.
+        dtype: of the tensors.
+
+    Raises:
+        FASError: a backend asked for by name that cannot run this.
+    """
+    if backend != "auto":
+        module = _BACKENDS[backend]
+        if not hasattr(module, op):
+            # Products that a backend leaves to torch, as it was asked for neurons.
+            return torch_
+        able, reason = module.supports(op, device, dtype)
+        if not able:
+            raise FASError(
+                f"kernels={backend!r} cannot run {op}: {reason}. Set model.kernels = 'auto' (or the environment "
+                f"variable {VARIABLE}) to take another backend where this one cannot run"
+            )
+        return module
+    passed = []
+    for name in _PREFERRED:
+        able, reason = _BACKENDS[name].supports(op, device, dtype)
+        if able and hasattr(_BACKENDS[name], op):
+            break
+        passed.append(f"{name}: {reason}")
+    logger.info("%s on %s in %s: kernels %r%s", op, device, dtype, name, f" ({'; '.join(passed)})" if passed else "")
+    return _BACKENDS[name]

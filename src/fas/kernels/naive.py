@@ -1,0 +1,197 @@
+"""The readable truth: plain loops over neurons and time steps. Slow; every other backend is tested against it.
+
+All arithmetic is that of tensors of the dtype of the input (float32 stays float32), one operation after the other,
+so that a fast twin can be held to it to the last bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fas.kernels.code import Code
+
+name = "naive"
+# Share of channels that spike up to which rows of the weight are selected one by one: always.
+SPARSE = 1.0
+
+
+def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Everything, everywhere: there is nothing to be fast for."""
+    return True, ""
+
+
+def level(x: Tensor, code: Code, fraction: float = 1.0) -> Tensor:
+    """Return F = ⌊(x − μ) · scale · fraction + v_0⌋ of one neuron, all numbers tensors of shape ()."""
+    return torch.floor((x - code.offset) * code.scale * fraction + code.v_init)
+
+
+def window(x: Tensor, code: Code) -> list[int]:
+    """Return N_1 … N_T of one neuron for an input that is even over time.
+
+    ``binary`` and ``ternary``: at most one spike a step, which for even input is N_t = clip(F_t, −t, t) within the
+    bounds. ``graded``: N_t = clip(F_t). ``digits``: the value of the digits sent so far, most significant first.
+    """
+    steps, counts = code.timesteps, []
+    if code.recursion == "digits":
+        count = clip(int(level(x, code)), code.lower, code.upper)
+        for t in range(1, steps + 1):
+            weight = 2 ** (steps - t)
+            size = abs(count) // weight * weight
+            counts.append(size if count >= 0 else -size)
+        return counts
+    for t in range(1, steps + 1):
+        most = steps if code.recursion == "graded" else t
+        counts.append(clip(int(level(x, code, t / steps)), max(code.lower, -most), min(code.upper, most)))
+    return counts
+
+
+def encode(x: Tensor, code: Code) -> Tensor:
+    """Return N_T · unit + μ for even input x [*B, C]: what the layers behind receive."""
+    return decode(counts(x, code), code, x.dtype)
+
+
+def counts(x: Tensor, code: Code) -> Tensor:
+    """Return N_T for even input x [*B, C], int16."""
+    out = torch.empty(x.shape, dtype=torch.int16)
+    for index, one in _neurons(x, code):
+        out[index] = window(x[index], one)[-1]
+    return out
+
+
+def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
+    """Return N · unit + μ for whole counts [*B, C]."""
+    return counts.to(dtype) * code.unit + code.offset
+
+
+def emit(x: Tensor, code: Code) -> Tensor:
+    """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
+    out = x.new_empty(code.timesteps, *x.shape)
+    for index, one in _neurons(x, code):
+        before = 0
+        for t, count in enumerate(window(x[index], one)):
+            out[(t, *index)] = (count - before) * one.step_unit + one.offset
+            before = count
+    return out
+
+
+def scan(
+    x: Tensor,
+    code: Code,
+    *,
+    first: int,
+    difference: bool,
+    total: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run neurons over steps of uneven input.
+
+    Args:
+        x: [n, *B, C]: running means over time (``difference``) or the values of each step.
+        code: parameters.
+        first: number of the first step in ``x``, from 1.
+        difference: which of the two ``x`` is; the answer is of the same kind.
+        total: Σ x before the first step [*B, C]; zero if None.
+        count: N before the first step [*B, C]; zero if None.
+
+    Returns:
+        What the layers receive, N_t θ/t + μ or s_t θ + μ [n, *B, C]; Σ x and N after the last step [*B, C].
+    """
+    out, last = torch.empty_like(x), x.new_empty(x.shape[1:])
+    sums = torch.empty_like(last)
+    for index, one in _neurons(x[0], code):
+        number = 0 if count is None else int(count[index])
+        # torch adds up float32 in float64.
+        added = torch.zeros((), dtype=torch.float64)
+        for n in range(len(x)):
+            t, here = first + n, x[(n, *index)]
+            added = added + here
+            here = here * t if difference else added.to(x.dtype)
+            if not difference and total is not None:
+                here = here + total[index]
+            target = int(torch.floor((here - one.offset * t) / one.threshold + one.v_init))
+            after = step(number, target, one)
+            if difference:
+                out[(n, *index)] = after * (one.threshold / t) + one.offset
+            else:
+                out[(n, *index)] = (after - number) * one.threshold + one.offset
+            number = after
+        sums[index], last[index] = here, number
+    return out, sums, last
+
+
+def step(count: int, target: int, code: Code) -> int:
+    """Return N_t from N_{t-1} and F_t."""
+    if code.recursion == "binary":
+        return max(count, min(count + 1, target))
+    if code.recursion == "ternary":
+        return clip(count + (target > count) - (target < count), code.lower, code.upper)
+    return clip(target, code.lower, code.upper)
+
+
+def pack(x: Tensor, code: Code) -> Tensor:
+    """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C].
+
+    Plane 0 holds positive spikes, plane 1 negative ones where the code has a sign. The spike of step t is bit t − 1,
+    counted from the low end of byte 0; a digit that stands for 2^w levels is bit w.
+    """
+    digits = code.recursion == "digits"
+    planes = 2 if code.lower < 0 else 1
+    out = torch.zeros(planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
+    for index, one in _neurons(x, code):
+        before = 0
+        for t, count in enumerate(window(x[index], one), start=1):
+            bit = code.timesteps - t if digits else t - 1
+            if count != before:
+                out[(int(count < before), bit // 8, *index)] |= 1 << bit % 8
+            before = count
+    return out
+
+
+def unpack(bits: Tensor, code: Code) -> Tensor:
+    """Return the counts of packed spikes, int16 [*B, C]: number of ones, or digits put together."""
+    out = torch.zeros(bits.shape[2:], dtype=torch.int16)
+    for plane, sign in zip(bits, (1, -1), strict=False):
+        for bit in range(code.timesteps):
+            weight = 2**bit if code.recursion == "digits" else 1
+            out += sign * weight * (plane[bit // 8] >> bit % 8 & 1).to(torch.int16)
+    return out
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x Wᵀ + b: x [*B, in], W [out, in]."""
+    out = x.new_zeros(x.numel() // x.shape[-1], len(weight))
+    for row, source in zip(out, x.view(-1, x.shape[-1]), strict=True):
+        for o in range(len(weight)):
+            row[o] = sum(source[i] * weight[o, i] for i in range(len(source)))
+    out = out.view(*x.shape[:-1], len(weight))
+    return out if bias is None else out + bias
+
+
+def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return b + Σ_c n_c unit_c W_c over the channels that have spiked: n [in], W [in, out]."""
+    out = bias.clone()
+    for c in range(len(counts)):
+        if counts[c]:
+            out += counts[c] * unit[c] * weight[c]
+    return out
+
+
+def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
+    """Return (counts · qᵀ) · scale + bias: counts [rows, in] and q [out, in] whole, added up as whole numbers."""
+    out = torch.zeros(len(counts), len(weight), dtype=torch.int64)
+    for r in range(len(counts)):
+        for o in range(len(weight)):
+            out[r, o] = sum(int(counts[r, i]) * int(weight[o, i]) for i in range(counts.shape[1]))
+    return out.to(scale.dtype) * scale + bias
+
+
+def clip(value: int, lower: int, upper: int) -> int:
+    """Return the value or the bound that it exceeds."""
+    return max(lower, min(upper, value))
+
+
+def _neurons(x: Tensor, code: Code) -> list[tuple[tuple[int, ...], Code]]:
+    """Return the index of every neuron of [*B, C] with the parameters of its channel."""
+    channels = [code.map(lambda p, c=c: p if p.ndim == 0 else p[c]) for c in range(x.shape[-1])]  # type: ignore[misc]
+    return [(tuple(map(int, index)), channels[int(index[-1])]) for index in torch.ones(x.shape).nonzero()]

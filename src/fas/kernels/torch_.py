@@ -1,0 +1,140 @@
+"""Kernels in plain torch: any device, any dtype, traceable by ``torch.compile``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fas.kernels.code import Code
+
+name = "torch"
+# Bits of a byte that are set, by the byte.
+_ONES = torch.tensor([value.bit_count() for value in range(256)], dtype=torch.uint8)
+# Share of channels that spike below which selecting rows of the weight, which copies them, beats reading all.
+SPARSE = 0.2
+
+
+def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Everything, everywhere."""
+    return True, ""
+
+
+def encode(x: Tensor, code: Code) -> Tensor:
+    """Return N_T · unit + μ for even input x [*B, C]."""
+    return _counts(x, code) * code.unit + code.offset
+
+
+def counts(x: Tensor, code: Code) -> Tensor:
+    """Return N_T for even input x [*B, C], int16."""
+    return _counts(x, code).to(torch.int16)
+
+
+def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
+    """Return N · unit + μ for whole counts [*B, C]."""
+    return counts.to(dtype) * code.unit + code.offset
+
+
+def window(x: Tensor, code: Code, t: int) -> Tensor:
+    """Return N_t for even input x [*B, C]; at t = T by the very arithmetic of ``counts``."""
+    if code.recursion == "digits":
+        count = _counts(x, code)
+        weight = 2 ** (code.timesteps - t)
+        return (count.abs() / weight).floor() * weight * count.sign()
+    reached = torch.floor((x - code.offset) * code.scale * (t / code.timesteps) + code.v_init)
+    most = code.timesteps if code.recursion == "graded" else t
+    return reached.clamp(max(code.lower, -most), min(code.upper, most))
+
+
+def emit(x: Tensor, code: Code) -> Tensor:
+    """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
+    out = x.new_empty(code.timesteps, *x.shape)
+    before = torch.zeros_like(x)
+    for t in range(code.timesteps):
+        after = window(x, code, t + 1)
+        out[t] = (after - before) * code.step_unit + code.offset
+        before = after
+    return out
+
+
+def scan(
+    x: Tensor,
+    code: Code,
+    *,
+    first: int,
+    difference: bool,
+    total: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run neurons over steps of uneven input; see ``naive.scan``."""
+    clock = torch.arange(first, first + len(x), device=x.device, dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
+    added = x * clock if difference else x.cumsum(0)
+    if total is not None and not difference:
+        added = added + total
+    reached = ((added - code.offset * clock) / code.threshold + code.v_init).floor()
+    start = torch.zeros_like(reached[0]) if count is None else count
+    numbers, number = [start], start
+    for target in reached:
+        if code.recursion == "binary":
+            number = torch.maximum(number, torch.minimum(number + 1, target))
+        elif code.recursion == "ternary":
+            number = (number + torch.sign(target - number)).clamp(code.lower, code.upper)
+        else:
+            number = target.clamp(code.lower, code.upper)
+        numbers.append(number)
+    after = torch.stack(numbers)
+    if difference:
+        out = after[1:] * (code.threshold / clock) + code.offset
+    else:
+        out = after.diff(dim=0) * code.threshold + code.offset
+    return out, added[-1], number
+
+
+def pack(x: Tensor, code: Code) -> Tensor:
+    """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C]; see ``naive.pack``."""
+    planes = 2 if code.lower < 0 else 1
+    out = torch.zeros(planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8, device=x.device)
+    before = torch.zeros_like(x)
+    for t in range(1, code.timesteps + 1):
+        after = window(x, code, t)
+        bit = code.timesteps - t if code.recursion == "digits" else t - 1
+        for plane, fired in zip(out, (after > before, after < before), strict=False):
+            plane[bit // 8] |= fired.to(torch.uint8) << bit % 8
+        before = after
+    return out
+
+
+def unpack(bits: Tensor, code: Code) -> Tensor:
+    """Return the counts of packed spikes, int16 [*B, C]: number of ones, or digits put together."""
+    if code.recursion == "digits":
+        weights = [256**byte for byte in range(bits.shape[1])]
+        sizes = sum(bits[:, byte].to(torch.int16) * weight for byte, weight in enumerate(weights))
+        assert isinstance(sizes, Tensor)
+    else:
+        sizes = _ONES.to(bits.device)[bits.int()].sum(1, dtype=torch.int16)
+    return sizes[0] if len(sizes) == 1 else sizes[0] - sizes[1]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x Wᵀ + b: x [rows, in], W [out, in] in any layout."""
+    return functional.linear(x, weight, bias)
+
+
+def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return b + Σ_c n_c unit_c W_c over the channels that have spiked: n [in] int16, W [in, out]."""
+    chosen = counts.nonzero().view(-1)
+    return torch.addmv(bias, weight[chosen].T, counts[chosen] * unit[chosen])
+
+
+def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
+    """Return (counts · qᵀ) · scale + bias: counts [rows, in] int16 up to ``largest``, q [out, in] int8."""
+    if counts.device.type == "cpu" and len(counts) and largest <= 127 and torch.cpu._is_vnni_supported():
+        # Without VNNI oneDNN adds pairs of products in 16 bits, which can overflow.
+        product = torch._int_mm(counts.to(torch.int8), weight.T)
+        return product.to(scale.dtype) * scale + bias
+    # Whole numbers below 2^24 are exact in float32; above, its rounding is far below that of the weights.
+    return functional.linear(counts.to(scale.dtype), weight.to(scale.dtype)) * scale + bias
+
+
+def _counts(x: Tensor, code: Code) -> Tensor:
+    return torch.floor((x - code.offset) * code.scale + code.v_init).clamp(code.lower, code.upper)

@@ -1,0 +1,105 @@
+"""Kernels for GPUs, written in Triton; inference in float32. Products are those of torch."""
+
+from __future__ import annotations
+
+import functools
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fas.kernels.code import Code
+
+name = "triton"
+_OPS = ("encode", "counts", "scan")
+_RECURSIONS = {"binary": 0, "ternary": 1, "graded": 2}
+
+
+def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Tell whether an operation runs here, or why not."""
+    if op not in _OPS or dtype != torch.float32:
+        return False, f"it has no {op} for {dtype}"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return False, f"the tensors are on {device.type}"
+    if find_spec("triton") is None:
+        return False, "triton is not installed: it comes with torch built for CUDA"
+    return True, ""
+
+
+@functools.cache
+def _gpu() -> Any:
+    from fas.kernels import _gpu
+
+    return _gpu
+
+
+def encode(x: Tensor, code: Code) -> Tensor:
+    """Return N_T · unit + μ for even input x [*B, C]."""
+    return _encode(x, code, torch.empty_like(x, memory_format=torch.contiguous_format))
+
+
+def counts(x: Tensor, code: Code) -> Tensor:
+    """Return N_T for even input x [*B, C], int16."""
+    return _encode(x, code, torch.empty(x.shape, dtype=torch.int16, device=x.device))
+
+
+def scan(
+    x: Tensor,
+    code: Code,
+    *,
+    first: int,
+    difference: bool,
+    total: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run neurons over steps of uneven input; see ``naive.scan``. Deviation: Σ x is added up in float32."""
+    assert code.recursion is not None
+    gpu, x = _gpu(), x.contiguous()
+    out = torch.empty_like(x)
+    sums = torch.zeros_like(x[0]) if total is None else total.clone(memory_format=torch.contiguous_format)
+    number = torch.zeros_like(x[0]) if count is None else count.clone(memory_format=torch.contiguous_format)
+    if sums.numel():
+        # Without fused multiply-adds, so that a count is that of every other backend.
+        gpu.scan[-(-sums.numel() // gpu.BLOCK),](
+            x,
+            out,
+            code.threshold,
+            code.v_init,
+            code.offset,
+            sums,
+            number,
+            sums.numel(),
+            x.shape[-1],
+            code.lower,
+            code.upper,
+            first,
+            len(x),
+            RECURSION=_RECURSIONS[code.recursion],
+            DIFFERENCE=difference,
+            BLOCK=gpu.BLOCK,
+            enable_fp_fusion=False,
+        )
+    return out, sums, number
+
+
+def _encode(x: Tensor, code: Code, out: Tensor) -> Tensor:
+    gpu, x = _gpu(), x.contiguous()
+    if x.numel():
+        gpu.encode[-(-x.numel() // gpu.BLOCK),](
+            x,
+            out,
+            code.scale,
+            code.unit,
+            code.v_init,
+            code.offset,
+            x.numel(),
+            x.shape[-1],
+            code.lower,
+            code.upper,
+            WHOLE=out.dtype == torch.int16,
+            BLOCK=gpu.BLOCK,
+            enable_fp_fusion=False,
+        )
+    return out

@@ -1,0 +1,178 @@
+"""Attention whose four factors are spikes: query, key, value and the attention weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fas.layers.gated import gated
+from fas.layers.population import Population
+
+
+class Operand(nn.Module):
+    """One factor of a product in attention as a population of neurons.
+
+    Query, key and value have a neuron per head and dimension of the head, shared by all positions; the
+    attention weights one per head.
+
+    Args:
+        population: its neurons.
+        by_head: whether a head is one channel (attention weights).
+    """
+
+    def __init__(self, population: Population, *, by_head: bool) -> None:
+        super().__init__()
+        self.neuron = population
+        self.by_head = by_head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode [B, heads, rows, columns] and return the same shape, stepped [T, B, heads, rows, columns]."""
+        if self.by_head:
+            return cast(Tensor, self.neuron(x.movedim(1, -1))).movedim(-1, -3)
+        encoded: Tensor = self.neuron(x.transpose(1, 2).flatten(2))
+        return encoded.unflatten(-1, (x.shape[1], x.shape[3])).transpose(-2, -3)
+
+
+class AttentionOperands(nn.Module):
+    """The factors of one attention module that spike, a child of the module under the name ``operands``.
+
+    Args:
+        populations: neurons by role; a factor without any stays as it is.
+        softmax_gated: whether exponentials, the reciprocal of their sum and the hyperbolic tangent of capped
+            scores come from gated populations.
+    """
+
+    def __init__(self, populations: Mapping[str, Population], *, softmax_gated: bool = False) -> None:
+        super().__init__()
+        self.softmax_gated = softmax_gated
+        self.simulation = next(iter(populations.values())).simulation
+        for role, population in populations.items():
+            self.add_module(role, Operand(population, by_head=role == "attention_weight"))
+
+    def encode(self, role: str, x: Tensor) -> Tensor:
+        """Return a factor as the product receives it, [B, …] or stepped [T, B, …]."""
+        operand = getattr(self, role, None)
+        return x if operand is None else cast(Tensor, operand(x))
+
+    def watches(self, role: str) -> bool:
+        """Whether somebody looks at the input of a factor (calibration)."""
+        operand = getattr(self, role, None)
+        return operand is not None and bool(operand.neuron._forward_pre_hooks)
+
+
+def attention_scores(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    softmax_gated: bool = False,
+) -> Tensor:
+    """Return what the softmax receives, [B, heads, queries, keys].
+
+    Args:
+        query: [B, heads, queries, width], or per step [T, B, heads, queries, width], whose mean is meant.
+        key: [B, key heads, keys, width].
+        scaling: factor of the product.
+        mask: [B or 1, heads or 1, queries, keys]: bool (True takes part) or a summand.
+        causal: without a mask, whether query i sees keys 0…i only.
+        bias: summand of T5's relative positions.
+        softcap: c of c·tanh(x/c) before the mask (Gemma 2).
+        softmax_gated: whether that function is a gated one.
+    """
+    scores = _collapsed(query @ _repeated(key, query).transpose(-1, -2)) * scaling
+    if softcap is not None:
+        scores = (gated("tanh") if softmax_gated else torch.tanh)(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias
+    if mask is None and causal and scores.shape[-2] > 1:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+def spiking_attention(
+    operands: AttentionOperands,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention on spikes: ê v̂ / Σ ê with e = exp(s − max s) and s = q̂ k̂ᵀ, where ^ is the code of a population.
+
+    The weights are coded before they are divided by their sum: the largest of a query is 1 then, however
+    many keys share its attention, and the coded weights of a query sum to one exactly. The division moves
+    behind the product with the values, one per query and head as in any softmax.
+
+    Keys and values are decoded once and kept; the spikes of a query then select keys to add, and those of
+    a weight select values. They are encoded where they are read, so that a cache holds what the dense model
+    would put there: encoding is by element and yields the same counts each time.
+
+    Args:
+        operands: the populations.
+        query: [B, heads, queries, width].
+        key: [B, key heads, keys, width]; heads share keys if there are fewer of them.
+        value: [B, key heads, keys, width of the values].
+        scaling: factor of the product of query and key.
+        mask: see ``attention_scores``.
+        causal: see there.
+        bias: see there.
+        softcap: see there.
+        dropout: share of weights dropped behind their code, in training.
+
+    Returns:
+        [B, queries, heads, width of the values] and the coded weights [B, heads, queries, keys].
+    """
+    spikes = operands.encode("query", query)
+    keys = _collapsed(operands.encode("key", key))
+    values = _collapsed(operands.encode("value", value))
+    by_gates = operands.softmax_gated
+    how = {"scaling": scaling, "mask": mask, "causal": causal, "bias": bias, "softcap": softcap}
+    scores = attention_scores(spikes, keys, **how, softmax_gated=by_gates)  # type: ignore[arg-type]
+    coded = operands.encode("attention_weight", exponentials(scores, by_gates=by_gates))
+    # Without any spike: a query to which a mask hides every key, a single step (operators "instant").
+    total = _collapsed(coded).sum(-1, keepdim=True).clamp_min(torch.finfo(coded.dtype).tiny)
+    share = gated("reciprocal")(total) if by_gates else total.reciprocal()
+    kept = functional.dropout(coded, p=dropout) if dropout else coded
+    output = _collapsed(kept.to(values.dtype) @ _repeated(values, scores)) * share.to(values.dtype)
+    return output.transpose(1, 2).contiguous(), (_collapsed(coded) * share).to(query.dtype)
+
+
+def exponentials(scores: Tensor, *, by_gates: bool = False) -> Tensor:
+    """Return exp(s − max s) over the last dimension, in float32 at least.
+
+    What a mask hides is 0, all else above 0: calibration tells the two apart.
+    """
+    hidden = scores <= torch.finfo(scores.dtype).min / 2
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    # A sum of −∞ masks has no difference to itself.
+    below = scores - scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    found = gated("exp")(below) if by_gates else below.exp()
+    return found.clamp_min(torch.finfo(found.dtype).tiny).masked_fill(hidden, 0)
+
+
+def _collapsed(x: Tensor) -> Tensor:
+    """The mean over the steps of a stepped tensor [T, B, …]."""
+    return x.mean(0) if x.ndim == 5 else x
+
+
+def _repeated(shared: Tensor, reader: Tensor) -> Tensor:
+    """Repeat the heads of keys or values for the heads that share them."""
+    times = reader.shape[-3] // shared.shape[-3]
+    return shared if times == 1 else shared.repeat_interleave(times, dim=-3)

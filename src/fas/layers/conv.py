@@ -1,0 +1,131 @@
+"""A convolution that spikes drive, in the place and under the names of the dense one."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fas.errors import FASError
+from fas.layers.population import Population
+
+
+class ChannelsLast:
+    """The view [*B, H, W, C] of an input [*B, C, H, W], the same object for every layer of a site.
+
+    A population encodes once what several layers read, and knows a tensor by its identity.
+
+    Args:
+        readers: number of layers that ask for the view of one input.
+    """
+
+    def __init__(self, readers: int = 1) -> None:
+        self.readers = readers
+        self._latest: tuple[Tensor, Tensor] | None = None
+        self._reads = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the view; it is forgotten once every layer has had it."""
+        if self.readers == 1:
+            return x.movedim(-3, -1)
+        if self._latest is None or self._latest[0] is not x:
+            self._latest, self._reads = (x, x.movedim(-3, -1)), 0
+        view = self._latest[1]
+        self._reads += 1
+        if self._reads == self.readers:
+            self._latest = None
+        return view
+
+    def reset(self) -> None:
+        """Forget an input that not every layer has read."""
+        self._latest = None
+        self._reads = 0
+
+
+class SpikingConv2d(nn.Module):
+    r"""y = W ∗ (mean spikes) + b + δ, with W and b the very parameters of the dense convolution.
+
+    The population has one threshold per input channel, shared by all positions. Padding is zero as in the dense
+    layer: a padded position sends no spikes, and no offset μ either. Stride, dilation, groups and the forward of a
+    subclass are those of the dense layer.
+
+    Args:
+        dense: ``nn.Conv2d`` or a subclass.
+        population: the neurons in front, over the last dimension of [*B, H, W, C].
+        view: gives the layers of one site the same view of their input.
+        owner: whether this layer holds the population's parameters; another layer of the site does else.
+    """
+
+    def __init__(
+        self, dense: nn.Conv2d, population: Population, view: ChannelsLast | None = None, *, owner: bool = True
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
+        self.weight = dense.weight
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", cast("nn.Parameter | None", dense.bias))
+        device = dense.weight.device
+        self.correction = nn.Parameter(torch.zeros(self.out_channels, dtype=torch.float32, device=device))
+        if owner:
+            self.neuron = population
+        # A plain reference: one set of parameters, however many layers read it.
+        self.population: Population
+        object.__setattr__(self, "population", population)
+        object.__setattr__(self, "_dense", dense)
+        self._view = ChannelsLast() if view is None else view
+
+    def extra_repr(self) -> str:
+        """Name what a printed model should show."""
+        return f"{self.in_channels}, {self.out_channels}, site={self.population.path}"
+
+    def dense(self) -> nn.Module:
+        """Return the dense layer that this one stands for, with the present weight and bias."""
+        layer: nn.Module = object.__getattribute__(self, "_dense")
+        layer.weight = self.weight
+        layer.register_parameter("bias", self.bias)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [*B, in, H, W] to [*B, out, H', W'] through the spikes of the population."""
+        population = self.population
+        simulation = population.simulation
+        if simulation.network == "snn" and simulation.weights == "int8":
+            self.integers()
+        signal = population(self._view(x), "mean").movedim(-1, -3)
+        output: Tensor = self.dense()(signal)
+        if simulation.network == "ann" or not population.active:
+            return output
+        return output + self.correction.to(output.dtype).view(-1, 1, 1)
+
+    @torch.no_grad()
+    def push_error(self, shift: Tensor) -> None:
+        """Put the response to a mean error of the input into the correction of the bias.
+
+        δ_o = Σ_c Σ_k W[o, c, k] · shift_c, what a position away from the padded border receives.
+
+        Args:
+            shift: mean of (dense − sent) per input channel [in].
+        """
+        dense: Any = self.dense()
+        # The middle of a map this large sees no padding, whatever the stride and the layer's own forward.
+        shape = zip(dense.kernel_size, dense.dilation, dense.stride, strict=True)
+        size = [3 * (dilation * (width - 1) + 1) + 2 * stride for width, dilation, stride in shape]
+        constant = shift.to(self.weight.dtype).view(1, -1, 1, 1).expand(1, -1, *size)
+        response: Tensor = dense(constant) - dense(torch.zeros_like(constant))
+        self.correction.copy_(response[0, :, response.shape[-2] // 2, response.shape[-1] // 2])
+
+    def integers(self) -> Any:
+        """Refuse 8-bit weights.
+
+        Raises:
+            FASError: always; they exist for linear layers.
+        """
+        raise FASError(
+            f"weights='int8' multiplies counts with the weights of linear layers, but {self.population.path} is a "
+            "convolution: set model.weights = 'float'"
+        )
+
+    def reset(self) -> None:
+        """Forget an input that not every layer of the site has read."""
+        self._view.reset()

@@ -1,0 +1,239 @@
+"""Every backend against the plain loops: neurons to the last bit, products to rounding."""
+
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fas.kernels import cpu, naive, torch_
+from fas.kernels.code import Code
+from fas.neurons.clipped_count import ClippedCount
+from fas.neurons.phase import Phase
+from fas.neurons.signed_if import SignedIF
+from fas.neurons.soft_reset_if import SoftResetIF
+
+NEURONS = [SignedIF(), SignedIF(signed=False), SoftResetIF(), ClippedCount(), ClippedCount(signed=False)]
+PHASES = [Phase(), Phase(signed=False)]
+# Codes whose spikes are bits: not the graded ones.
+BITS = [*NEURONS[:3], *PHASES]
+
+able, why = cpu.supports("encode", torch.device("cpu"), torch.float32)
+fast = [torch_, pytest.param(cpu, marks=pytest.mark.skipif(not able, reason=why))]
+backends = pytest.mark.parametrize("kernels", fast, ids=["torch", "cpu"])
+dtypes = st.sampled_from([torch.float32, torch.float64])
+seeds = st.integers(0, 2**32 - 1)
+timesteps = st.integers(1, 11)
+shapes = st.sampled_from([(7,), (3, 1), (2, 3, 7), (2, 33), (0, 7), (2, 0, 7)])
+few = settings(max_examples=settings.default.max_examples // 8)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def code_of(neuron, steps: int, channels: int, dtype: torch.dtype, seed: int) -> Code:
+    theta, v_init, offset = torch.rand(3, channels, generator=generator(seed), dtype=torch.float64)
+    return Code.of(neuron, steps, (0.3 + 2 * theta).to(dtype), v_init.to(dtype), (offset - 0.5).to(dtype))
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return 2 * torch.randn(*shape, generator=generator(seed + 1), dtype=torch.float64).to(dtype)
+
+
+def test_the_loops_are_the_formula_of_the_code():
+    code = code_of(SignedIF(), 5, 3, torch.float64, 0)
+    x = normal(0, 4, 3, dtype=torch.float64)
+    for value, count, c in ((x[i, c], naive.counts(x, code)[i, c], c) for i in range(4) for c in range(3)):
+        drive = (value.item() - code.offset[c].item()) * 5 / code.threshold[c].item() + code.v_init[c].item()
+        assert count.item() == max(-5, min(5, math.floor(drive)))
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+@few
+@given(seed=seeds, steps=timesteps)
+def test_the_loop_over_time_is_the_neuron_of_the_definition(neuron, seed, steps):
+    code = code_of(neuron, steps, 4, torch.float64, seed)
+    x = normal(seed, steps, 2, 4, dtype=torch.float64)
+    potential, count = (code.v_init * code.threshold).expand(2, 4), torch.zeros(2, 4, dtype=torch.float64)
+    for t in range(steps):
+        spikes, potential = neuron.step(x[t] - code.offset, potential, count, code.threshold, steps)
+        count = count + spikes
+    _, _, last = naive.scan(x, code, first=1, difference=False)
+    assert torch.equal(last, count)
+
+
+@pytest.mark.parametrize("neuron", [*NEURONS, *PHASES])
+@few
+@given(seed=seeds, steps=timesteps)
+def test_the_window_for_even_input_is_that_of_the_neuron(neuron, seed, steps):
+    code = code_of(neuron, steps, 4, torch.float64, seed)
+    x = normal(seed, 4, dtype=torch.float64)
+    expected = neuron.window((x - code.offset) / code.threshold, code.v_init, steps)
+    got = [naive.window(x[c], code.map(lambda p, c=c: p[c])) for c in range(4)]
+    assert torch.equal(torch.tensor(got, dtype=torch.float64).T, expected)
+
+
+@backends
+@pytest.mark.parametrize("neuron", [*NEURONS, *PHASES])
+@few
+@given(seed=seeds, steps=timesteps, shape=shapes, dtype=dtypes)
+def test_even_input(kernels, neuron, seed, steps, shape, dtype):
+    code, x = code_of(neuron, steps, shape[-1], dtype, seed), normal(seed, *shape, dtype=dtype)
+    for op in ("encode", "counts", "emit"):
+        got, expected = getattr(kernels, op)(x, code), getattr(naive, op)(x, code)
+        assert got.dtype == expected.dtype and torch.equal(got, expected), op
+    counts = naive.counts(x, code)
+    assert torch.equal(kernels.decode(counts, code, dtype), kernels.encode(x, code))
+
+
+@backends
+@pytest.mark.parametrize("neuron", BITS)
+@few
+@given(seed=seeds, steps=timesteps, shape=shapes, dtype=dtypes)
+def test_spikes_in_bits(kernels, neuron, seed, steps, shape, dtype):
+    code, x = code_of(neuron, steps, shape[-1], dtype, seed), normal(seed, *shape, dtype=dtype)
+    bits = kernels.pack(x, code)
+    assert bits.shape == (2 if neuron.signed else 1, -(-steps // 8), *shape)
+    assert torch.equal(bits, naive.pack(x, code))
+    # As many bits are set as spikes are sent, and they carry the count of the collapsed execution.
+    ones = sum(int((bits >> bit & 1).sum()) for bit in range(8))
+    assert ones == neuron.spikes(naive.counts(x, code).to(dtype), steps).sum()
+    for unpack in (kernels.unpack, naive.unpack):
+        assert torch.equal(unpack(bits, code), naive.counts(x, code))
+
+
+@backends
+@pytest.mark.parametrize("neuron", NEURONS)
+@few
+@given(seed=seeds, steps=timesteps, shape=shapes, dtype=dtypes, difference=st.booleans(), carried=st.booleans())
+def test_uneven_input(kernels, neuron, seed, steps, shape, dtype, difference, carried):
+    code, x = code_of(neuron, steps, shape[-1], dtype, seed), normal(seed, steps, *shape, dtype=dtype)
+    before = {}
+    if carried:
+        total = normal(seed + 1, *shape, dtype=dtype)
+        before = {"total": total, "count": total.round().clamp(code.lower, code.upper)}
+        kept = {name: value.clone() for name, value in before.items()}
+    got = kernels.scan(x, code, first=3, difference=difference, **before)
+    for ours, expected in zip(got, naive.scan(x, code, first=3, difference=difference, **before), strict=True):
+        assert torch.equal(ours, expected)
+    if carried:
+        assert all(torch.equal(before[name], kept[name]) for name in before)
+
+
+@backends
+@pytest.mark.parametrize("neuron", [*NEURONS, *PHASES])
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_ties_fire_in_every_backend(kernels, neuron, steps):
+    # Sixteenths with θ = 1, μ = 1/4, v_0 = 1/2: a tie at every second input where the levels are a power of two.
+    one = torch.ones(7)
+    code = Code.of(neuron, steps, one, one / 2, one / 4)
+    x = (torch.arange(-35, 35) / 16 + 0.25).view(10, 7)
+    assert torch.equal(kernels.counts(x, code), naive.counts(x, code))
+    assert torch.equal(kernels.emit(x, code), naive.emit(x, code))
+
+
+@backends
+def test_rows_that_are_not_contiguous(kernels):
+    code = code_of(SignedIF(), 4, 7, torch.float32, 0)
+    x = normal(0, 5, 7, 3, dtype=torch.float32).movedim(1, -1)
+    assert torch.equal(kernels.encode(x, code), naive.encode(x, code))
+    y = normal(0, 3, 7, 4, dtype=torch.float32).permute(2, 0, 1)
+    assert torch.equal(
+        kernels.scan(y, code, first=1, difference=True)[0], naive.scan(y, code, first=1, difference=True)[0]
+    )
+
+
+@backends
+def test_saturation_and_values_that_are_no_numbers(kernels):
+    code = code_of(SignedIF(), 8, 4, torch.float32, 0)
+    x = torch.tensor([[math.inf, -math.inf, 1e30, -1e30]])
+    assert kernels.counts(x, code).tolist() == [[8, -8, 8, -8]]
+
+
+@backends
+@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5])
+@pytest.mark.parametrize(("inner", "outer"), [(1, 1), (7, 5), (67, 130)])
+def test_products(kernels, rows, inner, outer):
+    x, weight, bias = torch.randn(rows, inner), torch.randn(outer, inner), torch.randn(outer)
+    # Sums of up to 67 products of size 1 in float32, in another order.
+    torch.testing.assert_close(kernels.linear(x, weight, bias), naive.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+@backends
+@pytest.mark.parametrize("fired", [0, 1, 8, 13, 67])
+def test_spikes_select_rows_of_the_weight(kernels, fired):
+    counts, unit = torch.zeros(67, dtype=torch.int16), torch.rand(67)
+    counts[torch.randperm(67)[:fired]] = torch.randint(1, 9, (fired,), dtype=torch.int16)
+    weight, bias = torch.randn(67, 1000), torch.randn(1000)
+    # What no spike selects is not even read: it may be anything.
+    weight[counts == 0] = math.nan
+    got = kernels.event_linear(counts, unit, weight, bias)
+    # Sums of up to 67 products of size 10 in float32, in another order.
+    torch.testing.assert_close(got, naive.event_linear(counts, unit, weight, bias), rtol=1e-5, atol=1e-4)
+
+
+@backends
+@pytest.mark.parametrize("largest", [8, 127, 255, 32767])
+@pytest.mark.parametrize("rows", [0, 1, 4, 5, 20])
+def test_whole_numbers_times_whole_numbers(kernels, rows, largest):
+    inner, outer = 600, 5
+    counts = torch.randint(-largest, largest + 1, (rows, inner), dtype=torch.int16)
+    weight = torch.randint(-127, 128, (outer, inner), dtype=torch.int8)
+    # The largest sum that there can be, beyond 32 bits where counts are.
+    weight[0] = 127
+    if rows:
+        counts[0] = largest
+    scale, bias = torch.rand(outer), torch.randn(outer)
+    got = kernels.integer_linear(counts, weight, scale, bias, largest)
+    exact = (counts.double() @ weight.double().T) * scale.double() + bias.double()
+    # float32 holds the sum, the scaled sum and the result with 2^-24 each; torch adds up in float32 where counts
+    # do not fit into 8 bits, relative to the sum of magnitudes.
+    magnitude = (counts.double().abs() @ weight.double().abs().T) * scale.double() + bias.double().abs()
+    assert bool(((got.double() - exact).abs() <= 1e-6 * magnitude).all())
+
+
+@pytest.mark.skipif(not able, reason=why)
+def test_many_threads_do_each_piece_once():
+    code, x = code_of(SignedIF(), 8, 96, torch.float32, 0), normal(0, 5000, 96, dtype=torch.float32)
+    expected, threads = torch_.encode(x, code), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(cpu.encode(x, code), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+TRITON = """
+import torch, sys
+sys.path.insert(0, {tests!r})
+from kernels.test_kernels import NEURONS, code_of, normal
+from fas.kernels import naive, triton_
+for steps in (1, 3, 8):
+    for neuron in NEURONS:
+        code, x = code_of(neuron, steps, 7, torch.float32, steps), normal(0, steps, 2, 7, dtype=torch.float32)
+        for op in ("encode", "counts"):
+            assert torch.equal(getattr(triton_, op)(x[0], code), getattr(naive, op)(x[0], code)), (neuron, op)
+        for difference in (True, False):
+            # Eighths: sums in float32 and in float64 are the same.
+            ours = triton_.scan((8 * x).round() / 8, code, first=2, difference=difference)
+            theirs = naive.scan((8 * x).round() / 8, code, first=2, difference=difference)
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs)), (neuron, difference)
+print("equal")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed; it comes with torch for CUDA")
+def test_triton_in_its_interpreter():
+    # Triton reads the variable when its kernels are defined: a process of its own.
+    script = TRITON.format(tests=str(Path(__file__).resolve().parents[1]))
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"}
+    )
+    assert run.stdout.strip() == "equal", run.stderr
