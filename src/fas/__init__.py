@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from fas.conversion import calibrate as calibrate
     from fas.conversion import convert as convert
     from fas.conversion import revert as revert
+    from fas.energy.count import count_operations as count_operations
+    from fas.energy.estimate import estimate_energy as estimate_energy
     from fas.methods.fas import FAS as FAS
+    from fas.methods.las import LAS as LAS
     from fas.recording import record as record
     from fas.runtime.anytime import Anytime as Anytime
+    from fas.report.page import write_report as write_report
     from fas.stages.finetune import Finetune as Finetune
     from fas.stages.finetune import finetune as finetune
     from fas.types import Measurement as Measurement
@@ -29,12 +33,16 @@ _HOMES = {
     "FAS": "fas.methods.fas",
     "FASConfig": "fas.config",
     "Finetune": "fas.stages.finetune",
+    "LAS": "fas.methods.las",
     "Measurement": "fas.types",
     "calibrate": "fas.conversion",
     "convert": "fas.conversion",
+    "count_operations": "fas.energy.count",
+    "estimate_energy": "fas.energy.estimate",
     "finetune": "fas.stages.finetune",
     "record": "fas.recording",
     "revert": "fas.conversion",
+    "write_report": "fas.report.page",
 }
 
 __all__ = ["__version__", *_HOMES]

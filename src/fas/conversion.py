@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from fas.config import FASConfig
 from fas.methods.fas import FAS
+from fas.runtime.modules import ConvertedModule, install_module, uninstall_module
 from fas.runtime.transformers_ import ConvertedModel, install, uninstall
+from fas.surgery.probe import is_convolutional
 from fas.types import Method, Progress, Record
 
 logger = logging.getLogger(__name__)
@@ -26,17 +29,21 @@ def convert(
     probe: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Any:
-    """Turn a pretrained transformer into a spiking network, in place.
+    """Turn a pretrained transformer or convolutional network into a spiking network, in place.
 
     The model keeps its class, its weights and their names; linear layers at the method's sites are driven
     by spikes from now on. Without calibration data thresholds stay unset, and the spiking network
     refuses to run until ``calibrate`` has set them.
 
+    A plain module with convolutions (torchvision, timm, own) needs ``probe``; its batches are dictionaries by the
+    names of its forward's arguments (``{"x": images}``), and its batch normalisation is folded into the layers before
+    it, so that ``revert`` gives the same function without it.
+
     Args:
-        model: a transformers model.
+        model: a transformers model, or a plain module with convolutions.
         method: the recipe; FAS at T = 8 by default.
         calibration: inputs of the model's forward (``fas.data.text.batches`` makes them of text).
-        probe: a batch of one that the model accepts, where the default probe does not fit.
+        probe: a batch of one that the model accepts, where the default probe does not fit; a plain module has none.
         progress: told what is done, with parts done and in all.
 
     Returns:
@@ -61,7 +68,10 @@ def convert(
     method = FAS() if method is None else method
     config = FASConfig(name_of(method), **_options(method))
     config.sites = method.select(model, probe)
-    install(model, config)
+    if is_convolutional(model):
+        install_module(model, config, probe)
+    else:
+        install(model, config)
     if calibration is not None:
         calibrate(model, calibration, progress=progress)
     return model
@@ -97,7 +107,10 @@ def revert(model: Any) -> Any:
     """
     if not isinstance(model, ConvertedModel):
         raise ValueError(f"{type(model).__name__} is not converted")
-    uninstall(model)
+    if isinstance(model, ConvertedModule):
+        uninstall_module(model)
+    else:
+        uninstall(model)
     return model
 
 
@@ -107,4 +120,4 @@ def name_of(method: Method) -> str:
 
 
 def _options(method: Method) -> dict[str, Any]:
-    return {name: getattr(method, name) for name in method.__dataclass_fields__}  # type: ignore[attr-defined]
+    return {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]

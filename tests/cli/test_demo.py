@@ -21,7 +21,7 @@ def test_rows_for_every_network(monkeypatch: pytest.MonkeyPatch, rows, dense: Pa
         ("quantised", 2, "signed_if"),
         ("snn", 2, "signed_if"),
     ]
-    assert {c["neuron"] for c in perplexities[1:]} == {"signed_if", "phase"}
+    assert {c["neuron"] for c in perplexities[1:]} == {"signed_if", "ternary_phase"}
     assert any(row["quantity"] == "spikes_per_neuron" for row in found)
 
 

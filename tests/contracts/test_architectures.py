@@ -6,9 +6,17 @@ import transformers
 from tiny_models import FAMILIES, linear_layers, logits, spike_counts
 
 import fas
+from fas.types import OPERANDS
 
-COVERAGES = ("mlp", "linear")
-CASES = [pytest.param(name, coverage, id=f"{name}-{coverage}") for name in FAMILIES for coverage in COVERAGES]
+COVERAGES = ("mlp", "linear", "full")
+# BLOOM computes attention by itself.
+CASES = [
+    pytest.param(name, coverage, id=f"{name}-{coverage}")
+    for name in FAMILIES
+    for coverage in COVERAGES
+    if (name, coverage) != ("bloom", "full")
+]
+SPIKING_ATTENTION = [name for name in FAMILIES if name != "bloom"]
 CAUSAL = [name for name, family in FAMILIES.items() if family.causal]
 
 
@@ -57,14 +65,27 @@ def test_sites_are_the_layers_one_expects(name):
     assert (replaced[0].activation if replaced else None) == family.activation
 
 
+@pytest.mark.parametrize("name", SPIKING_ATTENTION)
+def test_full_coverage_adds_the_factors_of_attention(name):
+    model = FAMILIES[name].build()
+    linear, full = fas.FAS(coverage="linear").select(model), fas.FAS(coverage="full").select(model)
+    assert [site for site in full if site.role not in OPERANDS] == linear
+    # Two blocks, one attention each; ALBERT's block is one, run twice; a decoder looks at its encoder too.
+    modules = {"albert": 1, "t5": 6, "t5_gated": 6, "bart": 6}.get(name, 2)
+    assert [site.role for site in full if site.role in OPERANDS] == [*OPERANDS] * modules
+    assert len({site.path for site in full}) == len(full)
+
+
 @pytest.mark.parametrize(("name", "coverage"), CASES)
 def test_executions_and_schedules_agree(name, coverage):
     family, inputs = FAMILIES[name], FAMILIES[name].batch(padded=True)
     model = calibrated(family, coverage)
-    collapsed = logits(model, inputs)
+    collapsed = logits(model, inputs, kernels="torch")
     # One formula, one order of operations: equal to the bit.
     assert torch.equal(logits(model, inputs, network="quantised", levels=5), collapsed)
-    stepped = logits(model, inputs, execution="stepped")
+    chosen, stepped = logits(model, inputs), logits(model, inputs, execution="stepped")
+    # The native product of a few rows adds in another order: as below.
+    torch.testing.assert_close(chosen, collapsed, rtol=1e-4, atol=2e-5 * float(collapsed.abs().max()))
     # Float32: T passes are summed instead of one. A few roundings of 6e-8, relative to the largest of up to
     # a hundred summands, through eight layers, unless a sum lies within them of a level (none does here).
     torch.testing.assert_close(stepped, collapsed, rtol=1e-4, atol=2e-5 * float(collapsed.abs().max()))
@@ -111,6 +132,7 @@ def test_a_saved_model_comes_back_to_the_bit(name, coverage, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_half_precision_models_run(name, tmp_path):
+    coverage = "full" if name in SPIKING_ATTENTION else "linear"
     family, inputs = FAMILIES[name], FAMILIES[name].batch(padded=True)
     if family.image:
         inputs = {key: value.bfloat16() for key, value in inputs.items()}
@@ -118,7 +140,7 @@ def test_half_precision_models_run(name, tmp_path):
     # Not .bfloat16(), which would cast the frequencies of rotary positions too.
     loader = getattr(transformers, family.auto)
     dense = loader.from_pretrained(tmp_path / "dense", dtype=torch.bfloat16)
-    model = calibrated(family, "linear", dense)
+    model = calibrated(family, coverage, dense)
     for settings in ({}, {"execution": "stepped"}, {"schedule": "online"}, {"network": "quantised"}):
         answer = logits(model, inputs, **settings)
         assert answer.dtype == torch.bfloat16 and bool(answer.isfinite().all())
@@ -139,7 +161,7 @@ def alone(inputs, row, keep):
 @pytest.mark.parametrize("name", CAUSAL)
 def test_padding_does_not_change_a_row(name, side, schedule):
     family = FAMILIES[name]
-    model = calibrated(family, "linear")
+    model = calibrated(family, "full" if name in SPIKING_ATTENTION else "linear")
     if name != "bloom":  # transformers' own answer is NaN for a left-padded row in float64
         model.double()
     inputs = family.batch()
@@ -162,7 +184,7 @@ def test_padding_does_not_change_a_row(name, side, schedule):
 @pytest.mark.parametrize("name", ["bert_mlm", "roberta", "distilbert", "albert", "t5", "bart"])
 def test_padding_does_not_change_a_row_of_an_encoder(name):
     family = FAMILIES[name]
-    model = calibrated(family, "linear").double()
+    model = calibrated(family, "full").double()
     inputs = family.batch(padded=True)
     single = {key: value[:1] for key, value in inputs.items()}
     for key in ("input_ids", "attention_mask"):

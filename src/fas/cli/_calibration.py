@@ -66,10 +66,9 @@ def conditions(loaded: Loaded) -> dict[str, Any]:
     }
     if model.network == "ann":
         return about
-    sites = model.sites
-    signed = any(site.signed for site in sites)
-    resolution = recipe.build(sites[0]).resolution(model.timesteps)
-    most = model.levels if model.network == "quantised" else resolution
+    levels = max(recipe.build(site).levels(model.timesteps) for site in model.sites)
+    if model.network == "quantised":
+        levels = 2 * model.levels + 1 if any(site.signed for site in model.sites) else model.levels + 1
     return {
         **about,
         "neuron": recipe.neuron,
@@ -77,5 +76,5 @@ def conditions(loaded: Loaded) -> dict[str, Any]:
         "operators": model.operators,
         "execution": model.execution,
         "timesteps": model.timesteps,
-        "levels": 2 * most + 1 if signed else most + 1,
+        "levels": levels,
     }

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -37,7 +37,13 @@ def method_options(command: Callable[..., None], kind: str = "methods") -> Calla
         command: has a keyword parameter ``options``.
         kind: sub-package whose classes' fields become options.
     """
-    settings = {field.name: field for name in registry.available(kind) for field in _fields(kind, name)}
+    settings: dict[str, _Field] = {}
+    for name in registry.available(kind):
+        for field in _fields(kind, name):
+            first = settings.setdefault(field.name, field)
+            if field.default != first.default:
+                # One option serves all: the first file's text, and every other default with its owner.
+                settings[field.name] = replace(first, default=f"{first.default}; {name}: {field.default}")
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
     # An option that the command has itself (a seed for everything) is not asked for twice.

@@ -29,7 +29,7 @@ def demo(
     """Convert the embedded language model and compare ANN, quantised ANN and spiking network.
 
     The model writes Python: it was trained on the standard library, and is measured on files of it that it
-    has not seen. Rate code (signed IF) at every T, the phase code at the T = 8 beside it.
+    has not seen. Rate code (signed IF) at every T, beside it the ternary phase code at T = 4 and 8.
     """
     steps, coverages = whole_numbers(timesteps, "--timesteps"), words(coverage)
     with Output.opened(context, as_json) as output:
@@ -38,7 +38,8 @@ def demo(
 
         # Every combination is checked before the first is measured.
         plans = [FAS(coverage=c, timesteps=t) for c in coverages for t in steps]  # type: ignore[arg-type]
-        plans += [FAS(coverage=c, timesteps=8, neuron="phase") for c in coverages]  # type: ignore[arg-type]
+        digits = [{"coverage": c, "timesteps": t, "neuron": "ternary_phase"} for c in coverages for t in (4, 8)]
+        plans += [FAS(**options) for options in digits]  # type: ignore[arg-type]
         shown = _shown(plans)
         loaded = load(EMBEDDED)
         scores = Scores(loaded, "stdlib", split="heldout", limit=test_tokens, window=256, stride=128)
@@ -67,7 +68,7 @@ def demo(
 
 def _shown(plans: list[Any]) -> Any:
     """Return the plan whose network writes: rate code, most layers, T = 8 or the largest."""
-    rate = [plan for plan in plans if plan.neuron != "phase" and plan.coverage == plans[-1].coverage]
+    rate = [plan for plan in plans if plan.neuron == "signed_if" and plan.coverage == plans[-1].coverage]
     return next((plan for plan in rate if plan.timesteps == 8), rate[-1])
 
 

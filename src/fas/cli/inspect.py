@@ -23,7 +23,7 @@ def inspect(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Show sites, thresholds and firing rates of a converted model; of a dense one, the sites it would have.
+    """Show sites, thresholds, firing rates and what stays float in a converted model; a dense one's possible sites.
 
     Example: `fas inspect gpt2-snn --data wikitext`
     """
@@ -40,17 +40,22 @@ def inspect(
                 loaded, data, window=window, limit=tokens, batch_size=batch_size, seed=seed
             ))  # fmt: skip
         _converted(output, loaded, fired)
-        _floats(output, loaded.model)
+        _operations(output, loaded)
 
 
 def _dense(output: Output, loaded: Any) -> None:
     from typing import get_args
 
+    from fas.errors import SiteError
     from fas.surgery.sites import find_sites
     from fas.types import Coverage
 
     for coverage in get_args(Coverage):
-        sites = find_sites(loaded.model, coverage)
+        try:
+            sites = find_sites(loaded.model, coverage)
+        except SiteError as error:
+            output.text(f"coverage {coverage}: {error}")
+            continue
         rows = [[s.path, s.role, s.channels, "±" if s.signed else "+", ", ".join(s.also)] for s in sites]
         output.table(
             f"{loaded.name}: {len(sites)} sites in coverage {coverage}",
@@ -107,19 +112,18 @@ def _converted(output: Output, loaded: Any, fired: Any) -> None:
     output.table(f"{loaded.name}: {len(rows)} sites, T = {loaded.model.timesteps}", columns, rows)
 
 
-def _floats(output: Output, model: Any) -> None:
-    """Say what no spike drives: the parts with weights or a non-linearity of their own."""
-    from collections import Counter
+def _operations(output: Output, loaded: Any) -> None:
+    """Say of every operation what arrives there and what is left to compute."""
+    from fas.surgery.operations import operations
 
-    from fas.layers.linear import SpikingLinear
-    from fas.layers.population import Population
-
-    kinds = Counter(
-        type(module).__name__
-        for module in model.modules()
-        if next(module.children(), None) is None
-        and not isinstance(module, SpikingLinear | Population)
-        and type(module).__name__ not in ("Identity", "Dropout")
+    found, about = operations(loaded.model), conditions(loaded)
+    output.table(
+        f"{loaded.name}: operations, * for the number of a block",
+        ["where", "operation", "how many", "arrives", "left", "a token"],
+        [[o.path, o.what, o.count, o.arrives, o.left, o.amount] for o in found],
     )
-    parts = ", ".join(f"{name} × {number}" for name, number in sorted(kinds.items()))
-    output.text(f"In float: attention products and softmax, residual additions, {parts}.")
+    for o in found:
+        described = {"path": o.path, "operation": o.what, "arrives": o.arrives, "left": o.left, "floats": o.floats}
+        output.measure("operations", o.amount, "1/token", **described, **about)
+    floats = [f"{o.what} {'' if o.path.startswith('in ') else 'at '}{o.path} ({o.left})" for o in found if o.floats]
+    output.text(f"Stays float: {'; '.join(floats)}." if floats else "Nothing stays float.")

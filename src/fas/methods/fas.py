@@ -9,6 +9,7 @@ from typing import Any, get_args
 from fas import registry
 from fas.errors import SiteError
 from fas.stages.calibrate import Calibrate
+from fas.stages.rotate import Rotate
 from fas.stages.set_thresholds import SetThresholds
 from fas.surgery.sites import find_sites
 from fas.types import (
@@ -30,20 +31,23 @@ class FAS(Method):
     """Spiking neurons at the inputs of linear layers, calibrated coarse per layer and fine per channel.
 
     Attributes:
-        timesteps: T, time steps of the spiking network; a code without sign has T + 1 levels, one with
-            sign 2T + 1.
+        timesteps: T, time steps of the spiking network.
         levels: L of the quantised network for fine-tuning; those of the neuron at T if None.
-        coverage: ``mlp`` (the layer behind every MLP activation, the scope of the paper's code) or
-            ``linear`` (the input of every linear layer).
-        neuron: ``signed_if`` (spikes of both signs, one a step), ``clipped_count`` (graded spikes),
-            ``soft_reset_if`` (binary spikes; every site must be non-negative) or ``phase`` (bit planes:
-            2^T levels in T steps, layerwise only).
+        coverage: ``mlp`` (the layer behind every MLP activation, the scope of the paper's code), ``linear``
+            (the input of every linear layer) or ``full`` (query, key, value and attention weights too).
+        neuron: rate codes, with T + 1 levels or 2T + 1 where values take both signs: ``signed_if`` (spikes of
+            both signs, one a step), ``clipped_count`` (graded spikes; exact online too), ``soft_reset_if`` (binary
+            spikes; every site must be non-negative). Digit codes, layerwise only: ``ternary_phase`` (3^T levels:
+            the best quality for few steps and spikes), ``phase`` (bit planes, 2^T and a sign),
+            ``outlier_aware`` (bit planes in two ranges).
         granularity: parameters per ``channel`` or per ``tensor``.
         schedule: ``layerwise`` or ``online``.
         operators: ``difference`` or ``instant``, for the online schedule.
         execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
         replace_activation: the neuron takes the place of GELU, SiLU or tanh too, as in the paper; such a
             model must be fine-tuned (stage 1). ReLU is always replaced, at no loss.
+        gated: softmax, normalisation and activations by gated populations instead of exact functions.
+        rotate: turn the residual stream before calibration, which spreads outliers over its channels.
         exclude: shell patterns of layers to leave dense.
         coarse: calibrate one threshold per layer.
         fine: calibrate threshold, offset and initial potential per channel, and the bias.
@@ -71,6 +75,8 @@ class FAS(Method):
     operators: Operators = "difference"
     execution: Execution = "collapsed"
     replace_activation: bool = False
+    gated: bool = False
+    rotate: bool = False
     exclude: tuple[str, ...] = ()
     coarse: bool = True
     fine: bool = True
@@ -89,7 +95,10 @@ class FAS(Method):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
         neuron = registry.load("neurons", self.neuron)
         if self.schedule == "online" and not issubclass(neuron, RateNeuron):
-            raise ValueError(f"neuron {self.neuron!r} fires after its whole input: it needs schedule='layerwise'")
+            raise ValueError(
+                f"neuron {self.neuron!r} fires after its whole input: it needs schedule='layerwise'; online "
+                "take 'clipped_count' or 'signed_if'"
+            )
         exclude: Any = self.exclude
         if isinstance(exclude, str):
             raise ValueError(f"exclude is the string {exclude!r}; expected a list of patterns: [{exclude!r}]")
@@ -123,9 +132,10 @@ class FAS(Method):
 
     def stages(self) -> tuple[Stage, ...]:
         """Thresholds by maximum where nothing is to be calibrated, else the two calibrations in one walk."""
+        first: tuple[Stage, ...] = (Rotate(),) if self.rotate else ()
         if not (self.coarse or self.fine):
-            return (SetThresholds(rule="maximum"),)
-        return (Calibrate(coarse=self.coarse, fine=self.fine, centred=self.centred),)
+            return (*first, SetThresholds(rule="maximum"))
+        return (*first, Calibrate(coarse=self.coarse, fine=self.fine, centred=self.centred))
 
 
 _CHOICES = {

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fas.layers.population import Population
-from fas.stages.fit import Fit, counts, drive, encode, fit_channels, fit_layer
+from fas.stages.fit import Fit, drive, fit_channels, fit_layer
+from fas.stages.fit_uneven import fit_uneven
 from fas.stages.walk import Visit, walk
 from fas.surgery.replace import spiking_layers
 from fas.types import Progress, Record, Stage
@@ -53,18 +54,20 @@ class Calibrate(Stage):
             population, bounds = seen.population, seen.population.neuron.bounds(steps)
             # Rows lie in the order of the data, so every k-th is a fair sample.
             sample = seen.snn[:: max(1, len(seen.snn) // self.fit_rows)]
-            fit = self._fit(population, drive(sample, bounds), bounds)
+            fit = self._fit(population, drive(sample, bounds), steps)
             population.set(fit.threshold, fit.offset, fit.v_init)
             # The very arithmetic that will run, not that of the fit.
-            fit = Fit(population.threshold, population.offset, population.v_init, fit.error)
-            sent = encode(seen.snn, fit, bounds)
+            unit = population.threshold / population.neuron.resolution(steps)
+            levels = torch.floor((seen.snn - population.offset) / unit + population.v_init)
+            counts = population.neuron.settle(levels, steps)
+            sent = counts * unit + population.offset
             if self.fine:
                 shift = (population.replaced(seen.ann) - sent).mean(0)
                 for path in seen.site.layers:
                     layer = layers[path]
                     weight = layer.weight.T if layer.transposed else layer.weight
                     layer.correction.data.copy_(weight.to(shift.dtype) @ shift)
-            figures[seen.site.path] = _figures(seen, population, sent, fit, steps)
+            figures[seen.site.path] = _figures(seen, population, counts, sent, steps)
 
         walk(model, model.sites, batches, visit, max_rows=self.max_rows, progress=progress)
         tokens = sum(_positions(batch) for batch in batches)
@@ -76,30 +79,32 @@ class Calibrate(Stage):
         }
         return Record("calibrate", asdict(self), results, figures)
 
-    def _fit(self, population: Population, x: Tensor, bounds: tuple[int, int]) -> Fit:
+    def _fit(self, population: Population, x: Tensor, steps: int) -> Fit:
+        neuron, per_channel = population.neuron, bool(population.log_threshold.ndim)
+        if not neuron.even_levels:
+            return fit_uneven(x, neuron, steps, per_channel=per_channel and self.fine)
+        bounds = neuron.bounds(steps)
         start: Fit | None = None
         if self.coarse:
             start = fit_layer(x, bounds)
         elif population.is_set:
             start = Fit(population.threshold, population.offset, population.v_init, x.new_tensor(torch.inf))
-        if self.fine and population.log_threshold.ndim:
+        if self.fine and per_channel:
             return fit_channels(x, bounds, start, centred=self.centred)
         if start is None:
             return fit_layer(x, bounds)
         return start
 
 
-def _figures(seen: Visit, population: Population, sent: Tensor, fit: Fit, steps: int) -> dict[str, float]:
-    bounds = population.neuron.bounds(steps)
-    sent_counts = counts(seen.snn, fit, bounds)
-    if not bool(sent_counts.any()):
+def _figures(seen: Visit, population: Population, counts: Tensor, sent: Tensor, steps: int) -> dict[str, float]:
+    if not bool(counts.any()):
         logger.warning("site %s never fires on the calibration data: its layer sees constants", population.path)
     target = population.replaced(seen.ann)
     power = (target - target.mean(0)).square().mean().clamp_min(1e-20)
     return {
         "relative_error": float((sent - target).square().mean() / power),
-        "spikes_per_neuron": float(population.neuron.spikes(sent_counts, steps).mean()),
-        "threshold_mean": float(fit.threshold.mean()),
+        "spikes_per_neuron": float(population.neuron.spikes(counts, steps).mean()),
+        "threshold_mean": float(population.threshold.mean()),
     }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fas.stages.fit import Fit, drive, fit_channels, fit_layer
+from fas.stages.fit_uneven import fit_uneven
 from fas.stages.walk import Visit, walk
 from fas.types import Progress, Record, Stage
 
@@ -41,7 +42,10 @@ class SetThresholds(Stage):
             population = seen.population
             bounds = population.neuron.bounds(steps)
             x = drive(seen.ann, bounds)
-            if self.rule == "error":
+            if self.rule == "error" and not population.neuron.even_levels:
+                per_channel = bool(population.log_threshold.ndim)
+                fit = fit_uneven(x, population.neuron, steps, per_channel=per_channel)
+            elif self.rule == "error":
                 fit = fit_layer(x, bounds)
                 if population.log_threshold.ndim:
                     fit = fit_channels(x, bounds, fit)

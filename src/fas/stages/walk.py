@@ -24,7 +24,7 @@ from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.surgery.probe import evaluating
-from fas.surgery.replace import populations
+from fas.surgery.replace import attention_of, populations
 from fas.surgery.sites import block_of
 from fas.types import Network, Site
 
@@ -188,17 +188,27 @@ class _Walker:
             if handle is not None:
                 handle.remove()
 
-    def mask(self, i: int, network: Network, population: Population, x: Tensor) -> Tensor | None:
+    def is_encoded(self, i: int, network: Network, x: object) -> bool:
+        """Whether a tensor is the encoder's answer to batch i."""
+        return x is not None and x is self.encoded.get((i, network))
+
+    def mask(self, i: int, site: Site, population: Population, x: Tensor, *, encoded: bool) -> Tensor | None:
         """Return the attention mask of the rows that a site receives, None where they have none.
 
         Encoder and decoder may be of the same length: whose rows these are is seen by where the site lies,
-        and in cross-attention by what it reads.
+        and in cross-attention by what it reads (``encoded``). Weights of queries that are padding are left
+        out, and so are the zeros of keys that a query must not see.
         """
         name = "attention_mask"
-        if self.encoder is not None and x is not self.encoded.get((i, network)):
+        if self.encoder is not None and not encoded:
             inside = any(module is population for module in self.encoder.modules())
             name = "attention_mask" if inside else "decoder_attention_mask"
         mask = self.batches[i].get(name)
+        if site.role == "attention_weight":
+            seen = (x != 0).any(-1)
+            if mask is None or mask.shape != x.shape[:2]:
+                return seen
+            return seen & mask.bool().unsqueeze(-1)
         if mask is None or mask.numel() != x.shape[:-1].numel():
             return None
         # OPT joins rows and positions in front of its MLP.
@@ -226,17 +236,26 @@ class _Segment:
         rows: list[Tensor] = []
         calls: list[Tensor] = []
         latest: Tensor | None = None
+        crossing = False
+
+        def enter(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            nonlocal crossing
+            crossing = any(walker.is_encoded(i, network, x) for x in (*arguments, *named.values()))
 
         def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             nonlocal latest
             # Every layer of the site asks for the spikes of the same tensor.
             if arguments[0] is not latest:
                 latest = arguments[0]
-                calls.append(_rows(latest, walker.mask(i, network, population, latest), share, where))
+                encoded = crossing or walker.is_encoded(i, network, latest)
+                calls.append(_rows(latest, walker.mask(i, site, population, latest, encoded=encoded), share, where))
             if not self.again:
                 raise _Reached
 
-        handle = population.register_forward_pre_hook(look)
+        handles = [population.register_forward_pre_hook(look)]
+        if site.role in ("key", "value"):
+            attention = walker.model.get_submodule(attention_of(site))
+            handles.append(attention.register_forward_pre_hook(enter, with_kwargs=True))
         try:
             for i in range(len(walker.batches)):
                 self.run(i, network)
@@ -244,7 +263,8 @@ class _Segment:
                     rows.append(_thinned(torch.cat(calls), share))
                 calls, latest = [], None
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         if not sum(len(x) for x in rows):
             raise CalibrationError(
                 f"no activations reach {where}: the calibration data is empty, all padding, or does not take "

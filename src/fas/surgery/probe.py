@@ -16,9 +16,14 @@ def probe_inputs(model: nn.Module) -> dict[str, Tensor]:
     """Return a batch of one that the model accepts: four token ids, or one blank image.
 
     Raises:
-        SiteError: if the model declares an input that is neither ids nor pixels.
+        SiteError: if the model declares an input that is neither ids nor pixels, or none at all.
     """
     config: Any = getattr(model, "config", None)
+    if config is None and not hasattr(model, "main_input_name"):
+        raise SiteError(
+            f"{type(model).__name__} is no transformers model and does not say what it reads: pass probe={{...}}, a "
+            "batch of one by the names of its forward's arguments, such as probe={'x': images[:1]}"
+        )
     device = next(model.parameters()).device
     name = getattr(model, "main_input_name", "input_ids")
     if name == "input_ids":
@@ -38,6 +43,11 @@ def probe_inputs(model: nn.Module) -> dict[str, Tensor]:
         f"{type(model).__name__} takes {name!r}, for which no probe input is known; "
         "pass probe={...}, a batch of one that the model accepts"
     )
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether a model is a plain module with convolutions (torchvision, timm, own) and none of transformers."""
+    return not hasattr(model, "main_input_name") and any(isinstance(m, nn.Conv2d) for m in model.modules())
 
 
 @contextmanager

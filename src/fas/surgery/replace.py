@@ -1,18 +1,22 @@
-"""Exchanging linear layers for spiking ones, and back."""
+"""Exchanging linear layers and convolutions for spiking ones, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from fas.errors import SiteError
+from fas.layers.attention import AttentionOperands
+from fas.layers.conv import ChannelsLast, SpikingConv2d
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
-from fas.surgery.sites import is_linear
-from fas.types import Granularity, Neuron, Site
+from fas.surgery.attention import use_dense_attention, use_spiking_attention
+from fas.surgery.operators import attach_operators, detach_operators
+from fas.surgery.sites import is_convolution, is_linear
+from fas.types import OPERANDS, Granularity, Neuron, Site
 
 
 def attach(
@@ -22,21 +26,42 @@ def attach(
     neuron: Callable[[Site], Neuron],
     *,
     granularity: Granularity = "channel",
+    gated: bool = False,
 ) -> None:
-    """Put a population of neurons in front of the linear layers of every site, in place.
+    """Put a population of neurons in front of the linear layers and attention factors of every site, in place.
+
+    Args:
+        model: the model.
+        sites: its sites.
+        simulation: settings that all populations share.
+        neuron: the neuron model at a site.
+        granularity: of their parameters.
+        gated: whether gated populations take the place of softmax, normalisations and activations too.
 
     Raises:
-        SiteError: a site that the model does not have, or whose width differs; the model is left as it was.
+        SiteError: a site that the model does not have, or whose width differs; attention that cannot be
+            exchanged. The model is left as it was.
     """
     exchanged: dict[str, nn.Module] = {}
+    factors: dict[str, dict[str, Population]] = {}
     for site in sites:
+        if site.role in OPERANDS:
+            path = attention_of(site)
+            device = next(_submodule(model, path).parameters()).device
+            factors.setdefault(path, {})[site.role] = Population(
+                site.path, site.channels, neuron(site), simulation, granularity=granularity, device=device
+            )
+            continue
         activation = _submodule(model, site.activation) if site.activation else None
         population: Population | None = None
+        view = ChannelsLast(len(site.layers))
         for path in site.layers:
             dense = _submodule(model, path)
-            if not is_linear(dense) or path in exchanged:
+            convolves = site.role == "conv_input"
+            if not (is_convolution(dense) if convolves else is_linear(dense)) or path in exchanged:
                 kind = SpikingLinear.__name__ if path in exchanged else type(dense).__name__
-                raise SiteError(f"{path} is a {kind}, not a dense linear layer; convert once")
+                wanted = "convolution" if convolves else "linear layer"
+                raise SiteError(f"{path} is a {kind}, not a dense {wanted}; convert once")
             if population is None:
                 population = Population(
                     site.path,
@@ -48,33 +73,60 @@ def attach(
                     activation=cast("Callable[[Tensor], Tensor] | None", activation),
                     device=cast(Tensor, dense.weight).device,
                 )
-            layer = SpikingLinear(dense, population, owner=path == site.path)
-            if layer.in_features != site.channels:
+            layer: SpikingLinear | SpikingConv2d
+            if convolves:
+                layer = SpikingConv2d(cast(nn.Conv2d, dense), population, view, owner=path == site.path)
+                width = layer.in_channels
+            else:
+                layer = SpikingLinear(dense, population, owner=path == site.path)
+                width = layer.in_features
+            if width != site.channels:
                 raise SiteError(
-                    f"{path} reads {layer.in_features} channels but the site has {site.channels}; "
+                    f"{path} reads {width} channels but the site has {site.channels}; "
                     "the configuration belongs to another model"
                 )
             layer.train(dense.training)
             exchanged[path] = layer
         if site.activation:
+            if getattr(activation, "inplace", False):
+                # It would overwrite the input of the population, which others may read.
+                activation.inplace = False  # type: ignore[union-attr]
             exchanged[site.activation] = nn.Identity()
+    if factors:
+        use_spiking_attention(model)
     for path, module in exchanged.items():
         model.set_submodule(path, module)
+    for path, populations_of in factors.items():
+        model.get_submodule(path).operands = AttentionOperands(populations_of, softmax_gated=gated)
+    if gated:
+        attach_operators(model, simulation)
 
 
 def detach(model: nn.Module, sites: Iterable[Site]) -> None:
-    """Put the dense layers and activations back, with the present weights; thresholds are dropped."""
+    """Put dense layers, activations and attention back, with the present weights; thresholds are dropped."""
+    sites = list(sites)
+    detach_operators(model)
+    for path in dict.fromkeys(attention_of(site) for site in sites if site.role in OPERANDS):
+        del _submodule(model, path).operands
+        use_dense_attention(model)
     for site in sites:
-        layers = [cast(SpikingLinear, _submodule(model, path)) for path in site.layers]
+        if site.role in OPERANDS:
+            continue
+        layers = [cast("SpikingLinear | SpikingConv2d", _submodule(model, path)) for path in site.layers]
         if site.activation:
             model.set_submodule(site.activation, cast(nn.Module, layers[0].population.activation))
         for path, layer in zip(site.layers, layers, strict=True):
             model.set_submodule(path, layer.dense())
 
 
-def spiking_layers(model: nn.Module) -> dict[str, SpikingLinear]:
-    """Return the spiking layers by dotted name, in the order of the module tree."""
-    return {p: m for p, m in model.named_modules() if isinstance(m, SpikingLinear)}
+def attention_of(site: Site) -> str:
+    """Return the dotted name of the attention module that a factor belongs to."""
+    return site.path.removesuffix(f".operands.{site.role}")
+
+
+def spiking_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the spiking layers (linear and convolutions) by dotted name, in the order of the module tree."""
+    return {p: m for p, m in model.named_modules() if isinstance(m, SpikingLinear | SpikingConv2d)}
 
 
 def populations(model: nn.Module) -> dict[str, Population]:

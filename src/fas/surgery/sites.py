@@ -6,16 +6,21 @@ import fnmatch
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fas.errors import SiteError
+from fas.layers.conv import SpikingConv2d
 from fas.layers.linear import SpikingLinear
-from fas.surgery.probe import evaluating, probe_inputs
-from fas.types import Coverage, Site
+from fas.surgery.attention import AttentionCall, is_attention_class, recording_attention
+from fas.surgery.flow import POOLS, RESHAPES, Flow, Step
+from fas.surgery.probe import evaluating, is_convolutional, probe_inputs
+from fas.types import Coverage, Role, Site
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +37,11 @@ def is_linear(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2
 
 
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module is a two-dimensional convolution, groups and subclasses included."""
+    return isinstance(module, nn.Conv2d)
+
+
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an element-wise non-linearity."""
     leaf = next(module.children(), None) is None
@@ -46,25 +56,39 @@ def block_of(path: str) -> str | None:
 
 @dataclass
 class _Call:
-    """One call of a linear layer or an activation, in the order of execution."""
+    """One call of a linear layer, a convolution or an activation, in the order of execution.
+
+    ``steps`` is how many calls of torch functions had been noted when it ended.
+    """
 
     path: str
     module: nn.Module
     input: Tensor
     output: Tensor | None = None
+    steps: int = 0
 
 
 @dataclass
 class _Trace:
+    """Calls of linear layers and activations; those of attention, with how many of the others came before."""
+
     calls: list[_Call] = field(default_factory=list)
+    attention: list[tuple[int, AttentionCall]] = field(default_factory=list)
+    entered: set[str] = field(default_factory=set)
+    flow: Flow | None = None
 
     def watch(self, path: str, module: nn.Module) -> list[RemovableHandle]:
         def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             tensors = (*arguments, *named.values())
             self.calls.append(_Call(path, module, next(t for t in tensors if isinstance(t, Tensor))))
+            if self.flow is not None and not is_activation(module):
+                self.flow.layer = path
 
         def after(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            next(call for call in reversed(self.calls) if call.path == path).output = output
+            call = next(call for call in reversed(self.calls) if call.path == path)
+            call.output = output
+            if self.flow is not None:
+                self.flow.layer, call.steps = None, len(self.flow.steps)
 
         return [
             module.register_forward_pre_hook(before, with_kwargs=True),
@@ -72,14 +96,29 @@ class _Trace:
         ]
 
 
-def trace(model: nn.Module, probe: Mapping[str, Any] | None = None) -> _Trace:
-    """Run a probe through the model and record every call of a linear layer or an activation."""
-    record, handles = _Trace(), []
+def trace(
+    model: nn.Module, probe: Mapping[str, Any] | None = None, *, attention: bool = False, flow: Flow | None = None
+) -> _Trace:
+    """Run a probe through the model and record every call of a linear layer or an activation.
+
+    Args:
+        model: any module that the probe runs.
+        probe: a batch for its forward, by default the smallest that it accepts.
+        attention: record the calls of the attention function too, and the modules called attention.
+        flow: records the calls of torch functions; convolutions are then watched as well.
+    """
+    record, handles = _Trace(flow=flow), []
     for path, module in model.named_modules():
-        if is_linear(module) or is_activation(module):
+        if is_linear(module) or is_activation(module) or (flow is not None and is_convolution(module)):
             handles += record.watch(path, module)
+        elif attention and is_attention_class(module):
+            handles.append(module.register_forward_pre_hook(lambda *_, path=path: record.entered.add(path)))
+
+    def keep(call: AttentionCall) -> None:
+        record.attention.append((len(record.calls), call))
+
     try:
-        with evaluating(model):
+        with evaluating(model), recording_attention(model, keep) if attention else nullcontext(), flow or nullcontext():
             model(**(probe if probe is not None else probe_inputs(model)))
     finally:
         for handle in handles:
@@ -135,10 +174,14 @@ def find_sites(
 ) -> list[Site]:
     """Find the places that spike, from one run of the model and no list of model classes.
 
+    In a plain module with convolutions (torchvision, timm) the inputs of these are sites as well; convolutions of
+    transformers models (patch embeddings) stay dense.
+
     Args:
         model: any module that ``probe`` runs; parameters may lie on the meta device.
         coverage: ``mlp``, the layers behind the activation of every block's MLP; ``linear``, every linear
-            layer that the model runs, the output head included.
+            layer that the model runs, the output head included; ``full``, query, key, value and weights of
+            every attention module besides.
         exclude: shell patterns of dotted names to leave dense (``lm_head``, ``*.0.mlp.*``).
         replace_activation: let the neuron stand for an activation other than ReLU as well, as the FAS
             paper does with GELU; needs fine-tuning.
@@ -148,10 +191,13 @@ def find_sites(
         Sites in the order of execution; layers that read the same tensor share one.
 
     Raises:
-        SiteError: no site, or a block whose MLP shows no activation in front of a linear layer.
+        SiteError: no site, a block whose MLP shows no activation in front of a linear layer, or (``full``)
+            attention that does not go through transformers' attention interface.
     """
     patterns = tuple(exclude)
-    record = trace(model, probe)
+    if is_convolutional(model):
+        return _convolutional_sites(model, coverage, patterns, replace_activation, probe)
+    record = trace(model, probe, attention=coverage == "full")
     linear = [call for call in record.calls if is_linear(call.module)]
     behind, unmatched = _mlp_inputs(record.calls)
     behind = {path: call for path, call in behind.items() if block_of(path) is not None}
@@ -160,7 +206,7 @@ def find_sites(
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
     def covered(path: str) -> bool:
-        return not excluded(path) and (coverage == "linear" or path in behind)
+        return not excluded(path) and (coverage != "mlp" or path in behind)
 
     blocks = dict.fromkeys(b for c in linear if (b := block_of(c.path)) and not excluded(c.path))
     for block in blocks if coverage == "mlp" else ():
@@ -176,14 +222,18 @@ def find_sites(
 
     sites: dict[int, Site] = {}
     placed: set[str] = set()
-    for call in linear:
-        if not covered(call.path) or call.path in placed:
+    factors = _operand_sites(model, record, excluded)
+    ordered: list[int | Site] = []
+    for when, call in enumerate(record.calls):
+        ordered += [site for before, site in factors if before == when]
+        if not is_linear(call.module) or not covered(call.path) or call.path in placed:
             continue
         placed.add(call.path)
         key = id(call.input)
         if key in sites:
             sites[key] = _with(sites[key], call.path)
             continue
+        ordered.append(key)
         activation = behind.get(call.path)
         # The neuron is the quantised form of a ReLU whose output it reads; a gated product is not that.
         absorbs = (
@@ -199,16 +249,146 @@ def find_sites(
             signed=not absorbs,
             activation=activation.path if absorbs and activation is not None else None,
         )
-    if not sites:
+    ordered += [site for before, site in factors if before == len(record.calls)]
+    if not ordered:
         kinds = sorted({type(m).__name__ for m in model.modules() if next(m.children(), None) is None})
         raise SiteError(
             f"{type(model).__name__} has no site for coverage {coverage!r}: it runs no linear layer that is "
             f"not excluded (patterns {list(patterns)}); its leaf modules are {', '.join(kinds)}"
         )
-    for path in unreached(model, record) if coverage == "linear" else ():
+    for path in unreached(model, record) if coverage != "mlp" else ():
         if not excluded(path):
             logger.warning("%s stays dense: the probe run never calls it", path)
-    return list(sites.values())
+    return [entry if isinstance(entry, Site) else sites[entry] for entry in ordered]
+
+
+def _convolutional_sites(
+    model: nn.Module,
+    coverage: Coverage,
+    patterns: tuple[str, ...],
+    replace_activation: bool,
+    probe: Mapping[str, Any] | None,
+) -> list[Site]:
+    """Return the inputs of convolutions and linear layers of a plain module.
+
+    The neuron takes the place of a ReLU module only if all that reads it, directly or behind maxima and reshapes,
+    are the layers of one site: a residual sum or an average still needs it. Where it stays, or is a function and no
+    module, the site has no sign, since its input cannot be negative.
+
+    Raises:
+        SiteError: no site, or coverage ``full``.
+    """
+    if coverage == "full":
+        raise SiteError(
+            f"{type(model).__name__} is no transformers model, so its attention cannot be reached: "
+            "use coverage 'linear'"
+        )
+    flow = Flow()
+    record = trace(model, probe, flow=flow)
+    layers = [call for call in record.calls if not is_activation(call.module)]
+    made = [call for call in record.calls if is_activation(call.module)]
+
+    def excluded(path: str) -> bool:
+        return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+    readers: dict[int, dict[str, _Call]] = {}
+    for call in layers:
+        if not excluded(call.path):
+            readers.setdefault(id(call.input), {}).setdefault(call.path, call)
+    absorbed, behind = _absorbed(flow, made, readers, replace_activation), set()
+    for call in made:
+        assert call.output is not None
+        behind |= {key for key, _ in flow.reaches(call.output, call.steps, partial(_passes, RESHAPES))}
+    sites: list[Site] = []
+    placed: set[str] = set()
+    for key, group in readers.items():
+        fresh = [call for path, call in group.items() if path not in placed]
+        if not fresh:
+            continue
+        first, *others = fresh
+        convolves = is_convolution(first.module)
+        if coverage == "mlp" and (convolves or key not in behind):
+            continue
+        placed |= set(group)
+        activation = absorbed.get(key)
+        role: Role = "conv_input" if convolves else "mlp" if key in behind else "linear_input"
+        sites.append(
+            Site(
+                path=first.path,
+                role=role,
+                channels=first.input.shape[-3 if convolves else -1],
+                signed=activation is None and not flow.nonnegative(first.input),
+                activation=activation,
+                also=tuple(call.path for call in others),
+            )
+        )
+    if not sites:
+        raise SiteError(
+            f"{type(model).__name__} has no site for coverage {coverage!r}: it runs no layer of that kind that is not "
+            f"excluded (patterns {list(patterns)}); coverage 'linear' takes every convolution and linear layer"
+        )
+    called = {call.path for call in layers}
+    for path, module in model.named_modules() if coverage == "linear" else ():
+        if (is_linear(module) or is_convolution(module)) and path not in called and not excluded(path):
+            logger.warning("%s stays dense: the probe run never calls it", path)
+    return sites
+
+
+def _passes(names: frozenset[str], step: Step) -> bool:
+    return step.name in names
+
+
+def _absorbed(
+    flow: Flow, made: list[_Call], readers: dict[int, dict[str, _Call]], replace_activation: bool
+) -> dict[int, str]:
+    """Return the activation module that the neuron of a site replaces, by the identity of the site's input."""
+    candidates: dict[str, list[_Call]] = {}
+    for call in made:
+        candidates.setdefault(call.path, []).append(call)
+    absorbed: dict[int, str] = {}
+    for path, calls in candidates.items():
+        relu = isinstance(calls[0].module, nn.ReLU)
+        passing = partial(_passes, RESHAPES | POOLS if relu else RESHAPES)
+        if len(calls) > 1 or not (relu or replace_activation):
+            continue
+        assert calls[0].output is not None
+        ends = flow.reaches(calls[0].output, calls[0].steps, passing)
+        keys = {key for key, _ in ends}
+        if len(keys) == 1 and all(layer in readers.get(key, {}) for key, layer in ends):
+            absorbed[keys.pop()] = path
+    return absorbed
+
+
+def _operand_sites(model: nn.Module, record: _Trace, excluded: Callable[[str], bool]) -> list[tuple[int, Site]]:
+    """Return the factors of every attention module, each with the number of layer calls before its first.
+
+    Raises:
+        SiteError: a module called attention that the attention function knows nothing of.
+    """
+    paths = {module: path for path, module in model.named_modules()}
+    seen: dict[str, None] = {}
+    found: list[tuple[int, Site]] = []
+    for before, call in record.attention:
+        path = paths[call.module]
+        if path in seen:
+            continue
+        seen[path] = None
+        (_, heads, _, width), (_, shared, _, _), (*_, value_width) = call.query, call.key, call.value
+        for site in (
+            Site(f"{path}.operands.query", "query", heads * width),
+            Site(f"{path}.operands.key", "key", shared * width),
+            Site(f"{path}.operands.value", "value", shared * value_width),
+            Site(f"{path}.operands.attention_weight", "attention_weight", heads, signed=False),
+        ):
+            if not excluded(site.path):
+                found.append((before, site))
+    for path in sorted(record.entered):
+        if not any(f"{inner}.".startswith(f"{path}.") or f"{path}.".startswith(f"{inner}.") for inner in seen):
+            raise SiteError(
+                f"{path} ({type(model.get_submodule(path)).__name__}) computes attention by itself and not through "
+                "transformers' attention interface: use coverage 'linear'"
+            )
+    return found
 
 
 def _with(site: Site, path: str) -> Site:
@@ -223,4 +403,4 @@ def unreached(model: nn.Module, record: _Trace) -> list[str]:
 
 def is_spiking(module: nn.Module) -> bool:
     """Whether a module has been exchanged."""
-    return isinstance(module, SpikingLinear)
+    return isinstance(module, SpikingLinear | SpikingConv2d)

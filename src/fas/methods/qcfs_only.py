@@ -1,0 +1,71 @@
+"""QCFS: a network with quantised activations read as a spiking one, without calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fas.methods._sites import RateCoded
+from fas.stages.set_thresholds import SetThresholds
+from fas.types import Coverage, Execution, Granularity, Operators, Schedule, Stage
+
+
+@dataclass(frozen=True)
+class QCFSOnly(RateCoded):
+    """The quantised network of L levels with learned thresholds; its neurons start at θ/2 and nothing is fitted.
+
+    ``fas.calibrate`` sets where thresholds start from; fine-tuning the quantised network learns them, and the
+    spiking network runs with the very same ones at any T. T = L is exact in the layerwise schedule.
+
+    Attributes:
+        timesteps: T, time steps of the spiking network.
+        levels: L of the quantised network that is trained.
+        initial: where thresholds start: the smallest squared ``error``, the ``maximum`` or a ``percentile``.
+        percentile: in percent, for the start of that name.
+        coverage: ``mlp`` (the layer behind every MLP activation) or ``linear`` (every layer).
+        granularity: one threshold per ``tensor`` as in the paper, or per ``channel``.
+        schedule: ``online`` or ``layerwise``.
+        operators: ``difference`` or ``instant``, for the online schedule.
+        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
+        encode_image: let the image of a convolutional network become signed spikes; off, its first layer reads it as
+            a constant current.
+        replace_activation: the neuron takes the place of GELU, SiLU or tanh too; such a model must be fine-tuned.
+        exclude: shell patterns of layers to leave dense.
+
+    Raises:
+        ValueError: a value outside its range; the message names it.
+
+    Source: Bu et al., ICLR 2022 (arXiv 2303.04347), equations 12 to 14. Deviation: thresholds start from data, where
+    the released code starts from a constant (8), and are learned as ln θ, which keeps them positive; the code
+    fires at v ≥ θ as here, where the paper's equation 3 has a Heaviside function whose value at 0 it leaves open.
+
+    Example:
+        >>> QCFSOnly(timesteps=8).levels
+        8
+    """
+
+    neuron = "soft_reset_if"
+
+    timesteps: int = 8
+    levels: int = 8
+    initial: Literal["error", "maximum", "percentile"] = "error"
+    percentile: float = 99.9
+    coverage: Coverage = "linear"
+    granularity: Granularity = "tensor"
+    schedule: Schedule = "online"
+    operators: Operators = "difference"
+    execution: Execution = "collapsed"
+    encode_image: bool = False
+    replace_activation: bool = False
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        if self.initial not in ("error", "maximum", "percentile"):
+            raise ValueError(f"initial is {self.initial!r}; choose one of error, maximum, percentile")
+        self.stages()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Where thresholds start; v_0 = θ/2."""
+        return (SetThresholds(rule=self.initial, percentile=self.percentile),)

@@ -1,0 +1,82 @@
+"""Optimal ANN-SNN conversion: rate norm layers, whose thresholds are fitted for fast convergence of rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fas.methods._sites import RateCoded
+from fas.stages.rate_norm import FitRates
+from fas.types import Coverage, Execution, Granularity, Operators, Schedule, Stage
+
+
+@dataclass(frozen=True)
+class RateNorm(RateCoded):
+    """IF neurons in the place of rate norm layers r = clip(ReLU(x)/θ, 0, 1), θ = running maximum × σ(s).
+
+    Stage 1 (``TrainRates``) trains weights with s fixed and is optional for a pretrained network, stage 2
+    (``FitRates``, run by ``fas.calibrate``, needs no labels) fits s alone, and stage 3 is the spiking network itself.
+
+    Attributes:
+        timesteps: T, time steps of the spiking network.
+        omega_weight: λ of the mean of Ω = Σr/‖r‖² in the loss.
+        scale: s at the start of stage 2.
+        fit_epochs: passes of stage 2 over the calibration data.
+        fit_rate: learning rate of s; far above the code's 0.01 to 0.1, which is for 200 passes over a training set.
+        shared: one s for all layers.
+        coverage: ``mlp`` (the layer behind every MLP activation) or ``linear`` (every layer).
+        levels: L of the quantised network; T if None.
+        granularity: one threshold per ``tensor`` as in the paper; per ``channel`` they are stored so, all the same.
+        schedule: ``online`` or ``layerwise``.
+        operators: ``difference`` or ``instant``, for the online schedule.
+        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
+        encode_image: must be off: an image of both signs has no firing rate.
+        replace_activation: the neuron takes the place of GELU, SiLU or tanh too; such a model needs stage 1.
+        exclude: shell patterns of layers to leave dense.
+
+    Raises:
+        ValueError: a value outside its range; the message names it.
+
+    Source: Ding et al. 2021, arXiv 2105.11654, and its released code. They differ in the teacher of stage 2, where we
+    follow the paper (see ``FitRates``). Deviation: neurons stand at the inputs of layers, behind pooling, where the
+    paper has them at the ReLU, and maxima, which the code replaces by averages, stay: they are taken of the
+    currents in front of the neuron, exactly in the layerwise schedule.
+
+    Example:
+        >>> RateNorm(timesteps=64).omega_weight
+        0.1
+    """
+
+    neuron = "soft_reset_if"
+
+    timesteps: int = 32
+    omega_weight: float = 0.1
+    scale: float = 2.5
+    fit_epochs: int = 10
+    fit_rate: float = 2.0
+    shared: bool = False
+    coverage: Coverage = "linear"
+    levels: int | None = None
+    granularity: Granularity = "tensor"
+    schedule: Schedule = "online"
+    operators: Operators = "difference"
+    execution: Execution = "collapsed"
+    encode_image: bool = False
+    replace_activation: bool = False
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        self.stages()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Stage 2: running maxima, then the fit of s."""
+        return (
+            FitRates(
+                scale=self.scale,
+                weight=self.omega_weight,
+                epochs=self.fit_epochs,
+                learning_rate=self.fit_rate,
+                shared=self.shared,
+            ),
+        )

@@ -1,0 +1,73 @@
+"""Threshold balancing: the threshold of a layer is its largest activation, or nearly so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fas.methods._sites import RateCoded
+from fas.stages.set_potential import SetPotential
+from fas.stages.set_thresholds import SetThresholds
+from fas.types import Coverage, Execution, Granularity, Operators, Schedule, Stage
+
+
+@dataclass(frozen=True)
+class ThresholdBalancing(RateCoded):
+    """IF neurons with soft reset, one threshold per layer from the activations of the dense network.
+
+    Attributes:
+        timesteps: T, time steps of the spiking network.
+        rule: ``maximum`` of the activation, or a ``percentile`` of it.
+        percentile: in percent, for the rule of that name.
+        potential: v_0/θ; 0 as in the papers, 0.5 for rounding to nearest.
+        coverage: ``mlp`` (the layer behind every MLP activation) or ``linear`` (every layer).
+        levels: L of the quantised network; T if None.
+        granularity: one threshold per ``tensor`` as in the papers, or per ``channel``.
+        schedule: ``online`` or ``layerwise``.
+        operators: ``difference`` or ``instant``, for the online schedule.
+        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
+        encode_image: let the image of a convolutional network become signed spikes; off, its first layer reads it as
+            a constant current.
+        replace_activation: the neuron takes the place of GELU, SiLU or tanh too; such a model must be fine-tuned.
+        exclude: shell patterns of layers to leave dense.
+
+    Raises:
+        ValueError: a value outside its range; the message names it.
+
+    Source: Diehl et al. 2015 (maximum, and weights divided by it instead of thresholds, which is the same network
+    in other units); Rueckauer et al. 2017, percentile 99.9 and soft reset; Sengupta et al. 2019 balance thresholds.
+    Deviation: the maximum is that of the ANN's activation; Sengupta et al. take it from the spiking network's
+    currents, layer by layer. Neurons stand at the inputs of layers, behind pooling, where the papers have them at the
+    ReLU; maxima are taken of currents, where the papers average or gate spikes by rate. Released code (nn_toolbox) excludes zeros from the percentile; here they count.
+
+    Example:
+        >>> ThresholdBalancing(rule="percentile").percentile
+        99.9
+    """
+
+    neuron = "soft_reset_if"
+
+    timesteps: int = 32
+    rule: Literal["maximum", "percentile"] = "maximum"
+    percentile: float = 99.9
+    potential: float = 0.0
+    coverage: Coverage = "linear"
+    levels: int | None = None
+    granularity: Granularity = "tensor"
+    schedule: Schedule = "online"
+    operators: Operators = "difference"
+    execution: Execution = "collapsed"
+    encode_image: bool = False
+    replace_activation: bool = False
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        if self.rule not in ("maximum", "percentile"):
+            raise ValueError(f"rule is {self.rule!r}; choose one of maximum, percentile")
+        self.stages()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Thresholds from the dense network's activations, then the initial potential."""
+        return SetThresholds(rule=self.rule, percentile=self.percentile), SetPotential(self.potential)

@@ -1,0 +1,57 @@
+"""Thresholds of neurons whose levels are not evenly spaced, from recorded activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fas.stages.fit import Fit
+from fas.types import Neuron
+
+# Below this share of the largest magnitude a range loses more at its end than it gains inside.
+_SMALLEST, _CANDIDATES = 0.1, 16
+
+
+def encode_uneven(x: Tensor, threshold: Tensor, v_init: Tensor, neuron: Neuron, timesteps: int) -> Tensor:
+    """Return the mean that neurons pass on after T steps of even input.
+
+    Args:
+        x: activations [n, C].
+        threshold: θ, (C,) or ().
+        v_init: v_0/θ, likewise.
+        neuron: the neuron model.
+        timesteps: T.
+    """
+    step = threshold / neuron.resolution(timesteps)
+    return neuron.settle(torch.floor(x / step + v_init), timesteps) * step
+
+
+def fit_uneven(x: Tensor, neuron: Neuron, timesteps: int, *, per_channel: bool) -> Fit:
+    """Choose θ by the smallest mean squared error over shares of the largest magnitude.
+
+    Args:
+        x: activations [n, C].
+        neuron: the neuron model.
+        timesteps: T.
+        per_channel: one threshold a channel, or one for all.
+
+    Returns:
+        Parameters of shape (C,) or (), offset 0 and v_0 = θ/2.
+    """
+    size = x.abs() if neuron.signed else x.clamp_min(0)
+    largest = size.amax()
+    # A channel that is silent in the data keeps the scale of its layer.
+    top = torch.where(size.amax(0) > 0, size.amax(0), largest) if per_channel else largest
+    top = top.clamp_min(1e-6)
+    half, best = torch.full_like(top, 0.5), None
+    for share in torch.logspace(0, torch.log10(torch.tensor(_SMALLEST)), _CANDIDATES).tolist():
+        wrong = (encode_uneven(x, top * share, half, neuron, timesteps) - x).square().mean(0)
+        trial = Fit(top * share, torch.zeros_like(top), half, wrong if per_channel else wrong.mean())
+        if best is None:
+            best = trial
+            continue
+        better = trial.error < best.error
+        chosen = torch.where(better, trial.threshold, best.threshold)
+        best = Fit(chosen, best.offset, half, torch.minimum(trial.error, best.error))
+    assert best is not None
+    return best

@@ -1,0 +1,234 @@
+"""Rate norm layers, second stage: thresholds that make firing rates converge fast, weights fixed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fas.errors import CalibrationError, SiteError
+from fas.layers.population import Population
+from fas.stages.descent import answer, check_descent, descend, inputs_of
+from fas.surgery.probe import evaluating
+from fas.surgery.replace import populations
+from fas.types import Progress, Record, Stage
+
+# Keeps Ω finite for a layer that is silent.
+_SILENT = 1e-5
+_SMALLEST = 1e-8
+
+
+@dataclass(frozen=True)
+class FitRates(Stage):
+    r"""Fit θ_l = p_l · σ(s_l) by 1 − cos(y_ANN, y) + λ · mean_l Ω_l over s alone, Ω_l = Σ r_l / ‖r_l‖².
+
+    r_l = clip(ReLU(x_l)/θ_l, 0, 1) is the firing rate that layer l tends to, p_l the running maximum of ReLU(x_l),
+    y the logits of the network of rates, y_ANN those at the s that the fit starts from. The fit curve (``fit_curve``)
+    falls at least as fast as Ω/T behind even input, so that a small Ω means few time steps. Layers behind site l
+    receive θ_l r_l, so that the weights of the dense network serve as they are.
+
+    Attributes:
+        scale: s at the start, of every layer; σ(2.5) = 0.92 of the maximum.
+        weight: λ.
+        epochs: passes over the batches; 0 leaves s at its start.
+        learning_rate: of SGD with momentum 0.9 on s.
+        weight_decay: on s.
+        shared: one s for all layers.
+        momentum: of the running maximum, which starts at that of the first batch.
+        seed: of the order of the batches.
+
+    Raises:
+        ValueError: a field outside its range.
+        CalibrationError: no batches, a site that is never above zero, or a loss that is not finite.
+        SiteError: a site of both signs.
+
+    Source: Ding et al. 2021 (arXiv 2105.11654), the rate norm layer, the rate inference loss and the second stage of
+    the training. The released code adds the Ω of the logits and takes y_ANN at the present s, so that the first
+    term never moves; the paper compares with the network of the first stage, as here. Deviation: wires carry θ r,
+    not r, and the running maximum starts at a batch, where the code starts at 1.
+    """
+
+    scale: float = 2.5
+    weight: float = 0.1
+    epochs: int = 10
+    learning_rate: float = 2.0
+    weight_decay: float = 1e-4
+    shared: bool = False
+    momentum: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_descent(epochs=self.epochs, learning_rate=self.learning_rate, least_epochs=0)
+        if self.weight < 0 or not 0 < self.momentum <= 1:
+            raise ValueError(
+                f"weight is {self.weight} and momentum {self.momentum}: expected a weight of at least 0 and a momentum "
+                "above 0 and at most 1"
+            )
+
+    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+        """Set thresholds in place; v_0 = 0 as the theory assumes, no offset."""
+        began = time.perf_counter()
+        if not batches:
+            raise CalibrationError("no calibration data: at least one batch is needed")
+        found = populations(model)
+        start = torch.tensor(float(self.scale))
+        maxima = running_maxima(model, batches, float(start.sigmoid()), self.momentum)
+        number = 1 if self.shared else len(found)
+        scales = [nn.Parameter(start.clone().to(next(iter(maxima.values())).device)) for _ in range(number)]
+        scale_of = {p: scales[0 if self.shared else i] for i, p in enumerate(found.values())}
+
+        def threshold(population: Population) -> Tensor:
+            return maxima[population] * scale_of[population].sigmoid()
+
+        def logits(batch: Mapping[str, Tensor], value: Callable[[Population], Tensor]) -> tuple[Tensor, list[Tensor]]:
+            with rates(model, value) as seen:
+                made = answer(model(**inputs_of(batch)))
+            return made, list(seen.values())
+
+        def loss(batch: Mapping[str, Tensor]) -> Tensor:
+            with torch.no_grad():
+                target, _ = logits(batch, lambda p: maxima[p] * start.to(maxima[p].device).sigmoid())
+            made, seen = logits(batch, threshold)
+            return rate_inference_loss(made, target, seen, self.weight)
+
+        history: list[float] = []
+        with evaluating(model), _frozen(model):
+            if self.epochs:
+                history = descend(
+                    scales, batches, loss, label="thresholds", epochs=self.epochs, learning_rate=self.learning_rate,
+                    weight_decay=self.weight_decay, seed=self.seed, progress=progress,
+                )  # fmt: skip
+            figures = {}
+            omegas = dict.fromkeys(found.values(), 0.0)
+            for batch in batches:
+                with rates(model, threshold) as seen:
+                    model(**inputs_of(batch))
+                for population, rate in seen.items():
+                    omegas[population] += float(omega(rate)) / len(batches)
+            for path, population in found.items():
+                value = threshold(population).detach()
+                population.set(value, torch.zeros_like(value), torch.zeros_like(value))
+                population.reset()
+                scale = float(scale_of[population].detach())
+                figures[path] = {"threshold_mean": float(value), "scale": scale, "omega": omegas[population]}
+        results = {"seconds": time.perf_counter() - began}
+        if history:
+            results |= {"loss_first": history[0], "loss_last": history[-1]}
+        return Record("rate_norm", asdict(self), results, figures)
+
+
+def omega(rate: Tensor) -> Tensor:
+    """Return Ω = Σr/‖r‖², a scalar of at least 1: 1 where every neuron is silent or fires at every step."""
+    return rate.sum() / (rate.square().sum() + _SILENT)
+
+
+def rate_inference_loss(made: Tensor, target: Tensor, seen: Sequence[Tensor], weight: float) -> Tensor:
+    """Return 1 − mean cos(made, target) over rows + λ · mean Ω over layers.
+
+    Args:
+        made: logits [*B, classes] of the network of rates.
+        target: logits that it should give, no gradient.
+        seen: rates of every layer.
+        weight: λ.
+    """
+    distance = 1 - nn.functional.cosine_similarity(made, target, dim=-1, eps=1e-6).mean()
+    return distance + weight * torch.stack([omega(rate) for rate in seen]).mean()
+
+
+@dataclass(eq=False)
+class _Maxima:
+    """Running maxima p ← (1 − m) p + m · max ReLU(x), from the first batch's own."""
+
+    momentum: float
+    values: dict[Population, Tensor] = field(default_factory=dict)
+
+    def update(self, population: Population, x: Tensor) -> Tensor:
+        top = x.detach().amax().clamp_min(0).float()
+        known = self.values.get(population)
+        self.values[population] = top if known is None else (1 - self.momentum) * known + self.momentum * top
+        return self.values[population]
+
+
+@contextmanager
+def rates(
+    model: Any, threshold: Callable[[Population], Tensor], maxima: _Maxima | None = None
+) -> Iterator[dict[Population, Tensor]]:
+    """Let the model run as the network of rates: every site passes θ · clip(ReLU(x)/θ, 0, 1) on.
+
+    Args:
+        model: a converted model.
+        threshold: θ of a site, () or (C,).
+        maxima: told of every activation before it is clipped.
+
+    Yields:
+        The rates of the last pass by population.
+
+    Raises:
+        SiteError: a site of both signs, which a rate cannot carry.
+    """
+    seen: dict[Population, Tensor] = {}
+
+    def clip(population: Any, arguments: Any, output: Tensor) -> Tensor:
+        if population.neuron.signed:
+            raise SiteError(f"{population.path} receives values of both signs; a firing rate is between 0 and 1")
+        x = output.clamp_min(0)
+        if maxima is not None:
+            maxima.update(population, x)
+        value = threshold(population).clamp_min(_SMALLEST)
+        seen[population] = (x / value).clamp(max=1)
+        return (seen[population] * value).to(output.dtype)
+
+    handles = [population.register_forward_hook(clip) for population in populations(model).values()]
+    try:
+        with model.simulation.using(network="ann", observers=[]):
+            yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def running_maxima(
+    model: Any, batches: Sequence[Mapping[str, Tensor]], share: float, momentum: float
+) -> dict[Population, Tensor]:
+    """Return p of every site over the batches, in a network whose sites clip at p · share as they go.
+
+    Raises:
+        CalibrationError: a site that is never above zero.
+    """
+    maxima = _Maxima(momentum)
+    with evaluating(model), rates(model, lambda p: maxima.values[p] * share, maxima):
+        for batch in batches:
+            model(**inputs_of(batch))
+    return checked(model, maxima.values)
+
+
+def checked(model: Any, maxima: dict[Population, Tensor]) -> dict[Population, Tensor]:
+    """Refuse maxima of zero.
+
+    Raises:
+        CalibrationError: a site that was never above zero or never reached.
+    """
+    for path, population in populations(model).items():
+        if population not in maxima or not bool(maxima[population] > 0):
+            raise CalibrationError(
+                f"site {path} is never above zero on the calibration data: use other data, or exclude the layer"
+            )
+    return maxima
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)

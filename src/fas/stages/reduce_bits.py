@@ -1,0 +1,83 @@
+"""Progressive reduction of bits: each quantised network starts from the finer one that was trained before it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fas.layers.population import Population
+from fas.stages.descent import check_descent, cross_entropy, descend
+from fas.surgery.probe import evaluating
+from fas.surgery.replace import populations, spiking_layers
+from fas.types import Progress, Record, Stage
+
+
+@dataclass(frozen=True)
+class ReduceBits(Stage):
+    """Train the quantised network with 2^b − 1 levels for falling b, by cross-entropy on labelled batches.
+
+    Weights, biases and thresholds are trained by SGD, the floor passing gradients straight through; dropout is off.
+    Afterwards the model has the levels of the last b, and as many time steps.
+
+    Attributes:
+        bits: b of every round, in order.
+        epochs: passes over the batches in every round.
+        learning_rate: of the weights and thresholds (ln θ), decaying to zero in every round.
+        momentum: of SGD.
+        weight_decay: of SGD, for the weights.
+        seed: of the order of the batches.
+
+    Raises:
+        ValueError: a field outside its range.
+        CalibrationError: batches without labels, or a loss that is not finite.
+
+    Source: Hu et al. 2023 (arXiv 2305.19868) and its released code: 32, 4, 3, 2 bits (learning rates 4e-2 and weight
+    decay 1e-4 for CIFAR-10). Deviation: the code quantises weights to b bits as well (powers of two).
+    """
+
+    bits: tuple[int, ...] = (4, 3, 2)
+    epochs: int = 1
+    learning_rate: float = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_descent(epochs=self.epochs, learning_rate=self.learning_rate)
+        bits = tuple(self.bits)
+        if not bits or any(type(b) is not int or not 1 <= b <= 8 for b in bits) or list(bits) != sorted(bits)[::-1]:
+            raise ValueError(f"bits is {self.bits!r}; expected whole numbers from 8 to 1, falling")
+
+    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+        """Train in place, one round after the other."""
+        began, results = time.perf_counter(), {}
+        neurons = [parameter for population in populations(model).values() for parameter in _learned(population)]
+        weights = _dense_parameters(model)
+        with evaluating(model), model.simulation.using(network="quantised", observers=[]):
+            for bits in self.bits:
+                model.levels = model.timesteps = 2**bits - 1
+                history = descend(
+                    [*weights, *neurons], batches, lambda batch: cross_entropy(model, batch),
+                    label=f"{bits} bits", epochs=self.epochs, learning_rate=self.learning_rate,
+                    momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed, progress=progress,
+                )  # fmt: skip
+                tenth = max(1, len(history) // 10)
+                results[f"loss_{bits}_bits"] = sum(history[-tenth:]) / tenth
+        model.reset()
+        return Record("reduce_bits", asdict(self), {"seconds": time.perf_counter() - began, **results})
+
+
+def _learned(population: Population) -> list[nn.Parameter]:
+    return [population.log_threshold]
+
+
+def _dense_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return what the dense network has: everything but the neurons and the corrections of the bias."""
+    own = {id(p) for population in populations(model).values() for p in population.parameters()}
+    own |= {id(layer.correction) for layer in spiking_layers(model).values()}
+    return [p for p in model.parameters() if id(p) not in own and p.requires_grad]
