@@ -140,6 +140,22 @@ def test_generation_is_recorded():
     assert {site.windows for site in recording.sites.values()} == {3 * (9 + 3) * 48}
 
 
+def test_a_window_that_runs_step_by_step_counts_once():
+    model = converted(coverage="mlp", schedule="online")
+    ids = FAMILIES["gpt2"].batch(rows=1)["input_ids"]
+    arguments = {
+        "attention_mask": torch.ones_like(ids), "max_new_tokens": 3, "min_new_tokens": 3, "pad_token_id": 0,
+        "do_sample": False,
+    }  # fmt: skip
+    with fas.record(model) as whole:
+        model.generate(ids, **arguments)
+    with fas.record(model) as stepwise:
+        model.generate(ids, custom_generate=fas.Anytime(margin=float("inf")), **arguments)
+    for path, site in whole.sites.items():
+        assert (stepwise.sites[path].spikes, stepwise.sites[path].windows) == (site.spikes, site.windows)
+        assert stepwise.sites[path].spikes_per_neuron == site.spikes_per_neuron > 0
+
+
 def test_a_dense_model():
     with pytest.raises(ValueError, match=r"GPT2LMHeadModel is not converted; call fas\.convert first"):
         fas.record(FAMILIES["gpt2"].build()).__enter__()

@@ -45,21 +45,35 @@ class SiteSpikes:
 
 @dataclass
 class Recording:
-    """Spikes by site, in the order in which the sites first fired."""
+    """Spikes by site, in the order in which the sites first fired.
+
+    Attributes:
+        sites: spikes by path.
+        keep_trains: whether every step is kept.
+        simulation: of the model, to tell where a window begins that several calls share.
+    """
 
     sites: dict[str, SiteSpikes] = field(default_factory=dict)
     keep_trains: bool = False
+    simulation: Simulation | None = None
 
     def observe(self, path: str, spikes: Tensor, timesteps: int) -> None:
         """Take note of one call of one site (see ``Observer``)."""
         site = self.sites.setdefault(path, SiteSpikes())
         site.spikes += float(spikes.sum(dtype=torch.float64))
-        site.windows += spikes[0].numel()
+        if not self._continues:
+            site.windows += spikes[0].numel()
         site.timesteps = timesteps
         quiet = spikes.flatten(0, -2).sum(0) == 0
         site.silent = quiet if site.silent is None else site.silent & quiet
         if self.keep_trains:
             site.trains.append(spikes.to(torch.uint8))
+
+    @property
+    def _continues(self) -> bool:
+        """Whether the running steps go on with a window that an earlier call began (``Anytime``)."""
+        steps = None if self.simulation is None else self.simulation.steps
+        return steps is not None and steps.start > 1
 
     @property
     def spikes_per_neuron(self) -> float:
@@ -91,7 +105,7 @@ def record(model: Any, *, trains: bool = False) -> Iterator[Recording]:
     if not isinstance(model, SpikingModel):
         raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")
     simulation: Simulation = model.simulation
-    recording = Recording(keep_trains=trains)
+    recording = Recording(keep_trains=trains, simulation=simulation)
     settings: dict[str, Any] = {"observers": [*simulation.observers, recording]}
     if trains:
         settings["execution"] = "stepped"

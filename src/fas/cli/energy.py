@@ -1,0 +1,256 @@
+"""``fas energy``: what a spiking network does, and what that would cost beside dense networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from fas.cli._calibration import conditions
+from fas.cli._options import BatchSize, Data, Device, Json, Model, Seed, Tokens, Window, words
+from fas.cli._output import Output
+from fas.types import Measurement
+
+
+def energy(
+    context: typer.Context,
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="Text source, or table, to run on: its test part.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to run on.", min=1)] = 2048,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to generate behind each window; 16 where the model writes text.", min=0)
+    ] = None,
+    prices: Annotated[
+        str, typer.Option(help="Cost models, several with commas: 45nm, 45nm-dram, 22nm, loihi, or TOML files.")
+    ] = "45nm",
+    reuse: Annotated[
+        str,
+        typer.Option(help="How long a weight stays where it is used: none, time (all steps of a position), pass."),
+    ] = "time",
+    precision: Annotated[str, typer.Option(help="Of the dense network: fp32 or fp16.")] = "fp32",
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="Show every site.")] = False,
+    neurobench: Annotated[
+        bool, typer.Option("--neurobench", help="Add NeuroBench's metrics, by its key names.")
+    ] = False,
+    coverage: Annotated[str, typer.Option(help="Of a dense model: what to convert, one or several.")] = (
+        "mlp,linear,full"
+    ),
+    timesteps: Annotated[int, typer.Option(help="Of a dense model: T.", min=1)] = 8,
+    calibration_tokens: Tokens = 4096,
+    calibration_data: Data = None,
+    window: Window = None,
+    batch_size: BatchSize = 8,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Count additions, multiply-adds, events and fetched weights per token, and estimate their energy.
+
+    A dense model is converted first, once for each coverage, and nothing is saved. Counts are measured, energies
+    are estimates: three accountings stand side by side, and the dense network, the dense network that skips
+    zeros and the integer network with as many levels stand beside the spiking one.
+
+    Example: `fas energy gpt2-snn --data wikitext --prices 45nm,loihi`
+    """
+    with Output.opened(context, as_json) as output:
+        from fas.cli._counted import count, generates, held_out_batches
+        from fas.cli._data import calibration_batches, default_data
+        from fas.cli._models import load
+        from fas.energy.estimate import Estimate, levels_of
+        from fas.energy.prices import load_prices
+
+        cost_models = [load_prices(name) for name in words(prices)]
+        if not cost_models:
+            raise ValueError("--prices names no cost model: pass 45nm, or another one")
+        _check(reuse, precision)
+        loaded = load(model, device)
+        source = default_data(loaded, data)
+        new = (16 if generates(loaded) else 0) if new_tokens is None else new_tokens
+        batches = held_out_batches(
+            loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed, new_tokens=new
+        )
+        calibration: list[dict[str, Any]] = []
+        if not loaded.converted:
+            calibration = calibration_batches(
+                loaded, calibration_data or source, window=window, limit=calibration_tokens, batch_size=batch_size,
+                seed=seed,
+            )  # fmt: skip
+        for name in [""] if loaded.converted else words(coverage):
+            if name:
+                _convert(output, loaded, name, timesteps, calibration)
+            about = {**conditions(loaded), "data": source}
+            spiking, dense = count(output, loaded, batches, new)
+            _counts(output, spiking, dense, about, by_layer=by_layer)
+            for cost in cost_models:
+                found = Estimate(spiking, dense, levels_of(loaded.model), cost, reuse, precision)  # type: ignore[arg-type]
+                _estimates(output, found, about)
+            if neurobench:
+                _neurobench(output, loaded, batches[0], about)
+            if name:
+                _revert(loaded)
+
+
+def _check(reuse: str, precision: str) -> None:
+    from typing import get_args
+
+    from fas.energy.estimate import Precision
+    from fas.energy.operations import Reuse
+
+    for name, value, choices in (("reuse", reuse, get_args(Reuse)), ("precision", precision, get_args(Precision))):
+        if value not in choices:
+            raise ValueError(f"--{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _convert(output: Output, loaded: Any, coverage: str, timesteps: int, calibration: Any) -> None:
+    from fas.conversion import convert
+    from fas.methods.fas import FAS
+
+    plan = FAS(coverage=coverage, timesteps=timesteps)  # type: ignore[arg-type]
+    output.remark(f"converting, coverage {coverage}, T = {timesteps}")
+    with output.progress("calibrating") as advance:
+        convert(loaded.model, plan, calibration=calibration, progress=lambda _, done, total: advance(done, total))
+
+
+def _revert(loaded: Any) -> None:
+    from fas.conversion import revert
+
+    revert(loaded.model)
+
+
+def _add(output: Output, row: Measurement) -> None:
+    """Take note of a row with its own origin."""
+    stated = output.measure(row.quantity, row.value, row.unit, **row.conditions)
+    output.measurements[-1] = replace(stated, origin=row.origin)
+
+
+_SHOWN = (
+    ("spikes", "spikes"),
+    ("events", "events"),
+    ("event bits", "event_bits"),
+    ("additions", "additions"),
+    ("additions, shifted", "shift_additions"),
+    ("multiply-adds, graded", "graded_multiply_adds"),
+    ("membrane updates", "membrane_updates"),
+    ("other multiply-adds", "multiply_adds"),
+    ("multiplications", "multiplications"),
+    ("float additions", "float_additions"),
+    ("exponentials", "exponentials"),
+    ("activations", "activations"),
+    ("roots", "roots"),
+    ("weight words, no reuse", "weight_words"),
+    ("weight words, kept over time", "weight_words_time"),
+    ("weight words, kept over a pass", "weight_words_pass"),
+    ("dense: multiply-adds behind the sites", "dense_multiply_adds"),
+)
+
+
+def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], *, by_layer: bool) -> None:
+    for row in spiking.measurements(**about):
+        _add(output, row)
+    for row in dense.measurements(**{**about, "network": "ann"}):
+        _add(output, row)
+    totals = {phase: spiking.total(phase) for phase in spiking.phases}
+    for phase, total in totals.items():
+        per_neuron = total.spikes / max(1, total.windows)
+        output.measure("spikes_per_neuron", per_neuron, "spikes/window", **about, phase=phase)
+    rows = [["spikes per neuron", *(t.spikes / max(1, t.windows) for t in totals.values())]]
+    for title, name in _SHOWN:
+        values = [getattr(total, name) / spiking.tokens[phase] for phase, total in totals.items()]
+        if any(values):
+            rows.append([title, *values])
+    output.table(
+        f"Per token, counted: coverage {about['coverage']}, {about['neuron']}, T = {about['timesteps']}, "
+        + ", ".join(f"{spiking.tokens[phase]} tokens of {phase}" for phase in totals),
+        ["quantity", *totals],
+        rows,
+    )
+    if by_layer:
+        for phase in totals:
+            tokens = spiking.tokens[phase]
+            sites = [(p, f) for (of, p), f in spiking.places.items() if of == phase and f.windows]
+            output.table(
+                f"Sites, {phase}, per token",
+                ["site", "spikes per neuron", "events", "additions", "dense multiply-adds"],
+                [
+                    [path, f.spikes / f.windows, f.events / tokens, f.synaptic / tokens, f.dense_multiply_adds / tokens]
+                    for path, f in sites
+                ],
+            )
+
+
+_NETWORKS = {
+    "snn": "spiking",
+    "ann": "dense",
+    "ann_zeros_skipped": "dense, zeros skipped",
+    "snn_int8": "spiking, INT8",
+    "twin": "integer twin",
+    "twin_zeros_skipped": "twin, zeros skipped",
+}
+
+
+def _estimates(output: Output, found: Any, about: dict[str, Any]) -> None:
+    from fas.energy.estimate import ACCOUNTINGS, BASELINES
+
+    for row in found.measurements(**about):
+        _add(output, row)
+    energies, limits = [], []
+    for phase in found.spiking.phases:
+        for accounting in ACCOUNTINGS:
+            cells = []
+            for network in _NETWORKS:
+                value = found.energy(phase, accounting, network)
+                partial = bool(found.unpriced(phase, accounting, network))
+                cells.append("" if value is None else f"{'> ' if partial else ''}{value / 1e6:.3g}")
+            energies.append([phase, accounting, *cells])
+            points = [found.break_even(phase, accounting, baseline) for baseline in BASELINES]
+            if any(point is not None for point in points):
+                limits.append([phase, accounting, found.spikes_per_neuron(phase), *map(_point, points)])
+    title = f"Energy, µJ per token, estimated with {found.prices.name}: {found.prices.title}"
+    output.table(title, ["phase", "accounting", *_NETWORKS.values()], energies)
+    if any(accounting != "paper" for _, accounting, *_ in limits):
+        output.table(
+            "When does the spiking network win? Below so many spikes per neuron and window",
+            ["phase", "accounting", "it fires", *(f"{_NETWORKS[baseline]}" for baseline in BASELINES)],
+            limits,
+        )
+    else:
+        output.text(f"{found.prices.name} prices no dense network: there is no break-even.")
+    _remarks(output, found)
+
+
+def _point(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "never" if value <= 0 else f"{value:.3g}"
+
+
+def _remarks(output: Output, found: Any) -> None:
+    output.text(
+        f"Weights are kept for: {found.reuse}. The twin has {found.levels} levels, {found.activation_bits} bits, and "
+        f"INT8 weights as the INT8 spiking network; what no spike drives is {found.precision} in every network. "
+        "Accounting paper: 0.9 pJ per addition against 4.6 pJ per multiply-add, the layers behind the sites alone."
+    )
+    unpriced = sorted({item for phase in found.spiking.phases for item in found.unpriced(phase, "memory", "snn")})
+    if unpriced:
+        output.text(f"{found.prices.name} has no price for: {', '.join(unpriced)}; sums with > leave them out.")
+    if found.prices.unverified:
+        output.text(f"Without a published source: {', '.join(found.prices.unverified)}.")
+
+
+def _neurobench(output: Output, loaded: Any, batch: Any, about: dict[str, Any]) -> None:
+    from fas.energy.neurobench import neurobench_metrics, neurobench_package_metrics
+    from fas.errors import MissingExtraError
+
+    own = neurobench_metrics(loaded.model, batch)
+    try:
+        theirs = neurobench_package_metrics(loaded.model, batch)
+    except MissingExtraError as error:
+        theirs = {}
+        output.remark(str(error))
+    for source, found in (("fas", own), ("neurobench", theirs)):
+        for name, value in found.items():
+            unit = "bytes" if name == "footprint" else "1"
+            output.measure(name, value, unit, **about, counted_by=source)
+    rows = [[name, value, theirs.get(name)] for name, value in own.items()]
+    output.table("NeuroBench, per sample", ["metric", "our counts", "its package"], rows)

@@ -1,0 +1,1 @@
+"""Energy: operations that really happened, and what they would cost."""

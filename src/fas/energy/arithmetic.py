@@ -1,0 +1,219 @@
+"""What stays ordinary arithmetic in a network: products, gates and non-linear functions, as they are executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+
+from fas.energy.operations import Operations
+
+# No score of a trained model is as low; masks are, in half precision too.
+_MASKED = -3e4
+_PRODUCTS = frozenset({"linear", "addmm", "addmv", "mm", "mv", "bmm", "matmul", "__matmul__", "__rmatmul__", "baddbmm"})
+_CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
+_MULTIPLICATIONS = frozenset({"mul", "mul_", "__mul__", "__imul__"})
+_ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__"})
+_EVALUATED = frozenset({"gelu", "silu", "tanh", "sigmoid", "softplus", "elu"})
+# Products that would go unnoticed otherwise.
+_UNKNOWN = frozenset(
+    {"einsum", "bilinear", "grouped_mm", "_grouped_mm", "tensordot", "conv_transpose1d", "conv_transpose2d", "vmap"}
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a softmax of attention received.
+
+    Attributes:
+        place: the module that computed it.
+        size: entries, masked ones included.
+        visible: entries by query [..., queries] that the mask lets through, integers.
+    """
+
+    place: str
+    size: int
+    visible: Tensor
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of query and key that the mask lets through."""
+        return int(self.visible.sum())
+
+
+class Drives(Protocol):
+    """What is known of spikes that take part in the products of attention."""
+
+    def driven(self, place: str, product: str) -> bool:
+        """Say whether spikes drive a product, ``scores`` or ``values``, of the module at a place."""
+
+    def scored(self, scores: Scores, words: int) -> None:
+        """Hear that the scores of a module are known; ``words`` are the entries of its keys."""
+
+    def valued(self, place: str, width: int, words: int) -> None:
+        """Hear that values of a width were weighed; ``words`` are the entries of the values."""
+
+
+@dataclass
+class _Product:
+    place: str
+    size: int
+    inner: int
+    words: int
+    counted: bool
+
+
+class Arithmetic(TorchFunctionMode):
+    """Counts operations on floats while it is active, under the name of the module that runs.
+
+    Pairs of query and key that the mask forbids are left out, whichever attention function computes them: in
+    ``scaled_dot_product_attention`` by its mask, in an explicit product by the scores that the softmax
+    receives. Not counted: scaling by a number and biases (both fold into weights), masks and position biases,
+    sums over steps, angles of rotary embeddings.
+
+    Attributes:
+        place: dotted name of the module that runs.
+        opaque: above zero, nothing is counted: whoever raised it counts for itself.
+        uncounted: products that this class does not know, by name and number of calls.
+    """
+
+    def __init__(self, at: Callable[[str], Operations], drives: Drives) -> None:
+        super().__init__()
+        self.place, self.opaque = "", 0
+        self.uncounted: dict[str, int] = {}
+        self._at, self._drives = at, drives
+        self._scores: Scores | None = None
+        self._product: _Product | None = None
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function and count it."""
+        named = kwargs or {}
+        result = function(*args, **named)
+        name = getattr(function, "__name__", "")
+        if self.opaque or not isinstance(result, Tensor) or not result.is_floating_point():
+            return result
+        if name in _PRODUCTS:
+            self._multiply(*_factors(name, args, named), result)
+        elif name == "scaled_dot_product_attention":
+            self._attend(*_named(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, named))
+        elif name in ("softmax", "amax"):
+            (scores,) = _named(("input",), args, named)
+            self._softmax(scores, fused=name == "softmax")
+        elif name in _CONVOLUTIONS:
+            _, weight = _named(("input", "weight"), args, named)
+            self._count(result.numel() * weight[0].numel(), weight.numel())
+        elif name in _UNKNOWN:
+            self.uncounted[name] = self.uncounted.get(name, 0) + 1
+        elif self._scores is not None and self._scores.place == self.place:
+            # Between scores and values: parts of the softmax, which is counted as a whole.
+            return result
+        elif name == "exp":
+            self._at(self.place).exponentials += result.numel()
+        elif name in _EVALUATED:
+            self._at(self.place).activations += result.numel()
+        elif name in _MULTIPLICATIONS and _both_tensors(args):
+            self._at(self.place).multiplications += result.numel()
+        elif name in _ADDITIONS and _both_tensors(args) and not self._is_mask(result):
+            self._at(self.place).float_additions += result.numel()
+        return result
+
+    def _count(self, number: int, words: int) -> None:
+        found = self._at(self.place)
+        found.multiply_adds += number
+        found.weight_words += number
+        found.weight_words_time += number
+        found.weight_words_pass += words
+
+    def _multiply(self, left: Tensor, right: Tensor, result: Tensor) -> None:
+        inner = left.shape[-1]
+        number = result.numel() * inner
+        if left.ndim < 3 or right.ndim < 3 or isinstance(right, Parameter):
+            self._count(number, right.numel())
+            return
+        scores = self._scores
+        if scores is not None and scores.place == self.place and left.numel() % scores.size == 0:
+            # Weights of attention times values.
+            self._scores = None
+            width = result.shape[-1]
+            if self._drives.driven(self.place, "values"):
+                self._drives.valued(self.place, width, right.numel())
+            else:
+                self._count(scores.pairs * width, right.numel())
+            return
+        counted = not self._drives.driven(self.place, "scores")
+        if counted:
+            self._count(number, right.numel())
+        self._product = _Product(self.place, result.numel(), inner, right.numel(), counted)
+
+    def _softmax(self, values: Tensor, *, fused: bool) -> None:
+        """Count a softmax: transformers' own, or the one of spiking attention, which begins by a maximum.
+
+        The latter divides behind the product with the values, where the multiplications are seen.
+        """
+        product = self._product
+        attends = product is not None and product.place == self.place and product.size % max(1, values.numel()) == 0
+        if not (fused or attends):
+            return
+        self._product = None
+        visible = (values > _MASKED).sum(-1)
+        scores = Scores(self.place, values.numel(), visible)
+        found = self._at(self.place)
+        found.exponentials += scores.pairs
+        found.divisions += visible.numel()
+        if fused:
+            found.multiplications += scores.pairs
+        if product is None or not attends:
+            return
+        self._scores = scores
+        if product.counted:
+            hidden = (product.size - scores.pairs) * product.inner
+            found.multiply_adds -= hidden
+            found.weight_words -= hidden
+            found.weight_words_time -= hidden
+        else:
+            self._drives.scored(scores, product.words)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, _: Any, causal: Any) -> None:
+        rows, keys = query.shape[:-1], key.shape[-2]
+        if isinstance(mask, Tensor):
+            allowed = mask if mask.dtype == torch.bool else mask > _MASKED
+            pairs = int(allowed.expand(*rows, keys).sum())
+        elif causal:
+            # Aligned at the first key, as PyTorch defines it.
+            pairs = query.shape[:-2].numel() * sum(min(i + 1, keys) for i in range(rows[-1]))
+        else:
+            pairs = rows.numel() * keys
+        self._count(pairs * (query.shape[-1] + value.shape[-1]), key.numel() + value.numel())
+        found = self._at(self.place)
+        found.exponentials += pairs
+        found.multiplications += pairs
+        found.divisions += rows.numel()
+
+    def _is_mask(self, result: Tensor) -> bool:
+        """Whether an addition puts a mask or a position bias on scores."""
+        product = self._product
+        return product is not None and product.place == self.place and product.size == result.numel()
+
+
+def _factors(name: str, args: Any, named: Any) -> tuple[Tensor, Tensor]:
+    if name in ("addmm", "addmv", "baddbmm"):
+        parts = ("batch1", "batch2") if name == "baddbmm" else ("mat1", "mat2" if name == "addmm" else "vec")
+        _, left, right = _named(("input", *parts), args, named)
+        return left, right
+    if name == "linear":
+        left, right = _named(("input", "weight"), args, named)
+        return left, right
+    return (args[1], args[0]) if name == "__rmatmul__" else (args[0], args[1])
+
+
+def _named(names: tuple[str, ...], args: Any, named: Any) -> list[Any]:
+    return [args[i] if i < len(args) else named.get(name) for i, name in enumerate(names)]
+
+
+def _both_tensors(args: Any) -> bool:
+    return len(args) > 1 and all(isinstance(x, Tensor) and x.ndim > 0 and x.is_floating_point() for x in args[:2])

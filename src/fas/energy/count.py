@@ -1,0 +1,220 @@
+"""Counting what a converted model really does: spikes and what they set off, and all that stays arithmetic."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from fas.energy.arithmetic import Arithmetic
+from fas.energy.emission import Code, Emission, is_graded
+from fas.energy.operands import Operands, Positions
+from fas.energy.operations import Counts, Operations, Phase
+from fas.layers.attention import Operand
+from fas.layers.linear import SpikingLinear
+from fas.layers.population import Population
+from fas.layers.simulation import Simulation
+from fas.runtime.spiking import Folding, SpikingModel
+from fas.surgery.replace import populations, spiking_layers
+from fas.surgery.sites import is_activation
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def count_operations(model: Any) -> Iterator[Counts]:
+    """Count the operations of a converted model while the block runs, whichever of its networks runs.
+
+    The counts are of what happens in the block, not of an assumed rate: spikes as the neurons fire them, dense
+    layers and attention as they are called. Codes with graded spikes run stepped, since the number of their
+    messages shows only step by step. The online schedule repeats everything that is not driven by spikes at
+    every step, and is counted so.
+
+    Args:
+        model: a converted model.
+
+    Yields:
+        The counts, complete when the block ends.
+
+    Raises:
+        ValueError: a model that is not converted.
+
+    Example:
+        >>> with count_operations(model) as counts:  # doctest: +SKIP
+        ...     model.generate(**inputs, max_new_tokens=16)
+        >>> counts.total("decode").additions / counts.tokens["decode"]  # doctest: +SKIP
+        1203441.0
+    """
+    if not isinstance(model, SpikingModel):
+        raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")
+    simulation: Simulation = model.simulation
+    counter = _Counter(model, simulation)
+    settings: dict[str, Any] = {"observers": [*simulation.observers, counter]}
+    if any(is_graded(population.neuron) for population in populations(model).values()):
+        settings["execution"] = "stepped"
+    with simulation.using(**settings), counter.watching(model), counter.arithmetic:
+        yield counter.counts
+    for name, calls in counter.counts.uncounted.items():
+        logger.warning("%d calls of %s were not counted: the figures are too small", calls, name)
+
+
+class _Counter:
+    """Observes spikes and keeps track of which module runs, in which phase."""
+
+    def __init__(self, model: Any, simulation: Simulation) -> None:
+        self.counts = Counts()
+        self._simulation = simulation
+        self._phase: Phase = "prefill"
+        self._positions = Positions()
+        self._stack: list[str] = []
+        layers = spiking_layers(model)
+        self._fan_out = {site.path: sum(layers[path].out_features for path in site.layers) for site in model.sites}
+        self._populations = populations(model)
+        self._outputs = {path: layer.out_features for path, layer in layers.items()}
+        self._codes: dict[str, Code] = {}
+        self._operands = Operands(model.sites, simulation, self._positions, self._at)
+        self._fired: dict[str, Tensor] = {}
+        self.arithmetic = Arithmetic(self._at, self._operands)
+        self.counts.uncounted = self.arithmetic.uncounted
+
+    def _at(self, path: str) -> Operations:
+        return self.counts.at(self._phase, path)
+
+    def observe(self, path: str, spikes: Tensor, timesteps: int) -> None:
+        """Count one call of one site (see ``Observer``)."""
+        simulation, population = self._simulation, self._populations[path]
+        code = self._codes.get(path)
+        if code is None:
+            code = self._codes[path] = Code.of(population.neuron, timesteps, simulation.schedule)
+        steps = timesteps if simulation.schedule == "layerwise" else len(spikes)
+        emission = Emission(spikes.detach(), code, steps, self._fired.get(path) if self._continues else None)
+        if simulation.carry:
+            self._fired[path] = emission.fired
+        if path in self._operands:
+            self._operands.emitted(path, emission)
+            return
+        fan_out = self._fan_out[path]
+        emission.sent(self._at(path), population.channels)
+        emission.caused(self._at(path), fan_out, words=None, dense=emission.neurons * fan_out)
+
+    @property
+    def _continues(self) -> bool:
+        """Whether the running steps go on with a window that earlier calls began."""
+        return self._simulation.steps is not None and self._simulation.steps.start > 1
+
+    @contextmanager
+    def watching(self, model: Any) -> Iterator[None]:
+        """Follow the passes and modules of a model."""
+        with ExitStack() as hooks:
+            for part in model.modules():
+                if isinstance(part, Folding):
+                    handle = part.register_forward_pre_hook(self._begin, with_kwargs=True)
+                    hooks.callback(handle.remove)
+            for path, module in model.named_modules():
+                if isinstance(module, Population):
+                    # Always inside of a unit; a hook in front of it would look like calibration.
+                    hooks.callback(module.register_forward_hook(self._dense_input).remove)
+                    continue
+                for handle in (
+                    module.register_forward_pre_hook(self._enter(path, module)),
+                    module.register_forward_hook(self._leave(path, module)),
+                ):
+                    hooks.callback(handle.remove)
+            yield
+
+    def _begin(self, part: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Take note of a pass: how many positions are new, and whether there were any before."""
+        if self._stack:
+            return
+        names = list(inspect.signature(type(part).forward).parameters)[1:]
+        inputs = {**dict(zip(names, arguments, strict=False)), **keywords}
+        cache = inputs.get("past_key_values")
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        new, tokens = _size(inputs)
+        self._phase = "decode" if cached else "prefill"
+        self._positions.new, self._positions.cached = new, cached
+        self.counts.tokens.setdefault(self._phase, 0)
+        if not self._continues:
+            self._fired.clear()
+            self.counts.tokens[self._phase] += tokens
+
+    def _enter(self, path: str, module: nn.Module) -> Callable[..., None]:
+        unit = _is_unit(module)
+
+        def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            self._stack.append(path)
+            self.arithmetic.place = path
+            self.arithmetic.opaque += unit
+
+        return enter
+
+    def _leave(self, path: str, module: nn.Module) -> Callable[..., None]:
+        unit = _is_unit(module)
+
+        def leave(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            self._stack.pop()
+            self.arithmetic.place = self._stack[-1] if self._stack else ""
+            self.arithmetic.opaque -= unit
+            if unit and not self.arithmetic.opaque:
+                self._unit(path, module, arguments[0], output)
+
+        return leave
+
+    def _unit(self, path: str, module: nn.Module, values: Tensor, output: Tensor) -> None:
+        """Count a module as a whole."""
+        if isinstance(module, SpikingLinear):
+            if self._simulation.network != "snn":
+                found, words = self._at(path), module.in_features * module.out_features
+                number = values.numel() * module.out_features
+                found.dense_multiply_adds += number
+                found.weight_words += number
+                found.weight_words_time += number
+                found.weight_words_pass += words
+        elif _is_norm(module):
+            found = self._at(path)
+            found.multiply_adds += 2 * output.numel()
+            found.roots += output.numel() // output.shape[-1]
+        elif not isinstance(module, nn.ReLU | Operand):
+            self._at(path).activations += output.numel()
+
+    def _dense_input(self, population: nn.Module, arguments: tuple[Any, ...], values: Tensor) -> None:
+        """Count what a dense layer multiplies if it skips zeros, and an activation that the site replaces."""
+        assert isinstance(population, Population)
+        layer = self._stack[-1]
+        if self._simulation.network == "snn" or layer not in self._outputs:
+            return
+        silent = population.offset if self._simulation.network == "quantised" else 0
+        self._at(layer).nonzero_multiply_adds += int((values != silent).sum()) * self._outputs[layer]
+        if layer == population.path:
+            self._at(layer).windows += values.numel()
+            if population.activation is not None and not isinstance(population.activation, nn.ReLU):
+                self._at(layer).activations += values.numel()
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return next(module.children(), None) is None and "norm" in type(module).__name__.lower()
+
+
+def _is_unit(module: nn.Module) -> bool:
+    """Whether a module is counted as a whole and not by the functions it calls."""
+    return isinstance(module, SpikingLinear | Operand) or _is_norm(module) or is_activation(module)
+
+
+def _size(inputs: dict[str, Any]) -> tuple[int, int]:
+    """Return the new positions of a row, and all that the pass reads: token ids, or images."""
+    new = tokens = 0
+    if inputs.get("encoder_outputs") is None:
+        for name, dimensions in (("input_ids", 2), ("inputs_embeds", 2), ("pixel_values", 1)):
+            if isinstance(inputs.get(name), Tensor):
+                shape = inputs[name].shape
+                new, tokens = (shape[1] if dimensions == 2 else 0), shape[:dimensions].numel()
+                break
+    for name in ("decoder_input_ids", "decoder_inputs_embeds"):
+        if isinstance(inputs.get(name), Tensor):
+            new, tokens = inputs[name].shape[1], tokens + inputs[name].shape[:2].numel()
+            break
+    return new, tokens

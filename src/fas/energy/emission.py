@@ -1,0 +1,153 @@
+"""What the neurons of one site sent in one call, and what it sets off behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fas.energy.operations import Operations
+from fas.types import Neuron, RateNeuron, Schedule
+
+Kind = Literal["additions", "shift_additions", "graded_multiply_adds"]
+
+
+@dataclass(frozen=True)
+class Code:
+    """How a neuron model speaks.
+
+    Attributes:
+        kind: what an event makes of a weight: adds it (a spike worth one threshold), adds it shifted (a digit:
+            the spike of step t weighs a power of two), or multiplies it by a small integer (a graded spike).
+        payload: bits of an event beside its address: sign, size.
+    """
+
+    kind: Kind
+    payload: int
+
+    @classmethod
+    def of(cls, neuron: Neuron, timesteps: int, schedule: Schedule) -> Code:
+        """Return the code of a neuron, found out by letting it run.
+
+        Args:
+            neuron: the neuron model.
+            timesteps: T.
+            schedule: online, a neuron may have to take spikes back and needs a sign for it even where its
+                counts have none; in the layerwise schedule its input is even and it never does.
+        """
+        low, high = neuron.bounds(timesteps)
+        if not isinstance(neuron, RateNeuron):
+            return cls("shift_additions", int(neuron.signed))
+        sign = neuron.signed or (schedule == "online" and takes_back(neuron))
+        if not is_graded(neuron):
+            return cls("additions", int(sign))
+        return cls("graded_multiply_adds", bits(high - low) + int(sign))
+
+
+def is_graded(neuron: Neuron) -> bool:
+    """Whether one spike can be worth several thresholds."""
+    if not isinstance(neuron, RateNeuron):
+        return False
+    return bool(neuron.scan(torch.full((1, 1), 3.0), torch.zeros(1), 4)[0] > 1)
+
+
+def takes_back(neuron: RateNeuron) -> bool:
+    """Whether the count falls when the input turns negative."""
+    first, second = neuron.scan(torch.tensor([[1.0], [0.0]]), torch.zeros(1), 4)
+    return bool(second < first)
+
+
+def bits(values: int) -> int:
+    """⌈log2 n⌉, the bits that tell n values apart."""
+    return max(0, values - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Emission:
+    """Spikes of one call of a site.
+
+    Attributes:
+        spikes: after each simulated step [n, *B, C], or over the window [1, *B, C].
+        code: of the neurons.
+        steps: time steps that ``spikes`` stands for.
+        before: neurons [*B, C] that have fired in earlier calls of an unfinished window; None if it begins.
+    """
+
+    spikes: Tensor
+    code: Code
+    steps: int
+    before: Tensor | None = None
+
+    def at(self, positions: slice) -> Emission:
+        """Return the part of some positions, the dimension before the last."""
+        before = None if self.before is None else self.before[..., positions, :]
+        return replace(self, spikes=self.spikes[..., positions, :], before=before)
+
+    @property
+    def events(self) -> Tensor:
+        """Messages of every neuron [*B, C], float64."""
+        sent = self.spikes.sign() if self.code.kind == "graded_multiply_adds" else self.spikes
+        return sent.sum(0, dtype=torch.float64)
+
+    @property
+    def fired(self) -> Tensor:
+        """Neurons [*B, C] whose window is no longer silent."""
+        now = (self.spikes > 0).any(0)
+        return now if self.before is None else now | self.before
+
+    @property
+    def newly(self) -> Tensor:
+        """Neurons that fire for the first time in their window, float64."""
+        now = self.fired
+        return (now if self.before is None else now & ~self.before).double()
+
+    @property
+    def neurons(self) -> int:
+        """Neurons times positions."""
+        return self.spikes[0].numel()
+
+    def sent(self, found: Operations, addresses: int, windows: int | None = None) -> None:
+        """Count what the neurons themselves did.
+
+        Args:
+            found: the entry of the site.
+            addresses: neurons that an address must tell apart.
+            windows: neurons times positions, if fewer exist than are simulated.
+        """
+        windows = self.neurons if windows is None else windows
+        events = int(self.events.sum())
+        found.spikes += int(self.spikes.sum(dtype=torch.float64))
+        found.events += events
+        found.event_bits += events * (bits(addresses) + self.code.payload)
+        if self.before is None:
+            found.windows += windows
+        found.active_windows += int(self.newly.sum())
+        found.membrane_updates += windows * self.steps
+
+    def caused(self, found: Operations, fan_out: int | Tensor, *, words: int | None, dense: int) -> None:
+        """Count what the spikes set off.
+
+        Args:
+            found: the entry of the site.
+            fan_out: additions per event, a number or one per neuron [*B, C].
+            words: entries of what an event selects from, if it is no weight matrix with a row per channel.
+            dense: multiply-adds of the dense network in the same place.
+        """
+        additions = int((self.events * fan_out).sum())
+        once = int((self.newly * fan_out).sum())
+        setattr(found, self.code.kind, getattr(found, self.code.kind) + additions)
+        found.weight_words += additions
+        found.weight_words_time += once
+        if words is None:
+            assert isinstance(fan_out, int)
+            words = int((self.spikes > 0).flatten(0, -2).any(0).sum()) * fan_out
+        found.weight_words_pass += words
+        if self.before is None:
+            found.dense_multiply_adds += dense
+        found.nonzero_multiply_adds += once
+
+    def kept(self, found: Operations) -> None:
+        """Count one addition per event, into what later events select from."""
+        setattr(found, self.code.kind, getattr(found, self.code.kind) + int(self.events.sum()))

@@ -1,0 +1,113 @@
+"""Spikes that are factors in attention: what a spike of a query, key, value or weight sets off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fas.energy.arithmetic import Scores
+from fas.energy.emission import Emission
+from fas.energy.operations import Operations
+from fas.layers.simulation import Simulation
+from fas.surgery.replace import attention_of
+from fas.types import OPERANDS, Role, Site
+
+_DRIVER: dict[str, Role] = {"scores": "query", "values": "attention_weight"}
+
+
+@dataclass
+class Positions:
+    """Positions of the pass that runs: ``new`` ones, and those ``cached`` before it."""
+
+    new: int = 0
+    cached: int = 0
+
+
+class Operands:
+    """Counts the attention factors of a model; the one place that knows their rules.
+
+    A spike of a query adds one entry of every key that the query may see to its scores; a spike of a weight
+    adds a row of values to the output. Spikes of keys and values go into what is decoded and kept for later
+    queries, one addition each, when their position is new; those already in the cache are encoded again in the
+    simulation and not counted again. Neurons of weights stand at the pairs that the mask lets through.
+
+    Online, keys change while queries fire: the products are counted as the multiply-adds that are executed.
+
+    Args:
+        sites: those of the model.
+        simulation: its settings.
+        positions: of the pass that runs.
+        at: gives the entry of a place.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        simulation: Simulation,
+        positions: Positions,
+        at: Callable[[str], Operations],
+    ) -> None:
+        self._sites = {site.path: site for site in sites if site.role in OPERANDS}
+        self._roles = {(attention_of(site), site.role): site for site in self._sites.values()}
+        self._simulation, self._positions, self._at = simulation, positions, at
+        self._queries: dict[str, Emission] = {}
+        self._weights: dict[str, Emission] = {}
+        self._scores: dict[str, Scores] = {}
+
+    def __contains__(self, path: str) -> bool:
+        """Whether a site is a factor in attention."""
+        return path in self._sites
+
+    def driven(self, place: str, product: str) -> bool:
+        """Say whether spikes drive a product, ``scores`` or ``values``, of the module at a place."""
+        simulation = self._simulation
+        spiking = simulation.network == "snn" and simulation.schedule == "layerwise"
+        return spiking and (place, _DRIVER[product]) in self._roles
+
+    def emitted(self, path: str, emission: Emission) -> None:
+        """Count one call of a site, at once or when its product has been computed."""
+        site = self._sites[path]
+        place = attention_of(site)
+        if site.role in ("key", "value"):
+            kept = emission.at(slice(self._first(emission.spikes.shape[-2]), None))
+            kept.sent(self._at(path), site.channels)
+            kept.kept(self._at(path))
+        elif self._simulation.schedule == "online":
+            emission.sent(self._at(path), site.channels)
+        elif site.role == "query":
+            emission.sent(self._at(path), site.channels)
+            self._queries[place] = emission
+        else:
+            self._weights[place] = emission
+
+    def scored(self, scores: Scores, words: int) -> None:
+        """Count the additions of a module's queries, once it is known which keys each of them sees."""
+        self._scores[scores.place] = scores
+        emission = self._queries.pop(scores.place, None)
+        if emission is None:
+            return
+        site = self._roles[scores.place, "query"]
+        *batch, heads, queries = scores.visible.shape
+        width = site.channels // heads
+        # One number per neuron: [B, heads, queries] to [B, queries, heads times width].
+        visible = scores.visible.transpose(-1, -2).unsqueeze(-1).expand(*batch, queries, heads, width).flatten(-2)
+        emission.caused(self._at(site.path), visible, words=words, dense=scores.pairs * width)
+
+    def valued(self, place: str, width: int, words: int) -> None:
+        """Count a module's weights, once it is known what they select."""
+        emission = self._weights.pop(place)
+        site, pairs = self._roles[place, "attention_weight"], self._scores[place].pairs
+        keys = emission.spikes.shape[-2]
+        emission.sent(self._at(site.path), keys * site.channels, windows=pairs)
+        emission.caused(self._at(site.path), width, words=words, dense=pairs * width)
+
+    def _first(self, keys: int) -> int:
+        """Return the first of a module's keys that is new in this pass.
+
+        In cross-attention all keys come with the first pass of a decoder and none later.
+        """
+        positions = self._positions
+        if positions.cached == 0:
+            return 0
+        own = keys <= positions.new + positions.cached and keys >= positions.new
+        return keys - positions.new if own and positions.new else keys

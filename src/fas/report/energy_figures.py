@@ -1,0 +1,132 @@
+"""The figures of a report about energy: bills by accounting, and when spiking pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fas.energy.estimate import ACCOUNTINGS, BASELINES, Estimate, Network
+from fas.report.figures import Drawing
+from fas.report.findings import Findings
+from fas.report.theme import LIGHT, new_figure
+
+NAMES: dict[Network, str] = {
+    "snn": "spiking",
+    "ann": "dense",
+    "ann_zeros_skipped": "dense, zeros skipped",
+    "snn_int8": "spiking, INT8",
+    "twin": "integer twin",
+    "twin_zeros_skipped": "twin, zeros skipped",
+}
+_GROUPS = {
+    "driven by spikes": ("spiking", ("additions", "graded multiply-adds", "resets")),
+    "membrane potentials": ("violet", ("membrane updates", "membrane potentials")),
+    "dense layers": ("dense", ("multiply-adds behind the sites",)),
+    "weights": ("quantised", ("weights",)),
+    "events, activations": ("green", ("events", "activations")),
+    "the same in all networks": (
+        "sand",
+        ("other multiply-adds", "multiplications", "float additions", "evaluations", "other operands"),
+    ),
+}
+
+
+def energy_figures(findings: Findings) -> list[Drawing]:
+    """Draw the bills of the first cost model, and the break-even points."""
+    found = findings.estimates[0]
+    if found.unpriced(_phase(found), "compute", "ann"):
+        return []
+    return [_bill(found), _break_even(found)]
+
+
+def _phase(found: Estimate) -> Any:
+    """Return decoding where there is any: it is what a language model does most of the time."""
+    return found.spiking.phases[-1]
+
+
+def _bill(found: Estimate) -> Drawing:
+    phase = _phase(found)
+    figure, grid = new_figure(3.1, 1, 3, sharey=True, width_ratios=[1, 1.25, 1.25])
+    for axes, accounting in zip(grid, ACCOUNTINGS, strict=True):
+        for place, network in enumerate(NAMES):
+            total = found.energy(phase, accounting, network)
+            if total is None:
+                axes.annotate(" not defined", (0, place), va="center", fontsize=8, color=LIGHT["muted"])
+                continue
+            at = 0.0
+            for colour, items in _GROUPS.values() if accounting != "paper" else ():
+                part = sum(
+                    line.energy
+                    for line in found.bill(phase, network)
+                    if line.item in items and (accounting == "memory" or not line.memory)
+                )
+                axes.barh(place, part / 1e6, left=at / 1e6, height=0.66, color=LIGHT[colour])
+                at += part
+            if accounting == "paper":
+                axes.barh(place, total / 1e6, height=0.66, color=LIGHT["spiking" if network == "snn" else "dense"])
+            axes.annotate(f" {total / 1e6:.3g}", (total / 1e6, place), va="center", fontsize=8, color=LIGHT["ink"])
+        axes.set_title({"paper": "as in papers", "compute": "compute", "memory": "with memory and events"}[accounting])
+        axes.set_xlabel("µJ per token")
+        axes.margins(x=0.2)
+        axes.grid(axis="y", visible=False)
+    grid[0].set_yticks(range(len(NAMES)), list(NAMES.values()))
+    grid[0].set_ylim(len(NAMES) - 0.4, -0.6)
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=LIGHT[colour], label=label) for label, (colour, _) in _GROUPS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, handlelength=1, columnspacing=1.2)
+    return Drawing(
+        "energy",
+        "Energy by accounting",
+        f"Estimated from counted operations of {phase} with {found.prices.title}. As in papers: additions of spikes "
+        "(0.9 pJ) against multiply-adds (4.6 pJ) of the same layers, nothing else. Compute: all arithmetic. Memory: "
+        f"weights (kept for: {found.reuse}), membrane potentials and events too. The fair comparison is the integer "
+        f"twin, which has the same {found.levels} levels in {found.activation_bits} bits, beside the INT8 spiking one.",
+        figure,
+    )
+
+
+def _break_even(found: Estimate) -> Drawing:
+    phase = _phase(found)
+    fires = found.spikes_per_neuron(phase)
+    rows = [
+        (f"{NAMES[baseline]}, {accounting}", point)
+        for accounting in ACCOUNTINGS
+        for baseline in BASELINES
+        if (point := found.break_even(phase, accounting, baseline)) is not None
+    ]
+    figure, axes = new_figure(0.25 * len(rows) + 1.0)
+    for place, (_, point) in enumerate(rows):
+        wins = fires < point
+        shown = max(point, 0.0)
+        axes.plot([0, shown], [place, place], color=LIGHT["spiking-soft"], linewidth=6, solid_capstyle="butt", zorder=1)
+        axes.plot(shown, place, "o", color=LIGHT["green" if wins else "rose"], markersize=8, zorder=3)
+        text = "never" if point <= 0 else f"{point:.3g}, {'wins' if wins else 'loses'}"
+        axes.annotate(
+            text,
+            (shown, place),
+            textcoords="offset points",
+            xytext=(9, 0),
+            va="center",
+            fontsize=8,
+            color=LIGHT["muted"],
+        )
+    axes.axvline(fires, color=LIGHT["ink"], linewidth=1.4)
+    axes.annotate(
+        f"it fires {fires:.3g}", (fires, -0.75), textcoords="offset points", xytext=(5, 0), fontsize=8.5,
+        color=LIGHT["ink"], va="bottom",
+    )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.9)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.18)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("spikes per neuron and window")
+    won = sum(fires < point for _, point in rows)
+    return Drawing(
+        "break-even",
+        "When does the spiking network win?",
+        "Below so many spikes per neuron and window the spiking network takes less energy than the network named, in "
+        f"the accounting named. It fires {fires:.3g} times (upright line) and wins {won} of {len(rows)} comparisons. "
+        "What spikes cause is thought to grow in proportion to them.",
+        figure,
+    )

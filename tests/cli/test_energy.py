@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+
+def test_rows_of_a_converted_model(rows, snn: Path, text: Path) -> None:
+    found = rows("energy", snn, "--data", text, "--tokens", 128, "--new-tokens", 4)
+    quantities = Counter(row["quantity"] for row in found)
+    assert {"additions", "events", "energy", "energy_ratio", "break_even", "spikes_per_neuron"} <= set(quantities)
+    for row in found:
+        estimated = row["quantity"] in ("energy", "energy_ratio", "break_even")
+        assert row["origin"] == ("estimated" if estimated else "measured"), row["quantity"]
+    energies = [row["conditions"] for row in found if row["quantity"] == "energy"]
+    assert {(c["phase"], c["accounting"]) for c in energies} == {
+        (phase, accounting) for phase in ("prefill", "decode") for accounting in ("paper", "compute", "memory")
+    }
+    assert {c["energy_of"] for c in energies} >= {"snn", "ann", "twin", "twin_zeros_skipped"}
+    networks = {row["conditions"]["network"] for row in found if row["quantity"] == "weight_words"}
+    assert networks == {"snn", "ann"}
+
+
+def test_tables_say_when_it_wins(run, snn: Path, text: Path) -> None:
+    shown = run(
+        "energy", snn, "--data", text, "--tokens", 64, "--new-tokens", 0, "--prices", "45nm,loihi", "--by-layer"
+    ).stdout
+    assert "When does the spiking network win?" in shown and "integer twin" in shown and "decode" not in shown
+    assert "transformer.h.1.mlp.c_proj" in shown and "Weights are kept for: time" in shown
+    assert "loihi prices no dense network" in shown and "loihi has no price for" in shown and "> " in shown
+    assert "Without a published source: evaluation" in shown
+
+
+def test_a_dense_model_is_converted_for_each_coverage(rows, dense: Path, text: Path) -> None:
+    found = rows(
+        "energy", dense, "--data", text, "--tokens", 64, "--new-tokens", 2, "--coverage", "mlp,linear",
+        "--timesteps", 2, "--calibration-tokens", 128,
+    )  # fmt: skip
+    per_neuron = [row["conditions"] for row in found if row["quantity"] == "spikes_per_neuron"]
+    assert [(c["coverage"], c["timesteps"], c["phase"]) for c in per_neuron] == [
+        (coverage, 2, phase) for coverage in ("mlp", "linear") for phase in ("prefill", "decode")
+    ]
+
+
+def test_a_classifier(rows, classifier: Path, table: Path) -> None:
+    found = rows(
+        "energy", classifier, "--data", table, "--tokens", 16, "--calibration-tokens", 16, "--coverage", "linear"
+    )
+    assert {row["conditions"].get("phase") for row in found} == {"prefill"}
+
+
+def test_neurobench(run, rows, snn: Path, text: Path) -> None:
+    arguments = ["energy", snn, "--data", text, "--tokens", 64, "--new-tokens", 0, "--neurobench"]
+    found = {row["quantity"]: row["value"] for row in rows(*arguments) if row["conditions"].get("counted_by") == "fas"}
+    assert set(found) == {
+        "footprint", "connection_sparsity", "activation_sparsity", "Effective_MACs", "Effective_ACs", "Dense",
+        "membrane_updates",
+    }  # fmt: skip
+    assert 0 < found["activation_sparsity"] < 1 and found["Effective_ACs"] < found["Dense"]
+    assert "NeuroBench, per sample" in run(*arguments).stdout
+
+
+def test_ones_own_prices(rows, snn: Path, text: Path, tmp_path: Path) -> None:
+    own = tmp_path / "chip.toml"
+    own.write_text(
+        'title = "t"\nreference = "r"\n[constants.fp32_add]\nvalue = 1\nunit = "pJ"\nsource = "a data sheet of ours"\n'
+    )
+    found = rows("energy", snn, "--data", text, "--tokens", 64, "--new-tokens", 0, "--prices", own)
+    assert {row["conditions"]["prices"] for row in found if row["quantity"] == "energy"} == {"chip"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prices", "7nm"], "no cost model '7nm': choose one of 22nm, 45nm"),
+        (["--prices", ","], "--prices names no cost model"),
+        (["--reuse", "ever"], "--reuse is 'ever'; choose one of none, time, pass"),
+        (["--precision", "int8"], "--precision is 'int8'; choose one of fp32, fp16"),
+        (["--new-tokens", "64"], "64 new tokens leave no room for a prompt"),
+    ],
+)
+def test_what_is_refused(run, snn: Path, text: Path, arguments: list[str], message: str) -> None:
+    assert message in run("energy", snn, "--data", text, *arguments, code=1).stderr
+
+
+def test_data_must_be_named(run, snn: Path) -> None:
+    assert "no data named" in run("energy", snn, code=1).stderr

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def test_a_page_and_its_figures(rows, snn: Path, text: Path, tmp_path: Path) -> None:
+    page, figures = tmp_path / "new" / "page.html", tmp_path / "figures"
+    other = tmp_path / "rows.json"
+    about = {"plan": "coarse", "coverage": "mlp", "neuron": "signed_if", "timesteps": 4, "network": "snn"}
+    row = {"quantity": "perplexity", "value": 3.0, "unit": "1", "origin": "measured", "conditions": about}
+    other.write_text(json.dumps([row, {**row, "value": None}]))
+    found = rows(
+        "report", snn, "--data", text, "--out", page, "--figures", figures, "--test-tokens", 128, "--tokens", 64,
+        "--results", other, "--prices", "45nm,loihi", "--window", 32,
+    )  # fmt: skip
+    scores = [row["conditions"] for row in found if row["quantity"] == "perplexity"]
+    assert [(c["network"], c["timesteps"]) for c in scores] == [
+        ("ann", 0), ("quantised", 1), ("snn", 1), ("quantised", 2), ("snn", 2), ("quantised", 4), ("snn", 4),
+    ]  # fmt: skip
+    shown = page.read_text(encoding="utf-8")
+    for part in ("gpt2-snn", "Early", "coarse", "loihi", "transformer.h.1.mlp.c_proj", "fas report", "transformers"):
+        assert part.lower() in shown.lower(), part
+    assert len(list(figures.glob("*.svg"))) == len(list(figures.glob("*.png"))) >= 8
+
+
+def test_a_dense_model_is_converted_for_it(run, dense: Path, text: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = run(
+        "report", dense, "--data", text, "--out", page, "--test-tokens", 64, "--tokens", 32, "--timesteps", "8",
+        "--coverage", "mlp", "--no-coarse", "--no-early-exit", "--window", 32,
+    )  # fmt: skip
+    shown = page.read_text(encoding="utf-8")
+    assert f"wrote {page}" in done.stdout and "coverage mlp" in done.stderr
+    assert 'id="early-exit"' not in shown and "were not fitted again" in shown
+    assert not (dense / "report.html").exists()
+
+
+def test_a_classifier(run, classifier: Path, table: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    run("report", classifier, "--data", table, "--out", page, "--tokens", 16, "--timesteps", "2")
+    shown = page.read_text(encoding="utf-8")
+    assert "accuracy" in shown and "higher is better" in shown
+
+
+@pytest.mark.parametrize("content", ["nothing", "[1]", '[{"quantity": 1}]', "{}"])
+def test_other_files_are_refused_as_results(run, snn: Path, text: Path, tmp_path: Path, content: str) -> None:
+    other = tmp_path / "rows.json"
+    other.write_text(content)
+    done = run("report", snn, "--data", text, "--results", other, "--out", tmp_path / "x.html", code=1)
+    assert "rows.json holds no rows of a fas command" in done.stderr and not (tmp_path / "x.html").exists()

@@ -1,0 +1,377 @@
+"""Counts of whole models against loops over recorded spikes, closed forms and PyTorch's own flop counter."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny_models import FAMILIES, linear_layers
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+import fas
+from fas import registry
+from fas.energy.count import count_operations
+from fas.energy.operations import Operations
+from fas.types import OPERANDS
+
+STEPS = 4
+
+
+def converted(name="gpt2", build=None, **options):
+    family = FAMILIES[name]
+    method = fas.FAS(timesteps=STEPS, **options)
+    return fas.convert(family.build(**(build or {})), method, calibration=[family.batch(seed=3)])
+
+
+def counted(model, batch, **settings):
+    with torch.no_grad(), model.simulation.using(**settings), count_operations(model) as counts:
+        model(**batch)
+    return counts
+
+
+class Trains:
+    """An observer that keeps the spikes of every step."""
+
+    def __init__(self):
+        self.calls = {}
+
+    def observe(self, path, spikes, timesteps):
+        self.calls.setdefault(path, []).append(spikes.clone())
+
+
+def trains_of(model, run, **settings):
+    trains = Trains()
+    with torch.no_grad(), model.simulation.using(observers=[trains], **settings):
+        run()
+    return trains.calls
+
+
+def fan_outs(family):
+    """Outputs of every linear layer of the dense model, by name."""
+    dense = family.build()
+    shapes = {}
+    for path in linear_layers(dense):
+        layer = dense.get_submodule(path)
+        shapes[path] = layer.weight.shape[0 if isinstance(layer, torch.nn.Linear) else 1]
+    return shapes
+
+
+@pytest.mark.parametrize("name", ["opt", "llama", "t5"])
+@pytest.mark.parametrize(
+    ("neuron", "schedule", "kind"),
+    [
+        ("signed_if", "layerwise", "additions"),
+        ("signed_if", "online", "additions"),
+        ("clipped_count", "layerwise", "graded_multiply_adds"),
+        ("clipped_count", "online", "graded_multiply_adds"),
+        ("phase", "layerwise", "shift_additions"),
+    ],
+)
+def test_sites_against_a_loop_over_recorded_spikes(name, neuron, schedule, kind):
+    family, batch = FAMILIES[name], FAMILIES[name].batch()
+    model, outputs = converted(name, neuron=neuron, schedule=schedule), fan_outs(family)
+    counts = counted(model, batch).by_place()
+    trains = trains_of(model, lambda: model(**batch), execution="stepped")
+    for site in model.sites:
+        fan_out = sum(outputs[path] for path in site.layers)
+        found, spikes, events, updates, once, words = counts[site.path], 0, 0, 0, 0, 0
+        for call in trains[site.path]:
+            spikes += sum(int(step.sum()) for step in call)
+            events += sum(int((step != 0).sum()) for step in call)
+            updates += sum(step.numel() for step in call)
+            silent = call.sum(0) == 0
+            once += int((~silent).sum())
+            words += fan_out * sum(not bool(channel.all()) for channel in silent.flatten(0, -2).T)
+        assert len(trains[site.path][0]) == STEPS
+        assert (found.spikes, found.events, found.membrane_updates) == (spikes, events, updates)
+        assert getattr(found, kind) == found.synaptic == found.weight_words == events * fan_out
+        assert found.active_windows == once
+        assert found.weight_words_time == found.nonzero_multiply_adds == once * fan_out
+        assert found.weight_words_pass == words
+        assert found.windows * STEPS == updates and found.dense_multiply_adds == found.windows * fan_out
+        address = math.ceil(math.log2(site.channels))
+        assert found.event_bits >= events * address
+        if kind == "additions" and site.signed:
+            assert found.event_bits == events * (address + 1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("network", ["snn", "ann"])
+def test_arithmetic_of_gpt2_by_hand(attention, network):
+    batch = FAMILIES["gpt2"].batch()
+    model = converted(build={"attn_implementation": attention})
+    found = counted(model, batch, network=network).total()
+    tokens, pairs = 27, 3 * sum(range(1, 10)) * 2 * 2
+    norms = 5 * tokens
+    # Two heads of 16, two products; normalisation: two per value.
+    assert found.multiply_adds == pairs * 32 + norms * 32 * 2
+    assert found.exponentials == found.multiplications == pairs
+    assert (found.roots, found.divisions) == (norms, tokens * 2 * 2)
+    # GELU of 48 in two blocks; positions, and two residual connections in each.
+    assert (found.activations, found.float_additions) == (tokens * 48 * 2, tokens * 32 * 5)
+    weights = 2 * (32 * 96 + 32 * 32 + 2 * 32 * 48) + 32 * 100
+    assert found.dense_multiply_adds == tokens * weights
+    if network == "ann":
+        assert found.weight_words == found.weight_words_time == tokens * weights + pairs * 32
+        assert found.spikes == found.events == found.membrane_updates == 0
+
+
+@pytest.mark.parametrize("name", ["bert_mlm", "vit", "llama", "bart"])
+def test_products_against_the_flop_counter_of_pytorch(name):
+    # The flop counter knows products, and no masks.
+    family, build = FAMILIES[name], {"attn_implementation": "eager"}
+    batch = family.batch()
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        family.build(**build)(**batch)
+    counts = counted(converted(name, build), batch, network="ann")
+    found = counts.total()
+    norms = sum(place.multiply_adds for place in counts.by_place().values() if place.roots)
+    masked = 0
+    if name in ("llama", "bart"):
+        length, heads, width = (6, 2, 16) if name == "bart" else (9, 4, 8)
+        masked = 3 * 2 * heads * (length * (length - 1) // 2) * 2 * width
+    products = found.multiply_adds - norms + found.dense_multiply_adds + masked
+    assert 2 * products == flops.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert_mlm", "mistral"])
+def test_masked_pairs_are_left_out_alike_by_every_attention_function(name):
+    batch = FAMILIES[name].batch(padded=True)
+    fused = counted(converted(name, build={"attn_implementation": "sdpa"}), batch, network="ann").total()
+    eager = counted(converted(name, build={"attn_implementation": "eager"}), batch, network="ann").total()
+    assert fused.multiply_adds == eager.multiply_adds and fused.exponentials == eager.exponentials
+    unpadded = counted(converted(name), FAMILIES[name].batch(), network="ann").total()
+    assert fused.exponentials < unpadded.exponentials
+
+
+def test_a_sliding_window_sees_no_further():
+    found = counted(converted("mistral"), FAMILIES["mistral"].batch(), network="ann").total()
+    assert found.exponentials == 3 * 2 * 4 * sum(min(i + 1, 4) for i in range(9))
+
+
+def test_online_repeats_what_spikes_do_not_drive():
+    batch = FAMILIES["llama"].batch()
+    model = converted("llama", coverage="mlp")
+    once, often = counted(model, batch), counted(model, batch, schedule="online")
+    # The output layer is linear and computes the answer alone.
+    assert once.places.pop(("prefill", "lm_head")) == often.places.pop(("prefill", "lm_head"))
+    once, often = once.total(), often.total()
+    for name in ("multiply_adds", "exponentials", "activations", "roots", "divisions"):
+        assert getattr(often, name) == STEPS * getattr(once, name) > 0
+    assert often.windows == once.windows and often.membrane_updates == once.membrane_updates
+
+
+def visible(length, causal=True):
+    return [[j for j in range(length) if j <= i or not causal] for i in range(length)]
+
+
+@pytest.mark.parametrize("neuron", ["signed_if", "clipped_count"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_attention_factors_against_a_loop(name, neuron):
+    batch, heads = FAMILIES[name].batch(), {"gpt2": 2, "llama": 4}[name]
+    model = converted(name, coverage="full", neuron=neuron)
+    counts = counted(model, batch).by_place()
+    trains = trains_of(model, lambda: model(**batch), execution="stepped")
+    sees, width = visible(9), 32 // heads
+    for site in model.sites:
+        if site.role not in OPERANDS:
+            continue
+        (train,) = trains[site.path]
+        found = counts[site.path]
+        additions = once = 0
+        if site.role == "query":
+            for place in (train != 0).nonzero().tolist():
+                additions += len(sees[place[2]])
+            for place in (train != 0).any(0).nonzero().tolist():
+                once += len(sees[place[1]])
+            assert found.dense_multiply_adds == 3 * heads * 45 * width
+        elif site.role == "attention_weight":
+            for _, _, query, key, _ in (train != 0).nonzero().tolist():
+                assert key in sees[query]
+                additions += width
+            once = int((train != 0).any(0).sum()) * width
+            assert found.membrane_updates == 3 * heads * 45 * STEPS
+        else:
+            additions = int((train != 0).sum())
+            assert found.dense_multiply_adds == found.weight_words == 0
+        assert found.synaptic == additions and found.nonzero_multiply_adds == once
+    linear, full = counted(converted(name, neuron=neuron), batch).total(), counted(model, batch).total()
+    # What left the dense arithmetic stands at the sites now.
+    moved = full.dense_multiply_adds - linear.dense_multiply_adds
+    assert moved == 3 * 2 * heads * 45 * 2 * width == linear.multiply_adds - full.multiply_adds
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_functions_of_gated_populations_are_evaluations(name):
+    family, batch = FAMILIES[name], FAMILIES[name].batch()
+    method = registry.load("methods", "las")(timesteps=STEPS)
+    gated = fas.convert(family.build(), method, calibration=[family.batch(seed=3)])
+    found = counted(gated, batch).total()
+    dense = counted(converted(name, coverage="full"), batch, network="ann").total()
+    for kind in ("exponentials", "activations", "roots", "divisions"):
+        assert getattr(found, kind) == getattr(dense, kind) > 0
+
+
+def generated(model, prompt, new, **options):
+    with torch.no_grad(), count_operations(model) as counts:
+        mask = torch.ones_like(prompt)
+        model.generate(
+            prompt,
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            pad_token_id=0,
+            do_sample=False,
+            **options,
+        )
+    return counts
+
+
+@pytest.mark.parametrize("schedule", ["layerwise", "online"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_prefill_and_decoding_stand_apart(name, schedule):
+    prompt = FAMILIES[name].batch()["input_ids"]
+    model = converted(name, schedule=schedule)
+    counts = generated(model, prompt, 4)
+    heads = {"gpt2": 2, "llama": 4}[name]
+    # The last of the new tokens is not read again.
+    assert counts.tokens == {"prefill": 27, "decode": 3 * 3} and counts.phases == ["prefill", "decode"]
+    times = STEPS if schedule == "online" else 1
+    assert counts.total("prefill").exponentials == times * 3 * 2 * heads * 45
+    assert counts.total("decode").exponentials == times * 3 * 2 * heads * (10 + 11 + 12)
+    # One position of the head per row in the prompt, and one per new token.
+    head = {phase: found for (phase, path), found in counts.places.items() if path == "lm_head"}
+    assert (head["prefill"].windows, head["decode"].windows) == (3 * 32, 3 * 3 * 32)
+
+
+def test_decoding_without_a_cache_is_prefill():
+    counts = generated(converted(), FAMILIES["gpt2"].batch()["input_ids"], 3, use_cache=False)
+    assert counts.tokens == {"prefill": 3 * (9 + 10 + 11)}
+
+
+def test_keys_in_the_cache_are_not_sent_again():
+    prompt = FAMILIES["gpt2"].batch()["input_ids"]
+    model = converted(coverage="full")
+    counts = generated(model, prompt, 4)
+    for role, windows in (("key", 3 * 3 * 32), ("value", 3 * 3 * 32), ("query", 3 * 3 * 32)):
+        assert counts.places["decode", f"transformer.h.1.attn.operands.{role}"].windows == windows
+    weights = counts.places["decode", "transformer.h.1.attn.operands.attention_weight"]
+    assert weights.windows == 3 * 2 * (10 + 11 + 12)
+
+
+def test_the_keys_of_an_encoder_are_sent_once():
+    family = FAMILIES["bart"]
+    prompt = family.batch()["input_ids"]
+    model = converted("bart", coverage="full")
+    counts = generated(model, prompt, 4)
+    path = "model.decoder.layers.0.encoder_attn.operands.key"
+    assert counts.places["prefill", path].windows == 27 * 32
+    assert counts.places["decode", path].windows == 0
+
+
+def test_stopping_early_counts_the_steps_that_ran():
+    prompt = FAMILIES["gpt2"].batch(rows=1)["input_ids"]
+    # Without the head: the step-by-step loop gives logits of the whole prompt, generate those of its end.
+    model = converted(schedule="online", coverage="mlp")
+    whole = generated(model, prompt, 3)
+    anytime = fas.Anytime(margin=math.inf)
+    stepwise = generated(model, prompt, 3, custom_generate=anytime)
+    assert anytime.mean_steps == STEPS and stepwise.tokens == whole.tokens
+    for phase in ("prefill", "decode"):
+        one, other = whole.total(phase), stepwise.total(phase)
+        assert one.events
+        for name in (
+            "events",
+            "windows",
+            "membrane_updates",
+            "additions",
+            "dense_multiply_adds",
+            "nonzero_multiply_adds",
+        ):
+            assert getattr(one, name) == getattr(other, name), name
+    anytime = fas.Anytime(margin=0.0)
+    first = generated(model, prompt, 3, custom_generate=anytime).total()
+    assert anytime.mean_steps == 1 and first.membrane_updates * STEPS == whole.total().membrane_updates
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2"])
+def test_zeros_of_the_dense_network(name):
+    family, batch = FAMILIES[name], FAMILIES[name].batch()
+    model, dense = converted(name, coverage="mlp"), family.build()
+    nonzero, inputs = 0, 0
+    handles = []
+
+    def look(module, arguments):
+        nonlocal nonzero, inputs
+        nonzero, inputs = nonzero + int((arguments[0] != 0).sum()) * 32, inputs + arguments[0].numel() * 32
+
+    for path in family.mlp_paths:
+        handles.append(dense.get_submodule(path).register_forward_pre_hook(look))
+    with torch.no_grad():
+        dense(**batch)
+    found = counted(model, batch, network="ann").total()
+    assert (found.nonzero_multiply_adds, found.dense_multiply_adds) == (nonzero, inputs)
+    assert (nonzero < inputs) == (name == "opt")
+
+
+def test_an_activation_that_the_neuron_replaces_is_evaluated_in_the_dense_network_only():
+    model = converted(coverage="mlp", replace_activation=True, neuron="soft_reset_if")
+    batch = FAMILIES["gpt2"].batch()
+    assert counted(model, batch).total().activations == 0
+    assert counted(model, batch, network="ann").total().activations == 27 * 48 * 2
+
+
+def test_counting_changes_no_answer_and_nests():
+    model, batch = converted(), FAMILIES["gpt2"].batch()
+    with torch.no_grad():
+        answer = model(**batch).logits
+        with fas.record(model) as spikes, count_operations(model) as outer:
+            assert torch.equal(model(**batch).logits, answer)
+            with count_operations(model) as inner:
+                model(**batch)
+    assert inner.total().spikes * 2 == outer.total().spikes == sum(s.spikes for s in spikes.sites.values())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()) and not model.simulation.observers
+
+
+def test_an_unknown_product_is_named(caplog):
+    model = converted()
+    with torch.no_grad(), count_operations(model) as counts:
+        torch.einsum("ij,jk->ik", torch.ones(2, 2), torch.ones(2, 2))
+    assert counts.uncounted == {"einsum": 1} and "einsum were not counted" in caplog.text
+
+
+def test_convolutions_and_functions():
+    model = converted()
+    with torch.no_grad(), count_operations(model) as counts:
+        counts.tokens["prefill"] = 1
+        functional.conv2d(torch.ones(2, 3, 8, 8), torch.ones(5, 3, 2, 2), stride=2)
+        functional.silu(torch.ones(7))
+        torch.ones(3, 4) * torch.ones(4)
+        torch.ones(3) * 2.0
+        torch.ones(3, dtype=torch.long) + torch.ones(3, dtype=torch.long)
+    found = counts.total()
+    assert (found.multiply_adds, found.activations, found.multiplications) == (2 * 5 * 16 * 12, 7, 12)
+    assert found.float_additions == 0
+
+
+def test_rows():
+    counts = counted(converted(), FAMILIES["gpt2"].batch())
+    rows = list(counts.measurements(model="tiny"))
+    assert {row.origin for row in rows} == {"measured"}
+    additions = [row for row in rows if row.quantity == "additions"]
+    assert math.fsum(row.value for row in additions) * 27 == pytest.approx(counts.total().additions)
+    assert additions[0].unit == "additions/token" and additions[0].conditions["model"] == "tiny"
+    assert {row.unit for row in rows if row.quantity == "event_bits"} == {"bit/token"}
+
+
+def test_sums():
+    one = Operations(spikes=2, additions=3)
+    one += Operations(spikes=5, weight_words_pass=7)
+    assert one == Operations(spikes=7, additions=3, weight_words_pass=7) and one.words("pass") == 7
+
+
+def test_a_dense_model():
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel is not converted; call fas\.convert first"):
+        count_operations(FAMILIES["gpt2"].build()).__enter__()

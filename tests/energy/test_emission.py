@@ -1,0 +1,146 @@
+"""One call of a site against plain loops over its spikes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from neuron_variants import every
+
+from fas.energy.emission import Code, Emission, bits, is_graded, takes_back
+from fas.energy.operations import Operations
+from fas.neurons.clipped_count import ClippedCount
+from fas.neurons.phase import Phase
+from fas.neurons.signed_if import SignedIF
+from fas.neurons.soft_reset_if import SoftResetIF
+from fas.types import RateNeuron
+
+KINDS = ("additions", "shift_additions", "graded_multiply_adds")
+
+
+@st.composite
+def trains(draw):
+    shape = [draw(st.integers(1, 4)) for _ in range(3)] + [draw(st.integers(1, 7))]
+    kind = draw(st.sampled_from(KINDS))
+    most = 5 if kind == "graded_multiply_adds" else 1
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    silence = draw(st.sampled_from([0.0, 0.5, 0.9, 1.0]))
+    spikes = torch.randint(1, most + 1, shape, generator=generator).float()
+    return spikes * (torch.rand(shape, generator=generator) >= silence), kind
+
+
+@given(trains(), st.integers(1, 9), st.integers(0, 3))
+def test_everything_equals_a_loop_over_spikes(found, fan_out, payload):
+    spikes, kind = found
+    steps, rows, positions, channels = spikes.shape
+    counted = Operations()
+    emission = Emission(spikes, Code(kind, payload), steps)
+    emission.sent(counted, channels)
+    emission.caused(counted, fan_out, words=None, dense=rows * positions * channels * fan_out)
+
+    expected = Operations()
+    rows_of_weights = set()
+    for row in range(rows):
+        for position in range(positions):
+            for channel in range(channels):
+                expected.windows += 1
+                fired = False
+                for step in range(steps):
+                    expected.membrane_updates += 1
+                    size = int(spikes[step, row, position, channel])
+                    expected.spikes += size
+                    if size:
+                        fired = True
+                        expected.events += 1
+                        expected.event_bits += math.ceil(math.log2(channels)) + payload
+                        for _ in range(fan_out):
+                            setattr(expected, kind, getattr(expected, kind) + 1)
+                            expected.weight_words += 1
+                for _ in range(fan_out):
+                    expected.dense_multiply_adds += 1
+                    if fired:
+                        expected.weight_words_time += 1
+                        expected.nonzero_multiply_adds += 1
+                if fired:
+                    expected.active_windows += 1
+                    rows_of_weights.add(channel)
+    expected.weight_words_pass = len(rows_of_weights) * fan_out
+    assert counted == expected
+
+
+@given(trains(), st.integers(1, 9), st.data())
+def test_a_window_in_several_calls_counts_as_one(found, fan_out, data):
+    spikes, kind = found
+    whole, parts = Operations(), Operations()
+    dense = spikes[0].numel() * fan_out
+    Emission(spikes, Code(kind, 1), len(spikes)).sent(whole, 5)
+    Emission(spikes, Code(kind, 1), len(spikes)).caused(whole, fan_out, words=3, dense=dense)
+    cut = data.draw(st.integers(0, len(spikes) - 1))
+    before = None
+    for part in (spikes[:cut], spikes[cut:]) if cut else (spikes,):
+        emission = Emission(part, Code(kind, 1), len(part), before)
+        emission.sent(parts, 5)
+        emission.caused(parts, fan_out, words=0 if before is None and cut else 3, dense=dense)
+        before = emission.fired
+    assert parts == whole
+
+
+@given(trains(), st.data())
+def test_a_fan_out_per_neuron(found, data):
+    spikes, kind = found
+    size = spikes[0].shape
+    fan_out = torch.randint(0, 5, size, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    counted = Operations()
+    Emission(spikes, Code(kind, 0), len(spikes)).caused(counted, fan_out, words=2, dense=0)
+    additions = sum(int(fan_out[place]) for step in spikes for place in map(tuple, step.nonzero().tolist()))
+    assert getattr(counted, kind) == counted.weight_words == additions
+    assert counted.weight_words_pass == 2
+
+
+def test_a_part_of_the_positions():
+    spikes = torch.arange(24.0).reshape(2, 1, 4, 3)
+    part = Emission(spikes, Code("additions", 0), 2, torch.ones(1, 4, 3, dtype=torch.bool)).at(slice(3, None))
+    assert torch.equal(part.spikes, spikes[:, :, 3:]) and part.before is not None and part.before.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(("values", "expected"), [(0, 0), (1, 0), (2, 1), (3, 2), (8, 3), (9, 4), (17, 5), (511, 9)])
+def test_bits(values, expected):
+    assert bits(values) == expected
+
+
+@pytest.mark.parametrize(
+    ("neuron", "schedule", "kind", "payload"),
+    [
+        (SoftResetIF(), "layerwise", "additions", 0),
+        (SoftResetIF(), "online", "additions", 0),
+        (SignedIF(signed=True), "layerwise", "additions", 1),
+        # Even input never turns back; uneven input makes a neuron take spikes back.
+        (SignedIF(signed=False), "layerwise", "additions", 0),
+        (SignedIF(signed=False), "online", "additions", 1),
+        (Phase(signed=True), "layerwise", "shift_additions", 1),
+        (Phase(signed=False), "layerwise", "shift_additions", 0),
+        # Counts −8 … 8: up to 16 at once, and a sign.
+        (ClippedCount(signed=True), "layerwise", "graded_multiply_adds", 5),
+        (ClippedCount(signed=False), "layerwise", "graded_multiply_adds", 3),
+        (ClippedCount(signed=False), "online", "graded_multiply_adds", 4),
+    ],
+)
+def test_codes(neuron, schedule, kind, payload):
+    assert Code.of(neuron, 8, schedule) == Code(kind, payload)
+
+
+@every
+def test_what_is_found_out_about_a_neuron_holds_by_its_definition(neuron):
+    if not isinstance(neuron, RateNeuron):
+        assert not is_graded(neuron)
+        return
+    count, v, largest, falls = torch.zeros(1), torch.zeros(1), 0.0, False
+    for current in (3.0, -2.5, 2.0, -2.0):
+        spikes, v = neuron.step(torch.tensor([current]), v, count, torch.tensor(1.0), 8)
+        largest, falls = max(largest, float(spikes.abs())), falls or float(spikes) < 0
+        count = count + spikes
+    assert is_graded(neuron) == (largest > 1)
+    assert takes_back(neuron) == falls
