@@ -143,6 +143,9 @@ class Quality:
         reference = self.measure(control.eval(), network="control", steps=self.arguments.finetune)
         model.eval()
         self.measure(model, **about, steps=self.arguments.finetune, reference=reference)
+        # Stage 2 behind stage 1: the weights that the thresholds were fitted to have moved.
+        fas.calibrate(model, self.calibration)
+        self.measure(model, **about, steps=self.arguments.finetune, recalibrated=True, reference=reference)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""``fas evaluate``: perplexity of a language model, scores of a classifier, spikes beside them."""
+"""``fas evaluate``: perplexity of a language model, scores of a classifier, tasks by name, spikes beside them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from fas.cli._calibration import conditions
 from fas.cli._data import default_data
 from fas.cli._measured import Scores, measure
-from fas.cli._options import BatchSize, Device, Json, Model, whole_numbers
+from fas.cli._options import BatchSize, Device, Json, Model, whole_numbers, words
 from fas.cli._output import Output
+from fas.cli._tasks import COLUMNS, score_tasks
 from fas.types import Network, Schedule
 
 
@@ -27,29 +29,52 @@ def evaluate(
     stride: Annotated[int | None, typer.Option(help="New tokens per window; half a window.", min=1)] = None,
     split: Annotated[str, typer.Option(help="Part of a data set that has parts.")] = "test",
     limit_tokens: Annotated[int | None, typer.Option(help="Use the first tokens only.", min=2)] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness, as lambada_openai,piqa; of GLUE for a classifier."),
+    ] = None,
+    task_path: Annotated[
+        Path | None, typer.Option(help="Folder with their data (NAME.jsonl; GLUE as its archive) or YAML task files.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows per task, from the first.", min=1)] = None,
+    fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt; the task's own if not given.", min=0)] = (
+        None
+    ),
     batch_size: BatchSize = 8,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity (strided window), or accuracy, F1, Matthews and correlations of a classifier.
+    """Measure perplexity (strided window), the scores of a classifier on a table, or tasks by name.
 
-    Thresholds belong to the T they were calibrated at: another T runs, but less well than after
-    `fas calibrate --timesteps`.
+    Tasks run in lm-evaluation-harness (`pip install 'fas[eval]'`), for classifiers on GLUE; what `--task-path` does
+    not hold comes from the hub. Thresholds belong to the T they were calibrated at: another T runs, but less well
+    than after `fas calibrate --timesteps`.
 
     Example: `fas evaluate gpt2-snn --data wikitext --timesteps 4,8`
+
+    Example: `fas evaluate gpt2-snn --tasks lambada_openai,piqa,arc_easy --limit 500`
     """
     steps = whole_numbers(timesteps, "--timesteps") if timesteps else [None]
+    named = words(tasks) if tasks else []
+    if tasks is not None and not named:
+        raise typer.BadParameter("names no task", param_hint="--tasks")
+    if named and data is not None:
+        raise typer.BadParameter("--tasks bring their own data: leave out --data, or name a folder with --task-path")
+    if not named and (task_path or limit or fewshot is not None):
+        raise typer.BadParameter("--task-path, --limit and --fewshot belong to --tasks, which is missing")
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
 
         loaded = load(model, device)
         if network in ("quantised", "snn") or timesteps is not None or schedule is not None:
             loaded.need_converted()
-        scores = Scores(
-            loaded, default_data(loaded, data), split=split, limit=limit_tokens, window=window, stride=stride,
-            batch_size=batch_size,
-        )  # fmt: skip
-        rows = []
+        rows: list[list[Any]] = []
+        scores = None
+        if not named:
+            scores = Scores(
+                loaded, default_data(loaded, data), split=split, limit=limit_tokens, window=window, stride=stride,
+                batch_size=batch_size,
+            )  # fmt: skip
         for timestep in steps:
             if loaded.converted:
                 loaded.model.network = network or "snn"
@@ -57,6 +82,11 @@ def evaluate(
                     loaded.set_timesteps(timestep)
                 if schedule is not None:
                     loaded.model.schedule = schedule
+            if scores is None:
+                rows += score_tasks(
+                    output, loaded, named, task_path=task_path, limit=limit, fewshot=fewshot, batch_size=batch_size
+                )
+                continue
             found, spikes = measure(output, loaded, scores)
             shown = found if spikes is None else {**found, "spikes_per_neuron": spikes}
             about = conditions(loaded)
@@ -64,4 +94,7 @@ def evaluate(
                 [about["network"], about.get("timesteps"), about.get("levels"), name, float(value)]
                 for name, value in shown.items()
             ]
-        output.table(f"{model} on {scores.source}", ["network", "T", "levels", "quantity", "value"], rows)
+        if scores is None:
+            output.table(f"{model}, {len(named)} tasks" if len(named) > 1 else f"{model}, {named[0]}", COLUMNS, rows)
+        else:
+            output.table(f"{model} on {scores.source}", ["network", "T", "levels", "quantity", "value"], rows)

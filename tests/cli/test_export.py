@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def test_fixed_point(rows, run, snn: Path, text: Path, tmp_path: Path) -> None:
+    from fas.export.fixed_point import load_fixed_point
+
+    file = tmp_path / "model.safetensors"
+    found = rows("export", snn, "--to", "fixed-point", "--out", file, "--data", text, "--membrane-bits", 24)
+    blocks = load_fixed_point(file)
+    assert len(blocks) == 9 and {block.membrane_bits for block in blocks} == {24}
+    errors = {row["conditions"]["site"]: row["value"] for row in found if row["quantity"] == "relative_error"}
+    assert list(errors) == [block.path for block in blocks] and all(0 < error < 0.1 for error in errors.values())
+    assert {row["conditions"]["weight_bits"] for row in found} == {8}
+    assert {row["unit"] for row in found} == {"1", "potentials", "bits"}
+    site = "transformer.h.0.mlp.c_proj"
+    arguments = ["--data", text, "--site", site, "--timesteps", 2]
+    shown = run("export", snn, "--to", "fixed-point", "--out", file, *arguments).stdout
+    assert site in shown and "weight error" in shown
+    (block,) = load_fixed_point(file)
+    assert block.timesteps == 2 and block.membrane_bits == 16
+
+
+def test_nir(rows, run, snn: Path, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nir", reason="nir is not installed: pip install 'fas[nir]'")
+    from fas.export.nir import import_nir
+
+    place = tmp_path / "nir"
+    found = rows("export", snn, "--to", "nir", "--out", place, "--data", text, "--tokens", 16)
+    assert len(import_nir(place)) == 9
+    assert {row["value"] for row in found if row["quantity"] == "spike_mismatches"} == {0}
+    assert {row["conditions"]["tokens"] for row in found} == {16}
+    # An earlier export is replaced.
+    run("export", snn, "--to", "nir", "--out", place, "--data", text, "--tokens", 16)
+    refused = run("export", snn, "--to", "nir", "--out", tmp_path / "b", "--data", text, "--schedule", "online", code=1)
+    assert "takes spikes back" in refused.stderr and not (tmp_path / "b").exists()
+
+
+def test_places_that_hold_something_else(run, snn: Path, dense: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    arguments = ["--data", text]
+    assert "holds other files" in run("export", snn, "--to", "nir", "--out", tmp_path, *arguments, code=1).stderr
+    file = tmp_path / "notes.txt"
+    assert "is a file" in run("export", snn, "--to", "nir", "--out", file, *arguments, code=1).stderr
+    assert "name a file" in run("export", snn, "--to", "fixed-point", "--out", tmp_path, *arguments, code=1).stderr
+    told = run("export", dense, "--to", "nir", "--out", tmp_path / "new", *arguments, code=1).stderr
+    assert "is dense" in told and not (tmp_path / "new").exists()
