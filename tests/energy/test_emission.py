@@ -16,6 +16,7 @@ from fas.neurons.clipped_count import ClippedCount
 from fas.neurons.phase import Phase
 from fas.neurons.signed_if import SignedIF
 from fas.neurons.soft_reset_if import SoftResetIF
+from fas.neurons.ternary_phase import TernaryPhase
 from fas.types import RateNeuron
 
 KINDS = ("additions", "shift_additions", "graded_multiply_adds")
@@ -122,6 +123,9 @@ def test_bits(values, expected):
         (SignedIF(signed=False), "online", "additions", 1),
         (Phase(signed=True), "layerwise", "shift_additions", 1),
         (Phase(signed=False), "layerwise", "shift_additions", 0),
+        (TernaryPhase(signed=True), "layerwise", "shift_additions", 1),
+        # Its counts have no sign, its spikes do.
+        (TernaryPhase(signed=False), "layerwise", "shift_additions", 1),
         # Counts −8 … 8: up to 16 at once, and a sign.
         (ClippedCount(signed=True), "layerwise", "graded_multiply_adds", 5),
         (ClippedCount(signed=False), "layerwise", "graded_multiply_adds", 3),

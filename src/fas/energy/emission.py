@@ -20,7 +20,7 @@ class Code:
 
     Attributes:
         kind: what an event makes of a weight: adds it (a spike worth one threshold), adds it shifted (a digit:
-            the spike of step t weighs a power of two), or multiplies it by a small integer (a graded spike).
+            the spike of step t weighs a power of two or three), or multiplies it by a small integer (a graded spike).
         payload: bits of an event beside its address: sign, size.
     """
 
@@ -39,7 +39,7 @@ class Code:
         """
         low, high = neuron.bounds(timesteps)
         if not isinstance(neuron, RateNeuron):
-            return cls("shift_additions", int(neuron.signed))
+            return cls("shift_additions", int(neuron.signed or sends_both_signs(neuron, timesteps)))
         sign = neuron.signed or (schedule == "online" and takes_back(neuron))
         if not is_graded(neuron):
             return cls("additions", int(sign))
@@ -51,6 +51,13 @@ def is_graded(neuron: Neuron) -> bool:
     if not isinstance(neuron, RateNeuron):
         return False
     return bool(neuron.scan(torch.full((1, 1), 3.0), torch.zeros(1), 4)[0] > 1)
+
+
+def sends_both_signs(neuron: Neuron, timesteps: int) -> bool:
+    """Whether the digits of a value that is not negative can be: 2 is +3 −1."""
+    values = torch.linspace(0, 1, 128)
+    sent = torch.diff(neuron.window(values, torch.tensor(0.5), timesteps), dim=0)
+    return bool((sent < 0).any())
 
 
 def takes_back(neuron: RateNeuron) -> bool:
