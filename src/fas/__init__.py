@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from fas.methods.fas import FAS as FAS
     from fas.methods.las import LAS as LAS
     from fas.recording import record as record
-    from fas.runtime.anytime import Anytime as Anytime
     from fas.report.page import write_report as write_report
+    from fas.runtime.anytime import Anytime as Anytime
+    from fas.runtime.modules import load_module as load_module
     from fas.stages.finetune import Finetune as Finetune
     from fas.stages.finetune import finetune as finetune
     from fas.types import Measurement as Measurement
@@ -40,6 +41,7 @@ _HOMES = {
     "count_operations": "fas.energy.count",
     "estimate_energy": "fas.energy.estimate",
     "finetune": "fas.stages.finetune",
+    "load_module": "fas.runtime.modules",
     "record": "fas.recording",
     "revert": "fas.conversion",
     "write_report": "fas.report.page",

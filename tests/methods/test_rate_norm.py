@@ -75,12 +75,12 @@ def test_stage_two_is_descent_on_the_rate_inference_loss(shared):
     model = converted([batch], fit_epochs=steps, scale=4.0, omega_weight=weight, fit_rate=rate, shared=shared)
     record = model.records[-1]
     for i, (path, top) in enumerate(zip(record.sites, maxima, strict=True)):
-        wanted = scales[0 if shared else i]
+        wanted = scales[0 if shared else i].detach()
         assert abs(float(wanted) - 4.0) > 1e-3
         # Scales and maxima are float32 there, and Ω has 1e-5 in its denominator.
         assert record.sites[path]["scale"] == pytest.approx(float(wanted), abs=2e-4)
         threshold = populations(model)[path].threshold
-        torch.testing.assert_close(threshold.double(), top * wanted.detach().sigmoid(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(threshold.double(), top * wanted.sigmoid(), rtol=1e-4, atol=0)
     assert record.results["loss_last"] == pytest.approx(float(loss.detach()), rel=1e-4)
 
 

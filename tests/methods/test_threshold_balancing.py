@@ -83,6 +83,7 @@ def test_stages_and_fields():
         ({"percentile": 0}, "percentile is 0"),
         ({"potential": 1.0}, r"share is 1\.0; an initial potential is at least 0 and below the threshold"),
         ({"schedule": "sometimes"}, "schedule is 'sometimes'; choose one of layerwise, online"),
+        ({"coverage": "full"}, "coverage is 'full', but ThresholdBalancing is a method for layers"),
         ({"exclude": "head"}, "exclude is the string 'head'"),
     ],
 )

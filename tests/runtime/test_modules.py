@@ -7,6 +7,7 @@ import tiny_cnns
 import torch
 
 import fas
+from fas import registry
 from fas.errors import CheckpointError, SiteError
 from fas.methods.fas import FAS
 from fas.runtime.modules import ConvertedModule, load_module
@@ -122,6 +123,31 @@ def test_saved_and_read_back(name, tmp_path):
     assert again.sites == model.sites and again.records == model.records and again.timesteps == 3
     state = again.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["threshold_balancing", "qcfs_only", "fast_snn", "rate_norm"])
+def test_other_methods_are_read_back(method, tmp_path):
+    x = tiny_cnns.images()
+    recipe = registry.load("methods", method)(timesteps=5, exclude=["classifier.3"])
+    model = fas.convert(tiny_cnns.build("vgg"), recipe, probe={"x": x[:1]}, calibration=data())
+    model.save_pretrained(tmp_path / "snn")
+    again = load_module(tiny_cnns.build("vgg"), tmp_path / "snn")
+    assert again.fas_config.recipe == recipe.with_options(levels=again.levels) and again.fas_config.method == method
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+def test_half_precision():
+    model, x = converted("resnet").bfloat16(), tiny_cnns.images()
+    for population in populations(model).values():
+        population.float()
+    with torch.no_grad():
+        half = model(x.bfloat16())
+        # Eight bits of mantissa through ten layers.
+        torch.testing.assert_close(
+            half.float(), converted("resnet")(x), rtol=0.1, atol=0.1 * float(half.float().abs().max())
+        )
+    assert half.dtype == torch.bfloat16
 
 
 def test_damaged_and_foreign_directories(tmp_path):

@@ -14,6 +14,7 @@ from fas.energy.arithmetic import Arithmetic
 from fas.energy.emission import Code, Emission, is_graded
 from fas.energy.operands import Operands, Positions
 from fas.energy.operations import Counts, Operations, Phase
+from fas.errors import FASError
 from fas.layers.attention import Operand
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
@@ -72,6 +73,12 @@ class _Counter:
         self._positions = Positions()
         self._stack: list[str] = []
         layers = spiking_layers(model)
+        for path, layer in layers.items():
+            if not isinstance(layer, SpikingLinear):
+                raise FASError(
+                    f"{path} is a {type(layer).__name__}: operations are counted of spiking linear layers only; "
+                    "convert with coverage restricted to them (exclude=[...])"
+                )
         self._fan_out = {site.path: sum(layers[path].out_features for path in site.layers) for site in model.sites}
         self._populations = populations(model)
         self._outputs = {path: layer.out_features for path, layer in layers.items()}

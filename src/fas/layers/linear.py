@@ -189,6 +189,11 @@ class SpikingLinear(nn.Module):
             folded.integers = Integers(values, scale, error)
         return folded.integers
 
+    @torch.no_grad()
+    def push_error(self, shift: Tensor) -> None:
+        """Put W · shift, the response to a mean error of the input [in], into the correction of the bias."""
+        self.correction.copy_(self._matrix().to(shift.dtype) @ shift)
+
     def reset(self) -> None:
         """Forget what has been folded."""
         self._known = None

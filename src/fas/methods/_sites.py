@@ -41,6 +41,11 @@ class RateCoded(Method):
         for name, choices in CHOICES.items():
             if getattr(own, name) not in get_args(choices):
                 raise ValueError(f"{name} is {getattr(own, name)!r}; choose one of {', '.join(get_args(choices))}")
+        if own.coverage == "full":
+            raise ValueError(
+                f"coverage is 'full', but {type(self).__name__} is a method for layers: its paper has no neurons for "
+                "the factors of attention; choose linear or mlp"
+            )
         if isinstance(own.exclude, str):
             raise ValueError(f"exclude is the string {own.exclude!r}; expected a list of patterns: [{own.exclude!r}]")
         object.__setattr__(self, "exclude", tuple(own.exclude))

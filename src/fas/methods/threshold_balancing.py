@@ -38,7 +38,8 @@ class ThresholdBalancing(RateCoded):
     in other units); Rueckauer et al. 2017, percentile 99.9 and soft reset; Sengupta et al. 2019 balance thresholds.
     Deviation: the maximum is that of the ANN's activation; Sengupta et al. take it from the spiking network's
     currents, layer by layer. Neurons stand at the inputs of layers, behind pooling, where the papers have them at the
-    ReLU; maxima are taken of currents, where the papers average or gate spikes by rate. Released code (nn_toolbox) excludes zeros from the percentile; here they count.
+    ReLU; maxima are taken of currents, where the papers average or gate spikes by rate. The released code of
+    Rueckauer et al. leaves zeros out of the percentile; here they count.
 
     Example:
         >>> ThresholdBalancing(rule="percentile").percentile

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fas.energy.count import count_operations
 from fas.energy.estimate import Estimate, levels_of
-from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.recording import record
 from fas.report.findings import Exit, Quality, Raster, SiteFinding
@@ -104,7 +103,7 @@ def _channels(values: Tensor) -> Tensor:
 def _parameters_kept(model: nn.Module) -> Iterator[None]:
     """Put back what calibration sets when the block ends."""
     own = [p for m in model.modules() if isinstance(m, Population) for p in (m.log_threshold, m.v_init, m.offset)]
-    own += [m.correction for m in model.modules() if isinstance(m, SpikingLinear)]
+    own += [layer.correction for layer in spiking_layers(model).values()]
     before = [parameter.detach().clone() for parameter in own]
     try:
         yield

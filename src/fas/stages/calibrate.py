@@ -64,9 +64,7 @@ class Calibrate(Stage):
             if self.fine:
                 shift = (population.replaced(seen.ann) - sent).mean(0)
                 for path in seen.site.layers:
-                    layer = layers[path]
-                    weight = layer.weight.T if layer.transposed else layer.weight
-                    layer.correction.data.copy_(weight.to(shift.dtype) @ shift)
+                    layers[path].push_error(shift)
             figures[seen.site.path] = _figures(seen, population, counts, sent, steps)
 
         walk(model, model.sites, batches, visit, max_rows=self.max_rows, progress=progress)
@@ -109,7 +107,9 @@ def _figures(seen: Visit, population: Population, counts: Tensor, sent: Tensor, 
 
 
 def _positions(batch: Mapping[str, Tensor]) -> int:
+    """Return the tokens of a batch that are no padding; of other inputs, the samples."""
     mask = batch.get("attention_mask")
     if mask is not None:
         return int(mask.sum())
-    return next(iter(batch.values())).shape[:2].numel()
+    first = next(iter(batch.values()))
+    return first.numel() if first.ndim == 2 and not first.is_floating_point() else len(first)

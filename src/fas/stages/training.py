@@ -21,11 +21,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from fas.errors import CheckpointError, FASError, MissingExtraError
-from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.runtime.transformers_ import ConvertedModel
 from fas.surgery.replace import populations
-from fas.surgery.sites import block_of
+from fas.surgery.sites import block_of, is_spiking
 from fas.types import Progress
 
 if TYPE_CHECKING:
@@ -292,7 +291,7 @@ def neuron_parameters(model: nn.Module) -> set[str]:
     for path, module in model.named_modules():
         if isinstance(module, Population):
             names.update(f"{path}.{name}" for name, _ in module.named_parameters(recurse=False))
-        elif isinstance(module, SpikingLinear):
+        elif is_spiking(module):
             names.add(f"{path}.correction")
     return names
 

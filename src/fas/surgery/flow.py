@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,13 +89,13 @@ class Flow(TorchFunctionMode):
         """Whether a tensor cannot be negative, whatever the input: made by ReLU and what keeps its sign."""
         return id(x) in self._positive
 
-    def reaches(self, x: Tensor, since: int, passing: Callable[[Step], bool]) -> set[tuple[int, str | None]]:
+    def reaches(self, x: Tensor, since: int, passing: frozenset[str]) -> set[tuple[int, str | None]]:
         """Return where a tensor ends up behind steps that may pass it on.
 
         Args:
             x: a tensor.
             since: number of steps when it had been made.
-            passing: which steps hand a tensor on to be followed further.
+            passing: names of functions that hand a tensor on to be followed further.
 
         Returns:
             Pairs of the identity of the tensor that is read, and the layer that reads it (None: something else).
@@ -104,7 +104,7 @@ class Flow(TorchFunctionMode):
         for i, step in enumerate(self.steps[since:], start=since):
             if not any(x is read for read in step.inputs):
                 continue
-            if step.layer is None and passing(step):
+            if step.layer is None and step.name in passing:
                 # A dropout that does nothing returns what it has been given.
                 if step.output is not x:
                     ends |= self.reaches(step.output, i + 1, passing)

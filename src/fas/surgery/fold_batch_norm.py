@@ -87,7 +87,7 @@ def _pairs(model: nn.Module, probe: Mapping[str, Any]) -> dict[str, str]:
             continue
         for layer, (output, since) in outputs.items():
             if output is x and isinstance(modules[layer], _LAYERS) and calls[layer] == 1:
-                if flow.reaches(output, since, lambda _: False) == {(id(output), norm)}:
+                if flow.reaches(output, since, frozenset()) == {(id(output), norm)}:
                     pairs[layer] = norm
     return pairs
 

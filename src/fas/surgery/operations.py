@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fas.layers.attention import AttentionOperands
+from fas.layers.conv import SpikingConv2d
 from fas.layers.linear import SpikingLinear
 from fas.layers.operators import GatedActivation, GatedNorm
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.surgery.probe import evaluating, probe_inputs
-from fas.surgery.sites import is_activation, is_linear
+from fas.surgery.sites import is_activation, is_linear, is_spiking
 from fas.types import Neuron
 
 FLOATS = "floats"
@@ -105,9 +106,9 @@ class _Watch(TorchDispatchMode):
         self.simulation, self.tokens = simulation, tokens
         self.inside: list[tuple[str, nn.Module]] = []
         self.notes: dict[tuple[str, str], Operation] = {}
-        layers = [module for module in model.modules() if is_linear(module) or isinstance(module, SpikingLinear)]
+        layers = [module for module in model.modules() if is_linear(module) or is_spiking(module)]
         attention = any(isinstance(module, AttentionOperands) for module in model.modules())
-        driven = attention and all(isinstance(module, SpikingLinear) for module in layers)
+        driven = attention and all(map(is_spiking, layers))
         # What flows between the layers is made of spikes only if every one of them is driven by spikes.
         self.between = SUMS if driven else FLOATS
 
@@ -168,6 +169,10 @@ class _Watch(TorchDispatchMode):
         if isinstance(module, SpikingLinear):
             arrives = alphabet(module.population.neuron, self.simulation)
             self._note(path, "linear", arrives, "additions", module.in_features * module.out_features, floats=False)
+        elif isinstance(module, SpikingConv2d):
+            arrives = alphabet(module.population.neuron, self.simulation)
+            # Per place of the output: a kernel over all channels.
+            self._note(path, "convolution", arrives, "additions", module.weight.numel(), floats=False)
         elif is_linear(module):
             weight: Any = module.weight
             self._note(path, "linear", FLOATS, "multiply-adds", weight.numel(), floats=True)
@@ -216,7 +221,7 @@ class _Watch(TorchDispatchMode):
 
 def _accounted(module: nn.Module) -> bool:
     """Whether a module's own note says all about what happens in it."""
-    known = isinstance(module, SpikingLinear | Population | GatedNorm | GatedActivation)
+    known = isinstance(module, SpikingLinear | SpikingConv2d | Population | GatedNorm | GatedActivation)
     norm = type(module).__name__.endswith("Norm") and next(module.children(), None) is None
     return known or is_linear(module) or is_activation(module) or norm
 

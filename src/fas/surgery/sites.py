@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from fas.errors import SiteError
 from fas.layers.conv import SpikingConv2d
 from fas.layers.linear import SpikingLinear
 from fas.surgery.attention import AttentionCall, is_attention_class, recording_attention
-from fas.surgery.flow import POOLS, RESHAPES, Flow, Step
+from fas.surgery.flow import POOLS, RESHAPES, Flow
 from fas.surgery.probe import evaluating, is_convolutional, probe_inputs
 from fas.types import Coverage, Role, Site
 
@@ -298,7 +297,7 @@ def _convolutional_sites(
     absorbed, behind = _absorbed(flow, made, readers, replace_activation), set()
     for call in made:
         assert call.output is not None
-        behind |= {key for key, _ in flow.reaches(call.output, call.steps, partial(_passes, RESHAPES))}
+        behind |= {key for key, _ in flow.reaches(call.output, call.steps, RESHAPES)}
     sites: list[Site] = []
     placed: set[str] = set()
     for key, group in readers.items():
@@ -334,10 +333,6 @@ def _convolutional_sites(
     return sites
 
 
-def _passes(names: frozenset[str], step: Step) -> bool:
-    return step.name in names
-
-
 def _absorbed(
     flow: Flow, made: list[_Call], readers: dict[int, dict[str, _Call]], replace_activation: bool
 ) -> dict[int, str]:
@@ -348,11 +343,10 @@ def _absorbed(
     absorbed: dict[int, str] = {}
     for path, calls in candidates.items():
         relu = isinstance(calls[0].module, nn.ReLU)
-        passing = partial(_passes, RESHAPES | POOLS if relu else RESHAPES)
         if len(calls) > 1 or not (relu or replace_activation):
             continue
         assert calls[0].output is not None
-        ends = flow.reaches(calls[0].output, calls[0].steps, passing)
+        ends = flow.reaches(calls[0].output, calls[0].steps, RESHAPES | POOLS if relu else RESHAPES)
         keys = {key for key, _ in ends}
         if len(keys) == 1 and all(layer in readers.get(key, {}) for key, layer in ends):
             absorbed[keys.pop()] = path

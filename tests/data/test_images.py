@@ -1,0 +1,91 @@
+"""Images from folders and archives."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fas.data.images import CIFAR10, Images, image_batches, read_images
+from fas.errors import DataError
+
+
+def picture(seed: int, size: tuple[int, int] = (5, 4)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "train"
+    for seed, name in enumerate(("dog/b.png", "dog/a.png", "cat/a.PNG", "dog/c.png")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(seed)).save(root / name)
+    (root / "dog" / "notes.txt").write_text("no image")
+    return root
+
+
+def test_a_folder(folder):
+    images = read_images(folder)
+    assert images.label_names == ("cat", "dog") and images.labels.tolist() == [0, 1, 1, 1] and len(images) == 4
+    assert images.pixels.dtype == torch.uint8 and images.pixels.shape == (4, 3, 5, 4)
+    for image, seed in zip(images.pixels, (2, 1, 0, 3), strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), picture(seed))
+    assert read_images(folder, per_class=1).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_an_archive_is_the_same(folder, tmp_path, mode):
+    archive = tmp_path / "train.tar"
+    with tarfile.open(archive, mode) as tar:
+        tar.add(folder, "train")
+    images, same = read_images(folder), read_images(archive)
+    assert torch.equal(images.pixels, same.pixels) and torch.equal(images.labels, same.labels)
+    assert torch.equal(read_images(archive, per_class=2).pixels, read_images(folder, per_class=2).pixels)
+
+
+def test_grey_and_transparent_become_colour_and_sizes_are_made_equal(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(picture(1)[..., 0]).save(tmp_path / "a" / "grey.png")
+    Image.fromarray(picture(2, (8, 6))).convert("RGBA").save(tmp_path / "a" / "large.png")
+    with pytest.raises(DataError, match=r"has images of 2 sizes, such as \(5, 4\) and \(8, 6\): pass size"):
+        read_images(tmp_path)
+    assert read_images(tmp_path, size=(3, 7)).pixels.shape == (2, 3, 3, 7)
+
+
+def test_batches():
+    images = Images(torch.arange(5 * 3 * 4, dtype=torch.uint8).view(5, 3, 2, 2), torch.arange(5), tuple("abcde"))
+    batches = image_batches(images, 2, name="pixel_values")
+    assert [len(batch["labels"]) for batch in batches] == [2, 2, 1]
+    mean, deviation = CIFAR10
+    value = (float(images.pixels[2, 1, 0, 1]) / 255 - mean[1]) / deviation[1]
+    assert float(batches[1]["pixel_values"][0, 1, 0, 1]) == pytest.approx(value, rel=1e-5)
+    shuffled = torch.cat([batch["labels"] for batch in image_batches(images, 2, seed=1)])
+    assert shuffled.tolist() != list(range(5)) and sorted(shuffled.tolist()) == list(range(5))
+
+
+def test_what_cannot_be_read(folder, tmp_path):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        read_images(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty has no images"):
+        read_images(tmp_path / "empty")
+    (tmp_path / "file.tar").write_bytes(b"no archive at all")
+    with pytest.raises(DataError, match=r"file\.tar cannot be read as a tar archive"):
+        read_images(tmp_path / "file.tar")
+    content = io.BytesIO()
+    Image.fromarray(picture(0, (64, 64))).save(content, "PNG")
+    for damaged in (b"", content.getvalue()[:300]):
+        (folder / "dog" / "d.png").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"dog/d\.png is no image that can be read"):
+            read_images(folder)
+    with pytest.raises(ValueError, match="per_class is 0"):
+        read_images(folder, per_class=0)
+    with pytest.raises(ValueError, match="rows is 0"):
+        image_batches(Images(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), torch.zeros(1), ("a",)), 0)
+
+
+def test_cifar_photographs(shared_data):
+    images = read_images(shared_data / "cifar10-jpg" / "test.tar.gz", per_class=2)
+    assert images.pixels.shape == (20, 3, 32, 32) and len(images.label_names) == 10
