@@ -166,9 +166,10 @@ def _outputs(model: Any) -> Iterator[list[Tensor]]:
     """Collect the output of every spiking layer, in the order of the calls; online, that after T steps."""
     collected: list[Tensor] = []
 
-    def keep(_: nn.Module, arguments: Any, output: Tensor) -> None:
+    def keep(layer: nn.Module, arguments: Any, output: Tensor) -> None:
         running = model.simulation.steps
-        if running is not None:
+        # The output head answers once, for what all steps together say.
+        if running is not None and layer is not model.simulation.head:
             steps = output.view(len(running), -1, *output.shape[1:])
             output = steps[-1] if model.simulation.operators == "difference" else steps.mean(0)
         collected.append(output)
