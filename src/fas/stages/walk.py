@@ -290,12 +290,26 @@ class _Chain:
 
     def _record(self, i: int, network: Network) -> None:
         """Run the model on one batch; keep how each block was called and the first hidden state."""
-        seen: dict[str, tuple[_Call, Tensor | None]] = {}
-        outputs: dict[str, Tensor] = {}
+        calls: dict[str, _Call] = {}
+        handed: set[str] = set()
+        # One hidden state at a time: those of all blocks together would grow with depth.
+        first: Tensor | None = None
+        latest: tuple[str, Tensor] | None = None
+        follows = dict(zip(self.blocks[1:], self.blocks, strict=False))
 
         def before(path: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            nonlocal first
             hidden = arguments[0] if arguments else named.get("hidden_states")
-            seen[path] = _Call((None, *arguments[1:]) if arguments else (), named), hidden
+            rest = (None, *arguments[1:]) if arguments else ()
+            calls[path] = _Call(rest, named if arguments else {**named, "hidden_states": None})
+            if path == self.blocks[0]:
+                first = hidden
+            elif latest is not None and latest[0] == follows[path] and latest[1] is hidden:
+                handed.add(path)
+
+        def after(path: str, output: Any) -> None:
+            nonlocal latest
+            latest = path, _hidden(output)
 
         handles = []
         for path in self.blocks:
@@ -304,9 +318,7 @@ class _Chain:
                 module.register_forward_pre_hook(
                     lambda _, arguments, named, path=path: before(path, arguments, named), with_kwargs=True
                 ),
-                module.register_forward_hook(
-                    lambda _, arguments, output, path=path: outputs.update({path: _hidden(output)})
-                ),
+                module.register_forward_hook(lambda _, arguments, output, path=path: after(path, output)),
             ]
         try:
             self.walker.run(i, network)
@@ -314,19 +326,13 @@ class _Chain:
             for handle in handles:
                 handle.remove()
         for k, (path, following) in enumerate(zip(self.blocks, self.blocks[1:], strict=False)):
-            if following not in seen or seen[following][1] is not outputs[path]:
+            if following not in handed:
                 logger.info("%s does not read what %s returns; it is reached from the input", following, path)
                 del self.blocks[k + 1 :]
                 break
-        first = seen[self.blocks[0]][1]
         assert first is not None
         self.hidden[network].append(first)
-        self.calls[network].append(
-            {
-                p: _Call(c.arguments, {**c.named, **({} if c.arguments else {"hidden_states": None})})
-                for p, (c, _) in seen.items()
-            }
-        )
+        self.calls[network].append(calls)
 
     def reaches(self, block: str) -> bool:
         """Whether a block lies ahead in the chain."""
