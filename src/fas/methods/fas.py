@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
 from fas import registry
-from fas.errors import SiteError
+from fas.methods._sites import build_neuron, check_options
 from fas.stages.calibrate import Calibrate
 from fas.stages.rotate import Rotate
 from fas.stages.set_thresholds import SetThresholds
@@ -84,25 +84,13 @@ class FAS(Method):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("timesteps", "levels"):
-            value = getattr(self, name)
-            if name == "levels" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
+        check_options(self)
         neuron = registry.load("neurons", self.neuron)
         if self.schedule == "online" and not issubclass(neuron, RateNeuron):
             raise ValueError(
                 f"neuron {self.neuron!r} fires after its whole input: it needs schedule='layerwise'; online "
                 "take 'clipped_count' or 'signed_if'"
             )
-        exclude: Any = self.exclude
-        if isinstance(exclude, str):
-            raise ValueError(f"exclude is the string {exclude!r}; expected a list of patterns: [{exclude!r}]")
-        object.__setattr__(self, "exclude", tuple(exclude))
 
     def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:
         """Find the sites of the coverage."""
@@ -119,16 +107,11 @@ class FAS(Method):
 
     def build(self, site: Site) -> Neuron:
         """Return the neuron of the method, with a sign where the site needs one."""
-        neuron: type[Any] = registry.load("neurons", self.neuron)
-        if "signed" in {field.name for field in fields(neuron)}:
-            built: Neuron = neuron(signed=site.signed)
-            return built
-        if site.signed:
-            raise SiteError(
-                f"{site.path} receives values of both signs, which {self.neuron} cannot carry: choose "
-                "neuron='signed_if', or coverage='mlp' with replace_activation=True and fine-tune"
-            )
-        return neuron()
+        return build_neuron(
+            self.neuron,
+            site,
+            "choose neuron='signed_if', or coverage='mlp' with replace_activation=True and fine-tune",
+        )
 
     def stages(self) -> tuple[Stage, ...]:
         """Thresholds by maximum where nothing is to be calibrated, else the two calibrations in one walk."""
@@ -136,12 +119,3 @@ class FAS(Method):
         if not (self.coarse or self.fine):
             return (*first, SetThresholds(rule="maximum"))
         return (*first, Calibrate(coarse=self.coarse, fine=self.fine, centred=self.centred))
-
-
-_CHOICES = {
-    "coverage": Coverage,
-    "granularity": Granularity,
-    "schedule": Schedule,
-    "operators": Operators,
-    "execution": Execution,
-}
