@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--test-tokens", type=int, default=32768)
     parser.add_argument("--online-tokens", type=int, default=4096)
     parser.add_argument("--finetune", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--threshold-rate", type=float, default=1e-3, help="of stage 1")
     parser.add_argument("--neurons", nargs="+", default=["signed_if", "phase", "ternary_phase"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -134,8 +135,8 @@ class Quality:
         """Fine-tune the quantised network and the dense control on the same data for the same steps."""
         model, about = self.convert(coverage="linear", timesteps=8, neuron=neuron)
         settings = Finetune(
-            max_steps=self.arguments.finetune, learning_rate=2e-4, threshold_learning_rate=1e-2, batch_size=8,
-            scheduler="cosine", warmup=0.05, save_steps=10**6,
+            max_steps=self.arguments.finetune, learning_rate=2e-4, batch_size=8, scheduler="cosine", warmup=0.05,
+            threshold_learning_rate=self.arguments.threshold_rate, save_steps=10**6,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as directory:
             rows = language_modelling(self.train[: 8 * self.arguments.finetune])
@@ -143,9 +144,6 @@ class Quality:
         reference = self.measure(control.eval(), network="control", steps=self.arguments.finetune)
         model.eval()
         self.measure(model, **about, steps=self.arguments.finetune, reference=reference)
-        # Stage 2 behind stage 1: the weights that the thresholds were fitted to have moved.
-        fas.calibrate(model, self.calibration)
-        self.measure(model, **about, steps=self.arguments.finetune, recalibrated=True, reference=reference)
 
 
 if __name__ == "__main__":
