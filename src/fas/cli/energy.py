@@ -179,18 +179,8 @@ def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], *, 
             )
 
 
-_NETWORKS = {
-    "snn": "spiking",
-    "ann": "dense",
-    "ann_zeros_skipped": "dense, zeros skipped",
-    "snn_int8": "spiking, INT8",
-    "twin": "integer twin",
-    "twin_zeros_skipped": "twin, zeros skipped",
-}
-
-
 def _estimates(output: Output, found: Any, about: dict[str, Any]) -> None:
-    from fas.energy.estimate import ACCOUNTINGS, BASELINES
+    from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES
 
     for row in found.measurements(**about):
         _add(output, row)
@@ -198,7 +188,7 @@ def _estimates(output: Output, found: Any, about: dict[str, Any]) -> None:
     for phase in found.spiking.phases:
         for accounting in ACCOUNTINGS:
             cells = []
-            for network in _NETWORKS:
+            for network in NAMES:
                 value = found.energy(phase, accounting, network)
                 partial = bool(found.unpriced(phase, accounting, network))
                 cells.append("" if value is None else f"{'> ' if partial else ''}{value / 1e6:.3g}")
@@ -207,11 +197,11 @@ def _estimates(output: Output, found: Any, about: dict[str, Any]) -> None:
             if any(point is not None for point in points):
                 limits.append([phase, accounting, found.spikes_per_neuron(phase), *map(_point, points)])
     title = f"Energy, µJ per token, estimated with {found.prices.name}: {found.prices.title}"
-    output.table(title, ["phase", "accounting", *_NETWORKS.values()], energies)
+    output.table(title, ["phase", "accounting", *NAMES.values()], energies)
     if any(accounting != "paper" for _, accounting, *_ in limits):
         output.table(
             "When does the spiking network win? Below so many spikes per neuron and window",
-            ["phase", "accounting", "it fires", *(f"{_NETWORKS[baseline]}" for baseline in BASELINES)],
+            ["phase", "accounting", "it fires", *(NAMES[baseline] for baseline in BASELINES)],
             limits,
         )
     else:

@@ -22,6 +22,14 @@ Network = Literal["snn", "snn_int8", "ann", "ann_zeros_skipped", "twin", "twin_z
 Precision = Literal["fp32", "fp16"]
 
 ACCOUNTINGS: tuple[Accounting, ...] = get_args(Accounting)
+NAMES: dict[Network, str] = {
+    "snn": "spiking",
+    "ann": "dense",
+    "ann_zeros_skipped": "dense, zeros skipped",
+    "snn_int8": "spiking, INT8",
+    "twin": "integer twin",
+    "twin_zeros_skipped": "twin, zeros skipped",
+}
 BASELINES: dict[Network, Network] = {
     "ann": "snn",
     "ann_zeros_skipped": "snn",

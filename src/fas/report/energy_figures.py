@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fas.energy.estimate import ACCOUNTINGS, BASELINES, Estimate, Network
+from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Estimate
 from fas.report.figures import Drawing
 from fas.report.findings import Findings
 from fas.report.theme import LIGHT, new_figure
 
-NAMES: dict[Network, str] = {
-    "snn": "spiking",
-    "ann": "dense",
-    "ann_zeros_skipped": "dense, zeros skipped",
-    "snn_int8": "spiking, INT8",
-    "twin": "integer twin",
-    "twin_zeros_skipped": "twin, zeros skipped",
-}
 _GROUPS = {
     "driven by spikes": ("spiking", ("additions", "graded multiply-adds", "resets")),
     "membrane potentials": ("violet", ("membrane updates", "membrane potentials")),

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from fas.energy.estimate import ACCOUNTINGS, Estimate
-from fas.report.energy_figures import NAMES, energy_figures
+from fas.energy.estimate import ACCOUNTINGS, NAMES, Estimate
+from fas.report.energy_figures import energy_figures
 from fas.report.figures import Drawing, network_figures
 from fas.report.findings import Findings
 from fas.report.result_figures import result_figures

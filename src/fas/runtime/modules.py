@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from fas.config import FASConfig
 from fas.errors import CheckpointError
-from fas.layers.simulation import Simulation
-from fas.runtime.spiking import make_dense, make_spiking
-from fas.runtime.transformers_ import ConvertedModel, check_files, read_config, whole_directory
+from fas.runtime.spiking import make_dense
+from fas.runtime.transformers_ import ConvertedModel, check_files, exchange, read_config, whole_directory
 from fas.surgery.fold_batch_norm import fold_batch_norm, prepare_folded
-from fas.surgery.replace import attach, detach
+from fas.surgery.replace import detach
 from fas.types import Record, Site
 
 _WEIGHTS = "model.safetensors"
@@ -58,23 +57,10 @@ class ConvertedModule(ConvertedModel):
             f"(got {sorted(inputs)})"
         )
 
-    def logits_per_step(self, **inputs: Any) -> Tensor:
-        """Return the answer [T, *B, classes] after every time step of the online schedule.
-
-        Raises:
-            ValueError: in the layerwise schedule, which has one answer only.
-        """
-        if not self._simulation.folds:
-            raise ValueError(
-                f"logits_per_step needs the spiking network in the online schedule; the model is set to network "
-                f"{self.network!r}, schedule {self.schedule!r}: set model.schedule = 'online'"
-            )
-        self._per_step = True
-        try:
-            output: Tensor = self(**inputs)
-        finally:
-            self._per_step = False
-        return output
+    def _answer(self, output: Any) -> Tensor:
+        """The output itself: a plain module returns its logits."""
+        logits: Tensor = output
+        return logits
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write ``config.json`` and ``model.safetensors``; the directory appears whole or not at all.
@@ -139,17 +125,7 @@ def install_module(model: Any, config: FASConfig, probe: Mapping[str, Any] | Non
 
 
 def _attach(model: Any, config: FASConfig) -> None:
-    recipe: Any = config.recipe
-    assert config.sites
-    simulation = Simulation(
-        timesteps=recipe.timesteps,
-        levels=recipe.levels or recipe.build(config.sites[0]).resolution(recipe.timesteps),
-        schedule=recipe.schedule,
-        operators=recipe.operators,
-        execution=recipe.execution,
-    )
-    attach(model, config.sites, simulation, recipe.build, granularity=recipe.granularity, gated=recipe.gated)
-    make_spiking(model, simulation, ConvertedModule)
+    exchange(model, config, ConvertedModule)
     model._fas_config = config
     if not hasattr(model, "config"):
         # What asks a model for its configuration finds one that says nothing.

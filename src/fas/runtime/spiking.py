@@ -224,9 +224,13 @@ class SpikingModel(Folding):
             )
         self._per_step = True
         try:
-            logits: Tensor = self(**inputs).logits
+            return self._answer(self(**inputs))
         finally:
             self._per_step = False
+
+    def _answer(self, output: Any) -> Tensor:
+        """Return the logits in what the forward returns."""
+        logits: Tensor = output.logits
         return logits
 
     def reset(self) -> None:

@@ -158,11 +158,10 @@ class FASQuantizer(HfQuantizer):
         return model
 
 
-def install(model: Any, config: FASConfig, quantizer: FASQuantizer | None = None) -> None:
-    """Exchange the layers of a transformers model and make it a ``ConvertedModel``, in place."""
+def exchange(model: Any, config: FASConfig, mixin: type[ConvertedModel]) -> None:
+    """Exchange the layers at the sites of a configuration and give the model its time steps, in place."""
     recipe: Any = config.recipe
-    if config.sites is None:
-        config.sites = recipe.select(model)
+    assert config.sites
     simulation = Simulation(
         timesteps=recipe.timesteps,
         levels=recipe.levels or recipe.build(config.sites[0]).resolution(recipe.timesteps),
@@ -171,7 +170,14 @@ def install(model: Any, config: FASConfig, quantizer: FASQuantizer | None = None
         execution=recipe.execution,
     )
     attach(model, config.sites, simulation, recipe.build, granularity=recipe.granularity, gated=recipe.gated)
-    make_spiking(model, simulation, ConvertedModel)
+    make_spiking(model, simulation, mixin)
+
+
+def install(model: Any, config: FASConfig, quantizer: FASQuantizer | None = None) -> None:
+    """Exchange the layers of a transformers model and make it a ``ConvertedModel``, in place."""
+    if config.sites is None:
+        config.sites = config.recipe.select(model)
+    exchange(model, config, ConvertedModel)
     strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     model._keep_in_fp32_modules_strict = strict | {"neuron", "correction"}
     model.config.quantization_config = config
