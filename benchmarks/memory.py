@@ -4,12 +4,16 @@
 
 Each size runs in a process of its own: a GPT-2 shape with random weights is loaded, then calibrated on random
 ids. What is reported is the peak resident memory (VmHWM) less the resident memory before calibration began.
+
+With ``--return-at-once`` the C library returns every freed tensor to the system (MALLOC_MMAP_THRESHOLD_): slower, and
+what is left is what calibration itself holds. The difference to a run without is memory that was freed and kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,18 +51,21 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--tokens", type=int, nargs="+", default=[16384])
+    parser.add_argument("--return-at-once", action="store_true", help="tell glibc to keep nothing")
     parser.add_argument("--out", type=Path, default=Path("build/memory.json"))
     arguments = parser.parse_args()
+    kept = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"} if arguments.return_at_once else {}
     rows = []
     for tokens in arguments.tokens:
         for layers in arguments.layers:
             command = [sys.executable, "-c", _CHILD, *map(str, (layers, arguments.width, tokens))]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **kept})
             parameters, before, extra = map(float, done.stdout.split())
             row = {
                 "layers": layers,
                 "width": arguments.width,
                 "tokens": tokens,
+                "return_at_once": arguments.return_at_once,
                 "parameters_mib": parameters,
                 "resident_before_mib": before,
                 "peak_beyond_mib": extra,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fas.conversion import calibrate as calibrate
     from fas.conversion import convert as convert
     from fas.conversion import revert as revert
+    from fas.conversion import stream as stream
     from fas.energy.count import count_operations as count_operations
     from fas.energy.estimate import estimate_energy as estimate_energy
     from fas.methods.fas import FAS as FAS
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fas.recording import record as record
     from fas.report.page import write_report as write_report
     from fas.runtime.anytime import Anytime as Anytime
+    from fas.runtime.card import write_card as write_card
     from fas.runtime.modules import load_module as load_module
     from fas.stages.finetune import Finetune as Finetune
     from fas.stages.finetune import finetune as finetune
@@ -44,6 +46,8 @@ _HOMES = {
     "load_module": "fas.runtime.modules",
     "record": "fas.recording",
     "revert": "fas.conversion",
+    "stream": "fas.conversion",
+    "write_card": "fas.runtime.card",
     "write_report": "fas.report.page",
 }
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from fas._version import __version__
 from fas.config import FASConfig
+from fas.errors import SiteError
 from fas.methods.fas import FAS
+from fas.runtime.card import write_card
+from fas.runtime.directory import read_config, whole_directory
 from fas.runtime.modules import ConvertedModule, install_module, uninstall_module
+from fas.runtime.sharded import Sharded
 from fas.runtime.transformers_ import ConvertedModel, install, uninstall
-from fas.surgery.probe import is_convolutional
+from fas.stages.calibrate import Calibrate
+from fas.stages.layout import observe
+from fas.stages.residence import Finished, Residence
+from fas.stages.set_thresholds import SetThresholds
+from fas.surgery.probe import evaluating, is_convolutional, probe_inputs
 from fas.types import Method, Progress, Record
 
 logger = logging.getLogger(__name__)
@@ -97,6 +111,137 @@ def calibrate(model: Any, batches: Batches, *, progress: Progress | None = None)
     records = [stage.run(model, batches, progress) for stage in model.fas_config.recipe.stages()]
     model.records.extend(records)
     return records
+
+
+def stream(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    method: Method | None = None,
+    *,
+    calibration: Batches,
+    tokenizer: Any = None,
+    budget: int = 1 << 31,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+    told: Callable[[Finished], None] | None = None,
+) -> list[Record]:
+    """Convert and calibrate a checkpoint that is larger than the memory, block by block, into a directory.
+
+    In memory are one block, or what lies before or behind the blocks, and the activations of one site. A finished
+    block is written with its weights as they were, bit by bit. The parameters of neurons are those that ``convert``
+    would find in a model of the same ``dtype``.
+
+    The work lies in ``<out>.partial``, with a journal. The same call goes on behind the last block that is finished
+    there, however the one before ended, and arrives at the same files; a call with other arguments is refused.
+    ``out`` appears when everything is written, and ``<out>.partial`` goes.
+
+    Args:
+        source: directory of a dense transformers model in safetensors, of blocks that hand over their hidden state
+            and nothing else.
+        out: directory to write; a converted model there is replaced.
+        method: the recipe; FAS at T = 8 by default. It may have one stage, Calibrate or SetThresholds.
+        calibration: inputs of the model's forward.
+        tokenizer: written beside the model.
+        budget: bytes of hidden states that are held in memory; all are on the disk besides.
+        dtype: in which a block computes.
+        progress: told after each site.
+        told: told after each block: seconds, an estimate for the rest, peak memory.
+
+    Returns:
+        What each stage did.
+
+    Raises:
+        CheckpointError: a source that is damaged, converted already or not in safetensors.
+        SiteError: no place that could spike, or a model that does not come apart into blocks.
+        ValueError: a method that needs the whole model (rotation, gated populations, fine-tuning).
+        CalibrationError: data on which the model yields NaN or infinite values.
+        FASError: ``<out>.partial`` holds the beginning of another conversion.
+    """
+    method = FAS() if method is None else method
+    stages = method.stages()
+    asked = [name for name in ("gated", "spike_price") if getattr(method, name, False)]
+    if len(stages) != 1 or not isinstance(stages[0], Calibrate | SetThresholds) or asked:
+        names = asked or [type(stage).__name__ for stage in stages]
+        raise ValueError(
+            f"method {name_of(method)} with {', '.join(names)} looks at the model as a whole: streaming takes one "
+            "stage, Calibrate or SetThresholds, and neither gated populations nor a price of spikes; convert in memory "
+            "(fas.convert)"
+        )
+    target = Path(out).resolve()
+    partial = target.with_name(f"{target.name}.partial")
+    sharded = Sharded(Path(source), dtype=dtype)
+    model = sharded.model
+    if model.config.is_encoder_decoder:
+        raise SiteError(
+            f"{type(model).__name__} cannot be streamed: its decoder reads what its encoder returns. Convert it in "
+            "memory (fas.convert)"
+        )
+    config = FASConfig(name_of(method), **_options(method))
+    config.sites = method.select(model)
+    install(model, config)
+    with evaluating(model), model.simulation.using(network="ann"):
+        layout = observe(model, lambda: model(**probe_inputs(model)))
+    sharded.settle()
+    # Two words each: the options of methods, of one word, come between.
+    fingerprint = {
+        "source directory": str(Path(source).resolve()),
+        "source files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sharded.files],
+        "source configuration": _digest([(Path(source) / "config.json").read_bytes()]),
+        "method name": name_of(method),
+        **{key: value for key, value in config.to_dict().items() if key not in ("sites", "records", "version")},
+        "calibration data": _digest(_bytes_of(calibration)),
+        "compute dtype": str(dtype),
+        "fas version": __version__,
+        "torch version": torch.__version__,
+    }
+    residence = Residence(sharded, layout, partial, fingerprint, budget=budget, told=told)
+    if residence.has_moved:
+        # Interrupted while the work was being cleared away.
+        shutil.rmtree(partial)
+        if (target / "config.json").is_file():
+            return FASConfig(**read_config(target)["quantization_config"]).records
+        residence = Residence(sharded, layout, partial, fingerprint, budget=budget, told=told)
+    model.residence = residence
+    handles = residence.watch()
+    try:
+        config.records.extend(stage.run(model, calibration, progress) for stage in stages)
+    finally:
+        for handle in handles:
+            handle.remove()
+        del model.residence
+    residence.close()
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial / "model")
+    sharded.write_configuration(partial / "model")
+    write_card(partial / "model")
+    _put(partial / "model", target)
+    shutil.rmtree(partial)
+    return config.records
+
+
+def _put(written: Path, target: Path) -> None:
+    """Move a directory to its place, or its files into the directory that is there."""
+    if not target.exists():
+        written.rename(target)
+        return
+    with whole_directory(target) as beside:
+        for file in written.iterdir():
+            # Under two names, so that nothing is lost if this is interrupted.
+            os.link(file, beside / file.name)
+
+
+def _digest(parts: Any) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+def _bytes_of(batches: Batches) -> Any:
+    for batch in batches:
+        for name, value in batch.items():
+            yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
+            yield value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def revert(model: Any) -> Any:

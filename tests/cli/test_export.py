@@ -15,6 +15,13 @@ def test_fixed_point(rows, run, snn: Path, text: Path, tmp_path: Path) -> None:
     errors = {row["conditions"]["site"]: row["value"] for row in found if row["quantity"] == "relative_error"}
     assert list(errors) == [block.path for block in blocks] and all(0 < error < 0.1 for error in errors.values())
     assert {row["conditions"]["weight_bits"] for row in found} == {8}
+    scored = rows("export", snn, "--to", "fixed-point", "--out", file, "--data", text, "--test-tokens", 200)
+    before, after = [row for row in scored if row["quantity"] == "perplexity"]
+    assert "weight_bits" not in before["conditions"] and after["conditions"]["membrane_bits"] == 16
+    assert before["conditions"]["tokens"] == 200
+    # A random model is a bad one, and 8-bit weights change it a little.
+    assert before["value"] != after["value"] and abs(after["value"] / before["value"] - 1) < 0.05
+    assert [block.membrane_bits for block in load_fixed_point(file)] == [16] * 9
     assert {row["unit"] for row in found} == {"1", "potentials", "bits"}
     site = "transformer.h.0.mlp.c_proj"
     arguments = ["--data", text, "--site", site, "--timesteps", 2]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,23 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is of format 7"):
         load_fixed_point(tmp_path / "new.safetensors")
     entry = (
-        '{"format": 1, "blocks": [{"site": "s", "neuron": "signed_if", "signed": true, "timesteps": 4, "even": true, '
+        '{"format": 2, "blocks": [{"site": "s", "neuron": "signed_if", "signed": true, "timesteps": 4, "even": true, '
     )
     save_file({"a": one}, tmp_path / "cut.safetensors", {"fixed_point": entry + '"membrane_bits": 16, "layers": []}]}'})
-    with pytest.raises(CheckpointError, match=r"lacks 's/threshold': it is damaged"):
+    with pytest.raises(CheckpointError, match=r"lacks 'neurons/s/threshold': it is damaged"):
         load_fixed_point(tmp_path / "cut.safetensors")
+
+
+def test_a_site_and_its_layer_of_one_name_round_trip(tmp_path: Path) -> None:
+    # As in every model: sites are called like the first layer behind them.
+    block = random_block(0, SignedIF(), channels=7, outputs=3)
+    block = replace(block, layers=(replace(block.layers[0], path=block.path), *block.layers[1:]))
+    written = fix(block)
+    save_fixed_point([written], tmp_path / "f")
+    (read,) = load_fixed_point(tmp_path / "f")
+    assert torch.equal(read.exponent, written.exponent) and len(read.exponent) == 7
+    assert torch.equal(read.layers[0].exponent, written.layers[0].exponent)
+    current = torch.randn(1, 4, 7)
+    assert torch.equal(
+        read.output(read.run(read.encode(current))), written.output(written.run(written.encode(current)))
+    )

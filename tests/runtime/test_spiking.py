@@ -299,8 +299,18 @@ def test_capped_logits_are_averaged_behind_the_cap(operators):
     torch.testing.assert_close(logits(model, batch), steps[-1], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "settings"), [("gpt2", {}), ("llama", {"execution": "stepped", "timesteps": 3})])
-def test_a_compiled_model_is_one_graph(name, settings):
+@pytest.mark.parametrize(
+    ("name", "backend", "settings"),
+    [
+        ("gpt2", "aot_eager", {}),
+        ("gpt2", "eager", {"network": "ann"}),
+        ("gpt2", "eager", {"network": "quantised"}),
+        ("gpt2", "eager", {"schedule": "online"}),
+        ("llama", "eager", {"execution": "stepped", "timesteps": 3}),
+        ("llama", "aot_eager", {"schedule": "online", "operators": "instant", "timesteps": 3}),
+    ],
+)
+def test_a_compiled_model_is_one_graph(name, backend, settings):
     model, batch = converted(name), FAMILIES[name].batch()
     for setting, value in settings.items():
         setattr(model, setting, value)
@@ -308,7 +318,7 @@ def test_a_compiled_model_is_one_graph(name, settings):
     for population in populations(model).values():
         population._ready = False  # as after loading
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     with torch.no_grad():
         answer = compiled(**batch, use_cache=False).logits
     # torch adds up the mean over steps, the kernels count.

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import fas
 from fas.errors import CheckpointError, SiteError
-from fas.runtime.transformers_ import check_files, read_config, whole_directory
+from fas.runtime.directory import check_files, read_config, whole_directory
 
 
 def converted(name="gpt2", **options):
@@ -40,8 +40,11 @@ def test_an_old_model_is_replaced_and_other_files_stay(tmp_path):
     target = tmp_path / "m"
     target.mkdir()
     old = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json")
-    for name in (*old, "README.md", "tokenizer.json"):
+    foreign = ("README.md", "tokenizer.json", "lora.safetensors", "model-00007-of-00009.safetensors")
+    for name in (*old, *foreign):
         (target / name).write_text("old")
+    (target / old[1]).write_text(json.dumps({"weight_map": {"a": old[0], "b": "../outside.safetensors"}}))
+    (tmp_path / "outside.safetensors").write_text("mine")
     (target / "runs").mkdir()
     (target / "runs" / "log").write_text("kept")
     with whole_directory(target) as beside:
@@ -50,11 +53,68 @@ def test_an_old_model_is_replaced_and_other_files_stay(tmp_path):
     assert contents(target) == {
         "config.json": b"new",
         "model.safetensors": b"new",
-        "README.md": b"old",
-        "tokenizer.json": b"old",
+        **dict.fromkeys(foreign, b"old"),
     }
     assert (target / "runs" / "log").read_text() == "kept"
-    assert list(tmp_path.iterdir()) == [target]
+    assert sorted(tmp_path.iterdir()) == [target, tmp_path / "outside.safetensors"]
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": [1]}', '{"other": 1}'])
+def test_an_index_that_says_nothing(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with whole_directory(tmp_path) as beside:
+        (beside / "model.safetensors").write_text("new")
+    assert contents(tmp_path) == {"model.safetensors": b"new"}
+
+
+def test_weights_of_another_kind_replace_no_weights(tmp_path):
+    (tmp_path / "model.safetensors").write_text("old")
+    with whole_directory(tmp_path) as beside:
+        (beside / "model.fp16.safetensors").write_text("new")
+    assert contents(tmp_path) == {"model.safetensors": b"old", "model.fp16.safetensors": b"new"}
+
+
+def test_an_error_while_files_are_moved_puts_them_back(tmp_path, monkeypatch):
+    for name in ("a", "b", "model.safetensors"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "runs").mkdir()
+    rename = type(tmp_path).rename
+
+    def failing(source, place):
+        if source.name == "model.safetensors" and source.read_text() == "new":
+            raise PermissionError("not this one")
+        return rename(source, place)
+
+    with pytest.raises(PermissionError, match="not this one"), whole_directory(tmp_path) as beside:
+        for name in ("a", "c", "model.safetensors"):
+            (beside / name).write_text("new")
+        monkeypatch.setattr(type(tmp_path), "rename", failing)
+    assert contents(tmp_path) == dict.fromkeys(("a", "b", "model.safetensors"), b"old")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["runs"]
+
+
+def test_the_current_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = converted(coverage="mlp")
+    model.save_pretrained(".")
+    model.timesteps = 3
+    model.save_pretrained(".")
+    assert os.path.samefile(os.getcwd(), tmp_path) and not list(tmp_path.glob(".*"))
+    assert AutoModelForCausalLM.from_pretrained(".").timesteps == 3
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_link_stays_one(tmp_path, dangling):
+    place, link = tmp_path / "disk" / "m", tmp_path / "link"
+    place.parent.mkdir()
+    if not dangling:
+        place.mkdir()
+        (place / "notes.txt").write_text("mine")
+    link.symlink_to(place)
+    with whole_directory(link) as beside:
+        (beside / "x").write_text("1")
+    assert link.is_symlink() and contents(place) == {"x": b"1", **({} if dangling else {"notes.txt": b"mine"})}
+    assert {path.name for path in tmp_path.rglob("*")} == {"disk", "m", "link", *contents(place)}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("midway"), KeyboardInterrupt("midway")])

@@ -6,6 +6,7 @@ import errno
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -28,8 +29,7 @@ def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(**arguments)
         except KeyboardInterrupt:
-            trains = arguments["context"].info_name == "finetune"
-            _say("interrupted: run again to go on from the last checkpoint" if trains else _INTERRUPTED)
+            _say(_INTERRUPTED if _starts_anew(arguments) else "interrupted: run again to go on from where it was")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # Whoever read our output (head, less) has seen enough.
@@ -42,6 +42,13 @@ def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return guarded
+
+
+def _starts_anew(arguments: dict[str, Any]) -> bool:
+    """Whether an interrupted command has left nothing to go on from: no checkpoint of training, no finished block."""
+    out = arguments.get("out")
+    began = isinstance(out, Path) and out.with_name(f"{out.name}.partial").exists()
+    return not (began or arguments["context"].info_name == "finetune")
 
 
 def message(error: BaseException) -> str:

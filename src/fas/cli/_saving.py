@@ -12,12 +12,10 @@ def check_place(directory: Path) -> None:
     """Refuse, before the work begins, a place whose files saving a converted model would replace.
 
     Raises:
-        FASError: a file, the current directory, a dense model, or a directory with other things in it.
+        FASError: a file, a dense model, or a directory with other things in it.
     """
     if directory.exists() and not directory.is_dir():
         raise FASError(f"{directory} is a file: name a directory to save to")
-    if directory.resolve() == Path.cwd():
-        raise FASError(f"{directory} is the current directory, which would be replaced: name another one")
     if not directory.is_dir() or not any(directory.iterdir()):
         return
     if not (directory / "config.json").is_file():
@@ -27,10 +25,10 @@ def check_place(directory: Path) -> None:
 
 
 def save(loaded: Loaded, directory: Path) -> None:
-    """Write model and tokenizer; the directory appears whole or not at all."""
-    from fas.runtime.transformers_ import whole_directory
+    """Write model and tokenizer; a new directory appears whole or not at all."""
+    from fas.runtime.directory import whole_directory
 
-    with whole_directory(directory.resolve()) as beside:
+    with whole_directory(directory) as beside:
         loaded.model.save_pretrained(beside)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(beside)

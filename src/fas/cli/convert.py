@@ -30,6 +30,11 @@ def convert(
     batch_size: BatchSize = 16,
     device: Device = "cpu",
     seed: Seed = 0,
+    stream: Annotated[
+        bool | None,
+        typer.Option(help="Keep one block in memory at a time; by itself where the weights would fill the memory."),
+    ] = None,
+    activation_budget: Annotated[str, typer.Option(help="Hidden states held in memory when streaming.")] = "2GiB",
     as_json: Json = False,
 ) -> None:
     """Turn a pretrained transformer into a spiking network and calibrate it.
@@ -41,11 +46,19 @@ def convert(
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
         from fas.cli._saving import check_place, save
+        from fas.cli._streaming import is_large, size, stream_and_report
         from fas.config import build_method
         from fas.conversion import convert as convert_model
 
         check_place(out)
         recipe = build_method(method, options)
+        budget = size(activation_budget)
+        if stream or (stream is None and calibrate and device == "cpu" and is_large(model)):
+            if not calibrate or device != "cpu":
+                raise ValueError("--stream calibrates block by block on the CPU: leave out --no-calibrate and --device")
+            cut = {"tokens": tokens, "window": window, "batch_size": batch_size, "seed": seed, "budget": budget}
+            stream_and_report(output, model, out, recipe, data, **cut)
+            return
         loaded = load(model, device)
         if loaded.converted:
             raise ValueError(f"{model} is converted already: calibrate it again with fas calibrate {model} {out}")

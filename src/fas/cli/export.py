@@ -37,6 +37,10 @@ def export(
     membrane_bits: Annotated[
         _Bits, typer.Option(help="Of thresholds and potentials, for fixed-point.")
     ] = _Bits.SIXTEEN,
+    test_tokens: Annotated[
+        int,
+        typer.Option(help="For fixed-point: score the whole model in whole numbers on so many test tokens.", min=0),
+    ] = 0,
     device: Device = "cpu",
     seed: Seed = 0,
     as_json: Json = False,
@@ -75,6 +79,8 @@ def export(
             _to_nir(output, loaded, out, batches[0], site, tokens, about)
         else:
             _to_fixed_point(output, loaded, out, batches[0], site, tokens, about, membrane_bits)
+            if test_tokens:
+                _score(output, loaded, out, source, test_tokens, conditions(loaded))
 
 
 def _to_nir(
@@ -131,6 +137,29 @@ def _to_fixed_point(
         ],
     )
     output.remark(f"written to {out}: {len(costs)} blocks")
+
+
+def _score(output: Output, loaded: Any, file: Path, source: str, limit: int, about: dict[str, Any]) -> None:
+    """Say what the written file costs from end to end: the score of the model, and with its parameters."""
+    from fas.cli._measured import Scores
+    from fas.export.fixed_point import load_fixed_point
+    from fas.export.rounded import rounded
+
+    scores = Scores(loaded, source, limit=limit)
+    fixed = load_fixed_point(file)
+    with output.progress("scoring") as advance:
+        before = scores.of(loaded, advance)
+        with rounded(loaded.model, fixed):
+            after = scores.of(loaded, advance)
+    stated = {**about, **scores.about}
+    for name, value in after.items():
+        output.measure(name, before[name], "1", **stated)
+        output.measure(name, value, "1", **stated, weight_bits=8, membrane_bits=fixed[0].membrane_bits)
+    output.table(
+        f"{loaded.name} on {scores.source}, the written blocks in whole numbers",
+        ["score", "as it is", "in whole numbers"],
+        [[name, float(before[name]), float(value)] for name, value in after.items()],
+    )
 
 
 def _check_place(out: Path, to: _Target) -> None:

@@ -22,6 +22,9 @@ def finetune(
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of epochs.", min=1)] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak, for weights.", min=0)] = 5e-5,
     threshold_learning_rate: Annotated[float, typer.Option(help="Peak, for thresholds.", min=0)] = 1e-3,
+    spike_price: Annotated[
+        float, typer.Option(help="Nats per spike per neuron and window, added to the loss.", min=0)
+    ] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 8,
     gradient_accumulation: Annotated[int, typer.Option(help="Forward passes per step.", min=1)] = 1,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
@@ -42,12 +45,12 @@ def finetune(
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
         from fas.cli._saving import check_place, save
-        from fas.runtime.transformers_ import whole_directory
+        from fas.runtime.directory import whole_directory
         from fas.stages.finetune import Finetune, finetune, language_modelling
 
         settings = Finetune(
             epochs=epochs, max_steps=max_steps, learning_rate=learning_rate,
-            threshold_learning_rate=threshold_learning_rate, batch_size=batch_size,
+            threshold_learning_rate=threshold_learning_rate, spike_price=spike_price, batch_size=batch_size,
             gradient_accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
             precision=precision, tensorboard=tensorboard, seed=seed,
         )  # fmt: skip

@@ -20,7 +20,8 @@ from fas.errors import CheckpointError, FASError
 from fas.export.blocks import Affine, Block, blocks
 from fas.types import RateNeuron
 
-FORMAT = 1
+# 2: names of neurons and of layers apart, since a site is called like the first layer behind it.
+FORMAT = 2
 MembraneBits = Literal[16, 24]
 
 # A potential may be this many thresholds away from zero before it saturates.
@@ -255,9 +256,9 @@ def save_fixed_point(fixed: Sequence[FixedBlock], file: str | Path) -> None:
     tensors: dict[str, Tensor] = {}
     entries = []
     for block in fixed:
-        tensors |= {f"{block.path}/{name}": getattr(block, name) for name in _NEURON_TENSORS}
+        tensors |= {f"neurons/{block.path}/{name}": getattr(block, name) for name in _NEURON_TENSORS}
         for layer in block.layers:
-            tensors |= {f"{layer.path}/{name}": getattr(layer, name) for name in _LAYER_TENSORS}
+            tensors |= {f"layers/{layer.path}/{name}": getattr(layer, name) for name in _LAYER_TENSORS}
         entries.append(
             {
                 "site": block.path,
@@ -313,9 +314,9 @@ def _loaded(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FixedBlo
         timesteps=entry["timesteps"],
         even=entry["even"],
         membrane_bits=entry["membrane_bits"],
-        **{name: tensors[f"{path}/{name}"] for name in _NEURON_TENSORS},
+        **{name: tensors[f"neurons/{path}/{name}"] for name in _NEURON_TENSORS},
         layers=tuple(
-            FixedLayer(name, *(tensors[f"{name}/{part}"] for part in _LAYER_TENSORS)) for name in entry["layers"]
+            FixedLayer(name, *(tensors[f"layers/{name}/{part}"] for part in _LAYER_TENSORS)) for name in entry["layers"]
         ),
     )
 

@@ -20,7 +20,7 @@ from fas.export.blocks import Affine, Block, Trace, blocks, left_out
 from fas.export.folded import TIE, Folded, fold
 from fas.export.simulators import SETTINGS
 from fas.layers.population import Population
-from fas.runtime.transformers_ import whole_directory
+from fas.runtime.directory import whole_directory
 
 FORMAT = 1
 SIDECAR, TRACES = "export.json", "traces.safetensors"

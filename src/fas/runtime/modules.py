@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from fas.config import FASConfig
 from fas.errors import CheckpointError
+from fas.runtime.card import write_card
+from fas.runtime.directory import check_files, read_config, whole_directory
 from fas.runtime.spiking import make_dense
-from fas.runtime.transformers_ import ConvertedModel, check_files, exchange, read_config, whole_directory
+from fas.runtime.transformers_ import ConvertedModel, exchange
 from fas.surgery.fold_batch_norm import fold_batch_norm, prepare_folded
 from fas.surgery.replace import detach
 from fas.types import Record, Site
@@ -79,6 +81,7 @@ class ConvertedModule(ConvertedModel):
         with whole_directory(Path(save_directory)) as beside:
             (beside / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
             save_model(self, str(beside / _WEIGHTS))
+            write_card(beside)
 
 
 def load_module(model: nn.Module, directory: str | os.PathLike[str]) -> Any:

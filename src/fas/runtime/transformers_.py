@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import HfApi
 from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 
 from fas.config import FASConfig
 from fas.errors import CheckpointError
 from fas.layers.simulation import Simulation
+from fas.runtime.card import BASE, write_card
+from fas.runtime.directory import CARD, check_files, is_ours, whole_directory
 from fas.runtime.spiking import SpikingModel, make_dense, make_spiking
 from fas.surgery.attention import SPIKING_ATTENTION
 from fas.surgery.replace import attach, detach
@@ -64,10 +63,24 @@ class ConvertedModel(SpikingModel):
             )
         super().set_attn_implementation(attn_implementation, *arguments, **named)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write ``config.json`` and safetensors; the directory appears whole or not at all.
+    def init_continuous_batching(self, *arguments: Any, **named: Any) -> Any:
+        """Batch requests as they come, as in transformers (``generate_batch`` too): layerwise.
 
-        Files that an earlier save of a model has left there are replaced together, others stay.
+        Raises:
+            ValueError: online, where the rows of a batch are steps too and share no paged cache.
+        """
+        if self.simulation.folds:
+            raise ValueError(
+                "continuous batching packs requests into one row, but online every row is repeated for each of "
+                f"{self.timesteps} steps: set model.schedule = 'layerwise', or call generate"
+            )
+        return super().init_continuous_batching(*arguments, **named)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write ``config.json``, safetensors and a model card; a new directory appears whole or not at all.
+
+        Into a directory that is there, files are moved when all have been written. Those of an earlier save are
+        replaced or go; everything else stays, a ``README.md`` that this library did not write too.
 
         Args:
             save_directory: where to.
@@ -77,43 +90,27 @@ class ConvertedModel(SpikingModel):
             OSError: disk full, no permission: nothing is left behind.
         """
         _ = self.fas_config
-        with whole_directory(Path(save_directory)) as beside:
+        target = Path(save_directory)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", target.resolve().name)
+        with whole_directory(target) as beside:
             super().save_pretrained(beside, **kwargs)
+            # Only the first of several processes writes.
+            if (beside / "config.json").is_file() and not (beside / CARD).is_file():
+                write_card(beside)
 
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Send files to the hub, with our card unless the repository has one that somebody wrote.
 
-class whole_directory:
-    """Write a directory beside its place and move it there when everything has been written."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __enter__(self) -> Path:
-        if self.target.exists() and not self.target.is_dir():
-            raise NotADirectoryError(f"{self.target} is a file; name a directory to save to")
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.beside = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
-        # mkdtemp is private to the user; what takes the place of a directory follows the umask as it would.
-        umask = os.umask(0)
-        os.umask(umask)
-        self.beside.chmod(0o777 & ~umask)
-        return self.beside
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.beside, ignore_errors=True)
-            return
-        if not self.target.exists():
-            self.beside.rename(self.target)
-            return
-        written = {path.name for path in self.beside.iterdir()}
-        for path in self.target.iterdir():
-            stale = path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
-            if path.name not in written and not stale:
-                path.rename(self.beside / path.name)
-        old = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
-        self.target.rename(old / "old")
-        self.beside.rename(self.target)
-        shutil.rmtree(old)
+        By now transformers has put there the repository's card, or a stock one if it has none.
+        """
+        file = Path(working_dir) / CARD
+        if is_ours(file) or not HfApi().file_exists(repo_id, CARD, token=kwargs.get("token")):
+            file.unlink(missing_ok=True)
+            write_card(Path(working_dir))
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
 @register_quantizer("fas")
@@ -180,10 +177,21 @@ def install(model: Any, config: FASConfig, quantizer: FASQuantizer | None = None
     exchange(model, config, ConvertedModel)
     strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     model._keep_in_fp32_modules_strict = strict | {"neuron", "correction"}
+    _remember_base(model.config)
     model.config.quantization_config = config
     model.config._is_quantized = True
     model.hf_quantizer = quantizer if quantizer is not None else FASQuantizer(config)
     model.is_quantized, model.quantization_method = True, "fas"
+
+
+def _remember_base(config: Any) -> None:
+    """Keep the name of the dense model, which a converted one would replace by its own place.
+
+    A local directory is known by its last part only, as ``./name``.
+    """
+    name = getattr(config, "_name_or_path", "")
+    if name and not hasattr(config, BASE):
+        setattr(config, BASE, f"./{Path(name).resolve().name}" if Path(name).is_dir() else name)
 
 
 def uninstall(model: Any) -> None:
@@ -193,54 +201,5 @@ def uninstall(model: Any) -> None:
     detach(model, sites)
     model.hf_quantizer.remove_quantization_config(model)
     model.config._is_quantized = False
-
-
-def check_files(files: Sequence[str], sites: Sequence[Site]) -> None:
-    """Refuse a checkpoint that cannot be read or lacks parameters of a site.
-
-    transformers would only warn, and fill what is missing with whatever memory holds.
-
-    Raises:
-        CheckpointError: a damaged file, or thresholds that are not there.
-    """
-    found: set[str] = set()
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                found.update(tensors.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file} cannot be read ({error}); it is damaged or was not copied to the end: copy it again"
-            ) from None
-    if not files:
-        return
-    # By number, not by name: transformers renames some modules in the files it writes.
-    layers = sum(len(site.layers) for site in sites)
-    for what, ending, wanted, places in (
-        ("thresholds", ".neuron.log_threshold", len(sites), "sites"),
-        ("initial potentials (v_init)", ".neuron.v_init", len(sites), "sites"),
-        ("offsets", ".neuron.offset", len(sites), "sites"),
-        ("bias corrections", ".correction", layers, "layers"),
-    ):
-        there = sum(name.endswith(ending) for name in found)
-        if there < wanted:
-            raise CheckpointError(
-                f"the checkpoint has {what} for {there} of {wanted} {places}: it is dense or incomplete. "
-                "Convert the dense model with fas.convert, or copy the converted directory again"
-            )
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Return config.json of a model directory.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    path = directory / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory} has no config.json: it is not a model directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); copy or convert the model again") from None
-    return config
+    if hasattr(model.config, BASE):
+        delattr(model.config, BASE)

@@ -1,18 +1,20 @@
 """Going through a converted model site by site, on what its spiking predecessors really produce.
 
 Two streams of activations are kept, of the dense network (ann) and of the spiking one (snn). Blocks that
-follow each other are replayed one at a time from their recorded inputs, so a walk costs about two passes
-through the model and holds two copies of one block's input, whatever the depth. Where blocks do not hand
-over directly (branches), each is reached from the model's input instead: slower, the same. So are layers
-that run several times in a pass (ALBERT): their sites see the inputs of every time.
+follow each other are replayed one at a time from their recorded inputs, so a walk costs a few passes
+through the model and holds two copies of one block's input, whatever the depth. What lies before and behind
+the blocks is reached by passes that leave them out. Where blocks do not hand over directly (branches), each
+is reached from the model's input instead: slower, the same. So are layers that run several times in a pass
+(ALBERT): their sites see the inputs of every time.
+
+A model that is larger than the memory is walked through with a ``Residence``, which has one block of it there
+at a time.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -23,14 +25,17 @@ from torch import Tensor, nn
 from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
+from fas.stages.layout import hidden_of, left_out, observe, siblings
+from fas.stages.memory import give_back
+from fas.stages.residence import Figures, Residence
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import attention_of, populations
 from fas.surgery.sites import block_of
 from fas.types import Network, Site
 
-logger = logging.getLogger(__name__)
-
 Batch = Mapping[str, Tensor]
+# Activations of one site in one network at most: two of them, and what is computed of them, must fit into memory.
+_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class _Call:
     def on(self, module: nn.Module, hidden: Tensor) -> Tensor:
         """Call the block on a hidden state and return the next one."""
         if self.arguments:
-            return _hidden(module(hidden, *self.arguments[1:], **self.named))
-        return _hidden(module(**{**self.named, "hidden_states": hidden}))
+            return hidden_of(module(hidden, *self.arguments[1:], **self.named))
+        return hidden_of(module(**{**self.named, "hidden_states": hidden}))
 
 
 class _Reached(Exception):
@@ -72,23 +77,27 @@ def walk(
     model: Any,
     sites: Sequence[Site],
     batches: Sequence[Batch],
-    visit: Callable[[Visit], None],
+    visit: Callable[[Visit], Figures | None],
     *,
     max_rows: int = 32768,
     progress: Callable[[str, int, int], None] | None = None,
-) -> None:
+) -> dict[str, Figures]:
     """Visit every site in the order of execution; a visited site spikes from then on.
 
     Sites not yet visited pass their activations unchanged, so stages may leave thresholds unset until
     their site comes. Rows that an attention mask marks as padding are left out.
 
     Args:
-        model: a converted model; runs layerwise and collapsed during the walk.
+        model: a converted model; runs layerwise and collapsed during the walk. With a ``residence`` (see
+            ``fas.stages.residence``) sites that an interrupted walk has visited are not visited again.
         sites: its sites in the order of execution.
         batches: inputs of its forward.
-        visit: sets the parameters of one site.
-        max_rows: activations kept per site, evenly spread over the batches.
+        visit: sets the parameters of one site; may return figures about it.
+        max_rows: activations kept per site, evenly spread over the batches; at most 256 MiB of them.
         progress: told after each site.
+
+    Returns:
+        The figures of every site for which there are some, by path.
 
     Raises:
         CalibrationError: no batches, no activations at a site, or some that are not finite (the layer is
@@ -100,19 +109,31 @@ def walk(
         if not all(value.numel() for value in batch.values() if isinstance(value, Tensor)):
             raise CalibrationError(f"calibration batch {i} of {len(batches)} is empty: leave it out")
     simulation: Simulation = model._simulation
+    residence: Residence | None = getattr(model, "residence", None)
     neurons = populations(model)
+    figures: dict[str, Figures] = {}
     done = 0
     with evaluating(model), simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
         with _only(neurons.values()) as active:
-            walker = _Walker(model, simulation, batches, max_rows)
+            walker = _Walker(model, simulation, batches, max_rows, residence, figures)
             for segment in walker.segments(sites):
                 for site in segment.sites:
-                    ann, snn = segment.inputs(site)
-                    visit(Visit(site, neurons[site.path], ann, snn))
+                    if residence is not None and residence.has_visited(site):
+                        found = residence.figures.get(site.path)
+                    else:
+                        ann, snn = segment.inputs(site)
+                        if residence is not None:
+                            residence.prepare(site)
+                        found = visit(Visit(site, neurons[site.path], ann, snn))
+                    if found is not None:
+                        figures[site.path] = found
                     active(neurons[site.path])
+                    if residence is not None:
+                        residence.conclude(site, figures)
                     done += 1
                     if progress is not None:
                         progress(site.path, done, len(sites))
+    return figures
 
 
 @contextmanager
@@ -135,42 +156,44 @@ class _Walker:
     simulation: Simulation
     batches: Sequence[Batch]
     max_rows: int
+    residence: Residence | None
+    figures: dict[str, Figures]
 
     def __post_init__(self) -> None:
         self.encoder = self.model.get_encoder() if getattr(self.model.config, "is_encoder_decoder", False) else None
         # The encoder's answer to each batch, as the decoder's cross-attention receives it.
         self.encoded: dict[tuple[int, Network], Tensor] = {}
+        # Chains that passes through the model leave out, since what comes out of them is known.
+        self.behind: list[_Chain] = []
+        self.layout = (
+            observe(self.model, lambda: self.run(0, "ann")) if self.residence is None else self.residence.layout
+        )
 
     def segments(self, sites: Sequence[Site]) -> Iterator[_Segment]:
         """Group sites by block, and blocks by the chain in which one hands over to the next."""
-        repeated = self.repeated()
         chain: _Chain | None = None
         for block, group in groupby(sites, key=lambda s: block_of(s.path)):
             members = list(group)
-            again = any(site.path in repeated for site in members)
-            if block is None or again:
+            again = any(site.path in self.layout.repeated for site in members)
+            if chain is not None and (block is None or again or not chain.reaches(block)):
+                self.leave(chain)
                 chain = None
+            if block is None or again:
                 yield _Segment(self, members, self.run, again)
                 continue
-            if chain is None or not chain.reaches(block):
+            if chain is None:
+                self.behind = [known for known in self.behind if block not in known.blocks]
                 chain = _Chain(self, block)
-            chain.advance(block)
+            chain.advance(chain.blocks.index(block))
             yield _Segment(self, members, chain.run)
+        if chain is not None and self.residence is not None:
+            self.leave(chain)
 
-    def repeated(self) -> set[str]:
-        """Return the sites whose layers run more than once in a pass."""
-        calls: Counter[str] = Counter()
-        neurons = populations(self.model)
-        handles = [
-            population.register_forward_pre_hook(lambda module, _: calls.update([module.path]))
-            for population in neurons.values()
-        ]
-        try:
-            self.run(0, "ann")
-        finally:
-            for handle in handles:
-                handle.remove()
-        return {path for path, population in neurons.items() if calls[path] > population.readers}
+    def leave(self, chain: _Chain) -> None:
+        """Go to the end of a chain, if that spares later passes the way through it."""
+        if chain.can_leave_out:
+            chain.advance(len(chain.blocks))
+            self.behind.append(chain)
 
     def run(self, i: int, network: Network) -> None:
         """Run the whole model on batch i; a hook may stop it."""
@@ -178,11 +201,15 @@ class _Walker:
         inputs = {k: v for k, v in self.batches[i].items() if k != "labels"}
 
         def keep(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            self.encoded[i, network] = _hidden(output)
+            self.encoded[i, network] = hidden_of(output)
 
         handle = self.encoder.register_forward_hook(keep) if self.encoder is not None else None
         try:
-            with self.simulation.using(network=network), suppress(_Reached):
+            with ExitStack() as stack:
+                for chain in self.behind:
+                    stack.enter_context(left_out(self.model, self.layout, chain.blocks, chain.hidden[network, i]))
+                stack.enter_context(self.simulation.using(network=network))
+                stack.enter_context(suppress(_Reached))
                 self.model(**inputs, **extra)
         finally:
             if handle is not None:
@@ -231,7 +258,8 @@ class _Segment:
     def _stream(self, site: Site, network: Network) -> Tensor:
         walker = self.walker
         population = populations(walker.model)[site.path]
-        share = max(1, walker.max_rows // len(walker.batches))
+        most = min(walker.max_rows, _BYTES // (4 * site.channels))
+        share = max(1, most // len(walker.batches))
         where = f"{site.path} ({'dense' if network == 'ann' else 'spiking'} network)"
         rows: list[Tensor] = []
         calls: list[Tensor] = []
@@ -278,95 +306,76 @@ class _Chain:
 
     def __init__(self, walker: _Walker, first: str) -> None:
         self.walker = walker
-        self.blocks = _siblings(walker.model, first)
-        self.position = 0
-        self.hidden: dict[Network, list[Tensor]] = {}
-        self.calls: dict[Network, list[dict[str, _Call]]] = {}
+        self.blocks = walker.layout.chain(siblings(walker.model, first), first)
+        self.can_leave_out = walker.layout.can_leave_out(self.blocks)
+        self.position = self.visited = 0
+        self.hidden: MutableMapping[tuple[Network, int], Tensor] = {}
+        if walker.residence is not None:
+            self.position, self.hidden = walker.residence.hidden(self.blocks)
+        self.calls: dict[tuple[Network, int], dict[str, _Call]] = {}
         networks: tuple[Network, Network] = ("ann", "snn")
-        for network in networks:
-            self.hidden[network], self.calls[network] = [], []
+        for network in networks if self.position < len(self.blocks) else ():
             for i in range(len(walker.batches)):
                 self._record(i, network)
 
     def _record(self, i: int, network: Network) -> None:
-        """Run the model on one batch; keep how each block was called and the first hidden state."""
-        calls: dict[str, _Call] = {}
-        handed: set[str] = set()
-        # One hidden state at a time: those of all blocks together would grow with depth.
-        first: Tensor | None = None
-        latest: tuple[str, Tensor] | None = None
-        follows = dict(zip(self.blocks[1:], self.blocks, strict=False))
+        """Run the model on one batch up to the last block; keep how each is called and the first hidden state."""
+        calls = self.calls[network, i] = {}
 
         def before(path: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            nonlocal first
             hidden = arguments[0] if arguments else named.get("hidden_states")
             rest = (None, *arguments[1:]) if arguments else ()
             calls[path] = _Call(rest, named if arguments else {**named, "hidden_states": None})
-            if path == self.blocks[0]:
-                first = hidden
-            elif latest is not None and latest[0] == follows[path] and latest[1] is hidden:
-                handed.add(path)
+            if path == self.blocks[0] and self.position == 0:
+                assert hidden is not None
+                self.hidden[network, i] = hidden
+            if path == self.blocks[-1]:
+                raise _Reached
 
-        def after(path: str, output: Any) -> None:
-            nonlocal latest
-            latest = path, _hidden(output)
-
-        handles = []
-        for path in self.blocks:
-            module = self.walker.model.get_submodule(path)
-            handles += [
-                module.register_forward_pre_hook(
-                    lambda _, arguments, named, path=path: before(path, arguments, named), with_kwargs=True
-                ),
-                module.register_forward_hook(lambda _, arguments, output, path=path: after(path, output)),
-            ]
+        handles = [
+            self.walker.model.get_submodule(path).register_forward_pre_hook(
+                lambda _, arguments, named, path=path: before(path, arguments, named), with_kwargs=True
+            )
+            for path in self.blocks
+        ]
         try:
-            self.walker.run(i, network)
+            with left_out(self.walker.model, self.walker.layout, self.blocks if self.can_leave_out else ()):
+                self.walker.run(i, network)
         finally:
             for handle in handles:
                 handle.remove()
-        for k, (path, following) in enumerate(zip(self.blocks, self.blocks[1:], strict=False)):
-            if following not in handed:
-                logger.info("%s does not read what %s returns; it is reached from the input", following, path)
-                del self.blocks[k + 1 :]
-                break
-        assert first is not None
-        self.hidden[network].append(first)
-        self.calls[network].append(calls)
 
     def reaches(self, block: str) -> bool:
         """Whether a block lies ahead in the chain."""
-        return block in self.blocks[self.position :]
+        return block in self.blocks[self.visited :]
 
-    def advance(self, block: str) -> None:
-        """Replace the hidden states by those that enter a later block."""
-        while self.blocks[self.position] != block:
+    def advance(self, target: int) -> None:
+        """Replace the hidden states by those that enter a later block, or leave the last one."""
+        self.visited = target
+        residence = self.walker.residence
+        while self.position < target:
             path = self.blocks[self.position]
-            module = self.walker.model.get_submodule(path)
-            for network, hidden in self.hidden.items():
+            module = self._module(path)
+            for (network, i), calls in self.calls.items():
                 with self.walker.simulation.using(network=network):
-                    for i, state in enumerate(hidden):
-                        hidden[i] = self.calls[network][i][path].on(module, state)
+                    self.hidden[network, i] = calls.pop(path).on(module, self.hidden[network, i])
             self.position += 1
+            if residence is not None:
+                residence.leave(path, self.walker.figures)
+            give_back()
 
     def run(self, i: int, network: Network) -> None:
         """Replay the present block on batch i; a hook may stop it."""
         path = self.blocks[self.position]
-        module = self.walker.model.get_submodule(path)
+        module = self._module(path)
         with self.walker.simulation.using(network=network), suppress(_Reached):
-            self.calls[network][i][path].on(module, self.hidden[network][i])
+            self.calls[network, i][path].on(module, self.hidden[network, i])
 
-
-def _siblings(model: nn.Module, path: str) -> list[str]:
-    """Return the blocks of the list that a block stands in, from it on."""
-    stem, _, index = path.rpartition(".")
-    names = [n for n, _ in model.get_submodule(stem).named_children() if n.isdigit() and int(n) >= int(index)]
-    return [f"{stem}.{name}" if stem else name for name in names]
-
-
-def _hidden(output: Any) -> Tensor:
-    hidden: Tensor = output if isinstance(output, Tensor) else output[0]
-    return hidden
+    def _module(self, path: str) -> nn.Module:
+        """Return a block, which is in memory from then on."""
+        if self.walker.residence is not None:
+            self.walker.residence.enter(path)
+        return self.walker.model.get_submodule(path)
 
 
 def _rows(x: Tensor, mask: Tensor | None, share: int, where: str) -> Tensor:

@@ -1,0 +1,48 @@
+"""``fas serve``: a converted language model behind the OpenAI interface, by transformers' own server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fas.cli._options import Device, Model
+from fas.cli._output import Output
+from fas.types import Schedule
+
+
+def serve(
+    context: typer.Context,
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in requests; the last part of MODEL if not given.")
+    ] = None,
+    timesteps: Annotated[int | None, typer.Option(help="T; the model's if not given.", min=1)] = None,
+    schedule: Annotated[Schedule | None, typer.Option(help="The model's if not given.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Answer requests at /v1/completions, /v1/chat/completions and /v1/models, streamed if they ask for it.
+
+    Requests run one after the other. Chat needs a tokenizer with a chat template. Needs `pip install 'fas[serve]'`.
+
+    Example: `fas serve gpt2-snn --port 8000`
+    """
+    with Output.opened(context, False) as output:
+        from fas.cli._models import load
+        from fas.cli._serving import listen, server
+
+        loaded = load(model, device)
+        loaded.need_converted()
+        if timesteps is not None:
+            loaded.set_timesteps(timesteps)
+        if schedule is not None:
+            loaded.model.schedule = schedule
+        called = name or Path(model).name
+        application = server(loaded, called)
+        with listen(host, port) as socket:
+            where = f"http://{host}:{socket.getsockname()[1]}"
+            output.remark(f"{called} answers at {where}/v1, T = {loaded.model.timesteps}; Ctrl-C ends it")
+            application.run(sockets=[socket])

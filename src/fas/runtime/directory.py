@@ -1,0 +1,149 @@
+"""Directories of converted models: written whole, read and checked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from fas.errors import CheckpointError
+from fas.types import Site
+
+CARD = "README.md"
+MARK = "<!-- Written by fas, and again with every save. Take this line out to keep your own text. -->"
+
+
+class whole_directory:
+    """Write a directory apart from its place and move it there when everything has been written.
+
+    A directory that is there stays the one it is (also as the current directory, or behind a link); an error on the
+    way puts the old files back.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target.resolve()
+
+    def __enter__(self) -> Path:
+        if self.target.exists() and not self.target.is_dir():
+            raise NotADirectoryError(f"{self.target} is a file; name a directory to save to")
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        # Inside of a directory that is there: it may be the root of a file system, and its parent another's.
+        place = self.target if self.target.exists() else self.target.parent
+        self.beside = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=place))
+        # mkdtemp is private to the user; what takes the place of a directory follows the umask as it would.
+        umask = os.umask(0)
+        os.umask(umask)
+        self.beside.chmod(0o777 & ~umask)
+        return self.beside
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        try:
+            if kind is None and not self.target.exists():
+                self.beside.rename(self.target)
+            elif kind is None:
+                self._exchange()
+        finally:
+            shutil.rmtree(self.beside, ignore_errors=True)
+
+    def _exchange(self) -> None:
+        """Move what has been written into a directory that is there."""
+        written = {path.name for path in self.beside.iterdir()}
+        if (self.target / CARD).exists() and not is_ours(self.target / CARD):
+            written.discard(CARD)
+        old = Path(tempfile.mkdtemp(dir=self.beside))
+        moved: list[tuple[Path, Path]] = []
+        try:
+            for name in sorted(written | _superseded(self.target, written)):
+                steps = [(self.target / name, old / name)] if os.path.lexists(self.target / name) else []
+                for source, place in [*steps, *([(self.beside / name, self.target / name)] if name in written else [])]:
+                    source.rename(place)
+                    moved.append((source, place))
+        except BaseException:
+            for source, place in reversed(moved):
+                place.rename(source)
+            raise
+
+
+def _superseded(directory: Path, written: Collection[str]) -> set[str]:
+    """Return the weight files of an earlier save, whole or in shards, that new weights would not overwrite.
+
+    transformers would go on to read a whole file where shards have taken its place.
+    """
+    if not {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME} & set(written):
+        return set()
+    names = {SAFE_WEIGHTS_NAME}
+    index = directory / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file():
+        names.add(index.name)
+        # Another program's index may say anything; files of a name that it cannot say are not ours.
+        with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names |= {name for name in shards if isinstance(name, str) and Path(name).name == name}
+    return {name for name in names if (directory / name).is_file()}
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a model card was written by this library and may be replaced: it has our mark."""
+    try:
+        return MARK in file.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+
+
+def check_files(files: Sequence[str], sites: Sequence[Site]) -> None:
+    """Refuse a checkpoint that cannot be read or lacks parameters of a site.
+
+    transformers would only warn, and fill what is missing with whatever memory holds.
+
+    Raises:
+        CheckpointError: a damaged file, or thresholds that are not there.
+    """
+    found: set[str] = set()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                found.update(tensors.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file} cannot be read ({error}); it is damaged or was not copied to the end: copy it again"
+            ) from None
+    if not files:
+        return
+    # By number, not by name: transformers renames some modules in the files it writes.
+    layers = sum(len(site.layers) for site in sites)
+    for what, ending, wanted, places in (
+        ("thresholds", ".neuron.log_threshold", len(sites), "sites"),
+        ("initial potentials (v_init)", ".neuron.v_init", len(sites), "sites"),
+        ("offsets", ".neuron.offset", len(sites), "sites"),
+        ("bias corrections", ".correction", layers, "layers"),
+    ):
+        there = sum(name.endswith(ending) for name in found)
+        if there < wanted:
+            raise CheckpointError(
+                f"the checkpoint has {what} for {there} of {wanted} {places}: it is dense or incomplete. "
+                "Convert the dense model with fas.convert, or copy the converted directory again"
+            )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return config.json of a model directory.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    path = directory / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} has no config.json: it is not a model directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy or convert the model again") from None
+    return config

@@ -1,0 +1,44 @@
+"""Every example runs as it stands, in a process and a folder of its own, and says what it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples"
+# What must be installed beyond the package itself, and what the example must have printed.
+EXAMPLES = {
+    "convert_cnn": ((), "after step 8: "),
+    "convert_language_model": ((), "perplexity: dense "),
+    "energy_and_chip": ((), "spinnaker2: 5568 neurons, "),
+    "nir_in_numpy": (("nir",), " spikes, 0 differ from the model's"),
+    "own_neuron": ((), "burst_if, online: error "),
+    "serve_and_query": (("fastapi", "uvicorn", "openai"), "models: ['stdlib-snn']"),
+}
+
+
+def test_the_list_is_complete() -> None:
+    assert sorted(EXAMPLES) == sorted(file.stem for file in FOLDER.glob("*.py"))
+    for name in EXAMPLES:
+        lines = (FOLDER / f"{name}.py").read_text().splitlines()
+        assert len(lines) <= 60 and lines[0].startswith('"""')
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_runs(name: str, tmp_path: Path) -> None:
+    packages, told = EXAMPLES[name]
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py")], capture_output=True, text=True, env=environment, cwd=tmp_path,
+        timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert told in run.stdout
