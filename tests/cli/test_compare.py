@@ -3,6 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+
+SMALL = ["--tokens", 128, "--test-tokens", 64, "--window", 32]
 
 
 @pytest.fixture
@@ -24,15 +27,66 @@ def test_every_combination_has_its_rows(rows, dense: Path, text: Path, held_out:
     seen = [(c["coverage"], c["neuron"], c["timesteps"]) for c in stated[1:]]
     expected = [(c, n, t) for c in ("mlp", "linear") for n in ("signed_if", "phase") for t in (2, 4)]
     assert seen == expected
-    assert sum(row["quantity"] == "spikes_per_neuron" for row in found) == len(expected)
+    for quantity in ("spikes_per_neuron", "conversion_time", "float_operations"):
+        assert sum(row["quantity"] == quantity for row in found) == len(expected)
+    energies = [row for row in found if row["quantity"] == "energy"]
+    assert len(energies) == 2 * len(expected) and {row["origin"] for row in energies} == {"estimated"}
     drawn = plot.read_text()
     assert drawn.startswith("<?xml") and "T=4" in drawn
 
 
+def test_every_method_and_the_reasons_of_those_that_refuse(run, dense: Path, text: Path, held_out: Path) -> None:
+    done = run(
+        "compare", dense, "--methods", "all", "--timesteps", "2", "--data", text, "--test-data", held_out, *SMALL
+    )
+    for name in ("fas", "las", "fast_snn"):
+        assert name in done.stdout
+    refused = [line for line in done.stdout.splitlines() if line.startswith("refused: ")]
+    # A neuron without a sign cannot carry what GELU and normalisation give.
+    assert any("rate_norm, T = 2" in line and "both signs" in line for line in refused)
+    assert "No control" in done.stdout and "float a: " in done.stdout and "µJ/token" in done.stdout
+
+
+def test_a_method_that_refuses_leaves_the_others_as_they_are(rows, dense: Path, text: Path, held_out: Path) -> None:
+    arguments = ["--timesteps", "2", "--data", text, "--test-data", held_out, *SMALL]
+    alone = rows("compare", dense, *arguments)
+    beside = rows("compare", dense, "--methods", "rate_norm,fast_snn,fas", *arguments)
+    # Layer-wise fine-tuning changes weights: the next method starts from the dense ones all the same.
+    last = [row["value"] for row in beside if row["quantity"] == "perplexity"][-1]
+    assert last == [row["value"] for row in alone if row["quantity"] == "perplexity"][-1]
+    (refused,) = (row["conditions"] for row in beside if row["quantity"] == "refused")
+    assert refused["plan"] == "rate_norm" and "both signs" in refused["reason"]
+
+
+def test_fields_behind_colons(rows, run, dense: Path, text: Path, held_out: Path) -> None:
+    methods = "threshold_balancing:coverage=mlp:replace_activation=true:rule=percentile,fas:exclude=['lm_head']"
+    arguments = ["--data", text, "--test-data", held_out, "--timesteps", "2", *SMALL]
+    found = rows("compare", dense, "--methods", methods, "--accounting", "none", *arguments)
+    plans = {row["conditions"]["plan"]: row["conditions"] for row in found if row["quantity"] == "spikes_per_neuron"}
+    first, second = plans.values()
+    assert (first["method"], first["coverage"], second["method"]) == ("threshold_balancing", "mlp", "fas")
+    assert "rule=percentile" in next(iter(plans)) and not any(row["quantity"] == "energy" for row in found)
+    message = run("compare", dense, "--methods", "fas:rule=maximum", *arguments, code=1).stderr
+    assert "FIELD=VALUE" in message and "coarse" in message
+    assert "--accounting" in run("compare", dense, "--accounting", "all", *arguments, code=1).stderr
+
+
+def test_training_brings_the_control(run, rows, dense: Path, text: Path, held_out: Path) -> None:
+    arguments = ["--methods", "fas,las:coverage=linear", "--timesteps", "2", "--train-steps", 2, "--data", text]
+    arguments += ["--test-data", held_out, "--accounting", "none", *SMALL]
+    found = [row for row in rows("compare", dense, *arguments) if row["quantity"] == "perplexity"]
+    plans = {row["conditions"].get("plan"): row for row in found}
+    assert set(plans) == {None, "control", "fas", "las"}
+    assert plans["control"]["value"] != plans[None]["value"]
+    assert plans["control"]["conditions"]["train_steps"] == plans["fas"]["conditions"]["train_steps"] == 2
+    shown = run("compare", dense, *arguments).stdout
+    assert "training s" in shown and "las was not trained" in shown
+
+
 def test_a_combination_that_a_method_does_not_offer_is_said(run, dense: Path, text: Path, held_out: Path) -> None:
-    arguments = ["--data", text, "--test-data", held_out, "--tokens", 128, "--test-tokens", 64, "--window", 32]
+    arguments = ["--data", text, "--test-data", held_out, *SMALL]
     done = run("compare", dense, "--timesteps", "0,2", *arguments)
-    assert "left out: fas with" in done.stderr and "timesteps is 0" in done.stderr
+    assert "refused: fas, T = 0: timesteps is 0" in done.stdout
     assert "× ANN" in done.stdout and "signed_if" in done.stdout
     assert "no combination is possible" in run("compare", dense, "--timesteps", "0", *arguments, code=1).stderr
 
@@ -46,3 +100,51 @@ def test_a_classifier_is_compared_by_accuracy(run, classifier: Path, table: Path
     other.write_text(table.read_text())
     done = run("compare", classifier, "--timesteps", "2", "--data", table, "--test-data", other, "--tokens", 64)
     assert "− ANN" in done.stdout and "accuracy" in done.stdout
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Two classes of noise, six images each, to train and to test."""
+    image = pytest.importorskip("PIL.Image", reason="images need Pillow")
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "test"):
+        for label in "ab":
+            folder = tmp_path / "images" / part / label
+            folder.mkdir(parents=True)
+            for i in range(6):
+                pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
+                image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_a_plain_network(run, rows, photographs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "code.py"
+    file.write_text("import tiny_cnns\n\ndef load_network(directory):\n    return tiny_cnns.build('vgg'), {}\n")
+    arguments = ["--network", file, "--data", photographs, "--images", 8, "--test-images", 12, "--timesteps", "2"]
+    methods = [
+        "--methods",
+        "fas,las:coverage=full,qcfs_only,rate_norm:fit_epochs=1,threshold_balancing,fast_snn:tune_epochs=0",
+    ]
+    found = rows("compare", tmp_path, *arguments, *methods)
+    by_plan = [row["conditions"].get("plan") for row in found if row["quantity"] == "accuracy"]
+    expected = ["fas", "qcfs_only", "rate_norm fit_epochs=1", "threshold_balancing", "fast_snn tune_epochs=0"]
+    assert by_plan == [None, *expected]
+    (refused,) = (row["conditions"] for row in found if row["quantity"] == "refused")
+    assert refused["plan"] == "las" and "no transformers model" in refused["reason"]
+    assert {row["conditions"]["images"] for row in found if row["quantity"] == "accuracy"} == {12}
+    assert "µJ/image" in run("compare", tmp_path, *arguments).stdout
+
+
+def test_a_plain_network_without_its_code(run, photographs: Path, tmp_path: Path) -> None:
+    def message(source: str, *others: object) -> str:
+        file = tmp_path / "code.py"
+        file.write_text(source)
+        arguments = ["--network", file, "--data", photographs, *others]
+        return " ".join(run("compare", tmp_path, *arguments, code=1).stderr.split())
+
+    assert "has no function load_network" in message("x = 1\n")
+    assert "expected a plain module" in message("def load_network(directory):\n    return 3\n")
+    plain = "import tiny_cnns\n\ndef load_network(directory):\n    return tiny_cnns.build('vgg')\n"
+    assert "--train-steps trains transformers" in message(plain, "--train-steps", 2)
+    missing = run("compare", tmp_path, "--network", tmp_path / "none.py", "--data", photographs, code=1).stderr
+    assert "is no Python file" in " ".join(missing.split())

@@ -186,3 +186,24 @@ def test_gradients_reach_factors_and_parameters():
     spiking_attention(made, *xs, scaling=0.4)[0].square().sum().backward()
     assert all(bool(x.grad.any()) for x in xs)
     assert all(bool(parameter.grad.any()) for name, parameter in made.named_parameters() if "threshold" in name)
+
+
+def test_training_cannot_move_what_a_hidden_key_says():
+    """Were μ of the weights learned, a hidden key would be coded as μ, and the future would reach the past."""
+    made = operands(Simulation(network="quantised", timesteps=4, levels=4))
+    parameters = dict(made.named_parameters())
+    assert "attention_weight.neuron.offset" not in parameters
+    assert "attention_weight.neuron.offset" in made.state_dict()
+    query, key, value = factors()
+    optimiser = torch.optim.SGD(parameters.values(), lr=0.1)
+    for _ in range(2):
+        output, _ = spiking_attention(made, query, key, value, scaling=0.5, causal=True)
+        optimiser.zero_grad()
+        output.square().sum().backward()
+        optimiser.step()
+    before, _ = spiking_attention(made, query, key, value, scaling=0.5, causal=True)
+    later = value.clone()
+    later[:, :, 1:] += 1
+    after, _ = spiking_attention(made, query, key, later, scaling=0.5, causal=True)
+    assert torch.equal(after[:, 0], before[:, 0])
+    assert not torch.equal(after[:, 1], before[:, 1])

@@ -1,14 +1,17 @@
 """What is said of every operation: what arrives, what is left, and that nothing is hidden."""
 
 import pytest
+import tiny_cnns
 import torch
 import transformers
 from tiny_models import FAMILIES
 from torch import nn
 
 import fas
+from fas.errors import SiteError
 from fas.layers.simulation import Simulation
 from fas.methods.las import LAS
+from fas.methods.qcfs_only import QCFSOnly
 from fas.neurons.clipped_count import ClippedCount
 from fas.neurons.outlier_aware import OutlierAware
 from fas.neurons.phase import Phase
@@ -132,3 +135,36 @@ def test_a_function_that_hides_in_a_block_is_found():
     model.transformer.h[0].mlp.dropout = Hidden()
     table = by_place(operations(fas.convert(model, fas.FAS(coverage="full"))))
     assert table["in transformer.h.*.mlp.dropout (Hidden)", "erfinv"] == (FLOATS, "evaluations", True, 1, 32)
+
+
+def plain(name, method):
+    x = tiny_cnns.images(2)
+    return operations(fas.convert(tiny_cnns.build(name), method, probe={"x": x[:1]}), {"x": x[:1]})
+
+
+def test_a_convolutional_network_is_what_one_counts_by_hand():
+    table = {(o.path, o.what, o.arrives): (o.left, o.floats, o.count, o.amount) for o in plain("vgg", QCFSOnly())}
+    # Images of 12 by 12, halved twice by maxima; the image is a constant current, which the table does not hide.
+    kernels = (6 * 7 + 7 * 8) * 36 + 8 * 9 * 9
+    assert table == {
+        ("features.*", "convolution", FLOATS): ("multiply-adds", True, 1, 3 * 6 * 9 * 144),
+        ("features.*", "convolution", "binary spikes"): ("additions", False, 3, kernels * 9),
+        ("in features.* (MaxPool2d)", "max_pool2d_with_indices", SUMS): ("comparisons", False, 2, 6 * 36 + 8 * 9),
+        ("in avgpool (AdaptiveAvgPool2d)", "adaptive_avg_pool2d", SUMS): ("additions", False, 1, 9 * 4),
+        ("classifier.*", "linear", "binary spikes"): ("additions", False, 2, 360 + 50),
+    }
+
+
+def test_functions_and_normalisations_of_a_plain_module_are_listed():
+    found = {(o.path, o.what): (o.arrives, o.left, o.floats) for o in plain("functional", fas.FAS())}
+    assert found["stem", "convolution"] == ("ternary spikes", "additions", False)
+    assert found["in bn1 (BatchNorm2d)", "native_batch_norm"] == (SUMS, "multiplications and additions", True)
+    assert found["in Functional", "relu"] == (SUMS, "comparisons", False)
+    assert found["in Functional", "add"] == (SUMS, "additions", False)
+
+
+def test_a_plain_module_needs_a_probe():
+    x = tiny_cnns.images(2)
+    model = fas.convert(tiny_cnns.build("vgg"), fas.FAS(), probe={"x": x[:1]})
+    with pytest.raises(SiteError, match="no transformers model"):
+        operations(model)

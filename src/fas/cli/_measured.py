@@ -10,25 +10,27 @@ from typing import Any
 from fas.cli._calibration import conditions
 from fas.cli._data import is_classifier, row_length, tokens
 from fas.cli._models import Loaded
+from fas.cli._networks import is_plain, photographs
 from fas.cli._output import Output
 
 Advance = Callable[[int, int], None]
 
 
 class Scores:
-    """What a model is scored on: perplexity on a stream of tokens, or the scores of a classifier on a table.
+    """What a model is scored on: perplexity on tokens, the scores of a classifier on a table, accuracy on images.
 
     Args:
-        loaded: the model; also says which of the two.
-        source: a text source, or a GLUE-style table.
+        loaded: the model; also says which of these.
+        source: a text source, a GLUE-style table, or folders of images.
         split: part of a data set that has parts.
         limit: use the first tokens only.
         window: tokens per window, as ``evaluate.perplexity``.
         stride: new tokens per window.
         batch_size: windows or rows per call.
+        images: for a network that reads these, how many.
 
     Raises:
-        DataError: text or a table that cannot be read.
+        DataError: text, a table or images that cannot be read.
     """
 
     def __init__(
@@ -41,12 +43,16 @@ class Scores:
         window: int | None = None,
         stride: int | None = None,
         batch_size: int = 8,
+        images: int = 1000,
     ) -> None:
         self.source, self.batch_size = source, batch_size
         self.window, self.stride = window, stride
         self.table: Any = None
         self.stream: Any = None
-        if is_classifier(loaded):
+        self.images: list[Any] = []
+        if is_plain(loaded):
+            self.images = photographs(loaded, source, split, limit=images, rows=max(batch_size, 64), seed=None)
+        elif is_classifier(loaded):
             from fas.data.table import load_table
 
             # Whole scores look like classes; the head knows better.
@@ -59,10 +65,16 @@ class Scores:
     def about(self) -> dict[str, Any]:
         """Return what must be said of the data beside a figure."""
         size = {} if self.stream is None else {"tokens": len(self.stream)}
+        if self.images:
+            size = {"images": sum(len(batch["labels"]) for batch in self.images)}
         return {"data": self.source, **size}
 
     def of(self, loaded: Loaded, advance: Advance | None = None) -> dict[str, float]:
         """Return the scores of the network that a model is set to, the chief one first."""
+        if self.images:
+            from fas.evaluate.images import classify_images
+
+            return classify_images(loaded.model, self.images, progress=advance)
         if self.table is not None:
             from fas.evaluate.classify import classify
 

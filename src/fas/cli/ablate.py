@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fas.cli._comparison import Data as Seen
 from fas.cli._comparison import Plan, compare_plans
 from fas.cli._method_options import method_options
 from fas.cli._options import BatchSize, Data, Device, Json, Model, Seed, TestData, TestTokens, Tokens, Window
@@ -50,7 +51,5 @@ def ablate(
         plans = [Plan(part, build_method("fas", {**options, **switches})) for part, switches in _PARTS.items()]
         if losses:
             plans.append(Plan("coarse + fine + losses", plans[-1].method, losses=True))
-        compare_plans(
-            output, model, plans, data=data, test_data=test_data, tokens=tokens, test_tokens=test_tokens,
-            window=window, batch_size=batch_size, device=device, seed=seed, title="Ablation of",
-        )  # fmt: skip
+        seen = Seen(data, test_data, tokens, test_tokens, window, batch_size, seed=seed)
+        compare_plans(output, model, plans, seen, device=device, title="Ablation of")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fas.cli._comparison import Data as Seen
 from fas.cli._comparison import Plan, Row, compare_plans
 from fas.cli._options import (
     BatchSize,
@@ -29,7 +32,13 @@ from fas.cli._output import Output
 def compare(
     context: typer.Context,
     model: Model,
-    methods: Annotated[str, typer.Option(help="Recipes, files of fas.methods, separated by commas.")] = "fas",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Recipes, files of fas.methods, separated by commas, or `all`; own fields behind colons: "
+            "`rate_norm:fit_epochs=3,threshold_balancing:rule=percentile`."
+        ),
+    ] = "fas",
     timesteps: Annotated[str, typer.Option(help="T, one or several.")] = "4,8",
     coverage: Annotated[str, typer.Option(help="mlp, linear, full: one or several.")] = "linear",
     neuron: Annotated[
@@ -37,11 +46,23 @@ def compare(
     ] = None,
     data: Data = None,
     test_data: TestData = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(help="Python file whose load_network(MODEL) returns a plain network; it is run. Data are images."),
+    ] = None,
+    accounting: Annotated[
+        str, typer.Option(help="Of the energy column, with 45nm prices: paper, compute, memory, or none.")
+    ] = "compute",
+    train_steps: Annotated[
+        int, typer.Option(help="Stage 1 for methods that have it, so many steps, and the control.", min=0)
+    ] = 0,
     plot: Annotated[
         Path | None, typer.Option(help="Draw score against spikes per neuron: a file ending in svg, png or pdf.")
     ] = None,
     tokens: Tokens = 16384,
     test_tokens: TestTokens = 16384,
+    images: Annotated[int, typer.Option(help="Images to calibrate on, of every class as many.", min=1)] = 256,
+    test_images: Annotated[int, typer.Option(help="Images to measure on, of every class as many.", min=1)] = 1000,
     window: Window = None,
     batch_size: BatchSize = 8,
     device: Device = "cpu",
@@ -50,50 +71,60 @@ def compare(
 ) -> None:
     """Convert a dense model in every combination, measure each, and show them side by side.
 
-    Compare systems by levels and spikes per neuron, not by T alone. A combination that a method does not
-    offer is left out, and said.
+    Compare systems by levels and spikes per neuron, not by T alone. A combination that a method refuses has its
+    reason below the table. Where a quantised network has levels of its own, they are as many as T.
 
     Example: `fas compare embedded --methods fas --neuron signed_if,phase --timesteps 2,4,8 --plot build/compare.svg`
     """
     with Output.opened(context, as_json) as output:
-        plans = _plans(output, words(methods), whole_numbers(timesteps, "--timesteps"), words(coverage), neuron)
+        if accounting not in ("paper", "compute", "memory", "none"):
+            raise ValueError(f"--accounting is {accounting!r}; choose one of paper, compute, memory, none")
+        plans = list(_plans(methods, whole_numbers(timesteps, "--timesteps"), words(coverage), words(neuron or "")))
+        seen = Seen(data, test_data, tokens, test_tokens, window, batch_size, images, test_images, seed)
         rows = compare_plans(
-            output, model, plans, data=data, test_data=test_data, tokens=tokens, test_tokens=test_tokens,
-            window=window, batch_size=batch_size, device=device, seed=seed, title="Comparison on",
+            output, model, plans, seen, device=device, title="Comparison on", network=network,
+            accounting=None if accounting == "none" else accounting, train_steps=train_steps,
         )  # fmt: skip
         if plot is not None:
             _draw(rows, plot)
             output.remark(f"drawn to {plot}")
 
 
-def _plans(
-    output: Output, methods: list[str], steps: list[int], coverages: list[str], neuron: str | None
-) -> list[Plan]:
+def _plans(methods: str, steps: list[int], coverages: list[str], neurons: list[str]) -> Iterator[Plan]:
     from dataclasses import fields
 
     from fas import registry
     from fas.config import build_method
 
-    plans: list[Plan] = []
-    for name in methods:
+    for text in registry.available("methods") if methods.strip() == "all" else words(methods):
+        name, *settings = text.split(":")
         known = {field.name for field in fields(registry.load("methods", name))}
-        choices: dict[str, list[Any]] = {
-            "coverage": coverages,
-            "neuron": words(neuron or ""),
-            "timesteps": steps,
+        given = dict(_setting(name, setting, known) for setting in settings)
+        choices: dict[str, list[Any]] = {"coverage": coverages, "neuron": neurons, "timesteps": steps}
+        axes = {
+            option: values for option, values in choices.items() if option in known and values and option not in given
         }
-        axes = {option: values for option, values in choices.items() if option in known and values}
-        refused = []
         for values in product(*axes.values()):
-            options = dict(zip(axes, values, strict=True))
+            options = {**given, **dict(zip(axes, values, strict=True))}
+            title = " ".join([name, *(s for s in settings if not s.startswith(("coverage", "neuron")))])
             try:
-                plans.append(Plan(name, build_method(name, options)))
+                method: Any = build_method(name, options)
+                if "levels" not in given and method.levels is not None:
+                    method = method.with_options(levels=method.timesteps)
+                yield Plan(title, method, timesteps=method.timesteps)
             except ValueError as error:
-                refused.append(str(error))
-                output.remark(f"left out: {name} with {options}: {error}")
-    if not plans:
-        raise ValueError(f"no combination is possible: {refused[0] if refused else 'no method was named'}")
-    return plans
+                yield Plan(title, None, refused=str(error), timesteps=options.get("timesteps"))
+
+
+def _setting(method: str, text: str, known: set[str]) -> tuple[str, Any]:
+    """Return a field and its value from ``name=value``."""
+    name, equals, value = text.partition("=")
+    if not equals or name not in known:
+        raise ValueError(f"--methods says {method}:{text}; expected FIELD=VALUE with one of {', '.join(sorted(known))}")
+    try:
+        return name, ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def _draw(rows: list[Row], path: Path) -> None:
@@ -106,15 +137,17 @@ def _draw(rows: list[Row], path: Path) -> None:
     axes = figure.add_subplot()
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        lines.setdefault(row.kind, []).append(row)
+        if row.relation is not None and row.spikes is not None:
+            lines.setdefault(row.kind, []).append(row)
     for kind, members in lines.items():
-        points = sorted((row.spikes or 0.0, row.relation, row.timesteps) for row in members)
+        points = sorted((row.spikes or 0.0, row.relation or 0.0, row.timesteps) for row in members)
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], marker="o", label=kind)
         for x, y, steps in points:
             axes.annotate(f"T={steps}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    shown = next(row for row in rows if row.refused is None)
     axes.set_xlabel("spikes per neuron over the whole window")
-    axes.set_ylabel(rows[0].relation_title)
-    axes.axhline(1.0 if rows[0].score == "perplexity" else 0.0, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_ylabel(shown.relation_title)
+    axes.axhline(1.0 if shown.score == "perplexity" else 0.0, color="grey", linewidth=0.8, linestyle="--")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)

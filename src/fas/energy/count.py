@@ -14,14 +14,15 @@ from fas.energy.arithmetic import Arithmetic
 from fas.energy.emission import Code, Emission, is_graded
 from fas.energy.operands import Operands, Positions
 from fas.energy.operations import Counts, Operations, Phase
-from fas.errors import FASError
+from fas.energy.reach import Reach
 from fas.layers.attention import Operand
+from fas.layers.conv import SpikingConv2d
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.runtime.spiking import Folding, SpikingModel
 from fas.surgery.replace import populations, spiking_layers
-from fas.surgery.sites import is_activation
+from fas.surgery.trace import is_activation
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,10 @@ def count_operations(model: Any) -> Iterator[Counts]:
     """Count the operations of a converted model while the block runs, whichever of its networks runs.
 
     The counts are of what happens in the block, not of an assumed rate: spikes as the neurons fire them, dense
-    layers and attention as they are called. Codes with graded spikes run stepped, since the number of their
-    messages shows only step by step. The online schedule repeats everything that is not driven by spikes at
-    every step, and is counted so.
+    layers and attention as they are called; in front of a convolution a spike sets off as many additions as there are
+    kernels over its position. Codes with graded spikes run stepped, since the number of their messages shows only step
+    by step. The online schedule repeats everything that is not driven by spikes at every step, and is counted so.
+    Pooling is not counted.
 
     Args:
         model: a converted model.
@@ -72,16 +74,8 @@ class _Counter:
         self._phase: Phase = "prefill"
         self._positions = Positions()
         self._stack: list[str] = []
-        layers = spiking_layers(model)
-        for path, layer in layers.items():
-            if not isinstance(layer, SpikingLinear):
-                raise FASError(
-                    f"{path} is a {type(layer).__name__}: operations are counted of spiking linear layers only; "
-                    "convert with coverage restricted to them (exclude=[...])"
-                )
-        self._fan_out = {site.path: sum(layers[path].out_features for path in site.layers) for site in model.sites}
+        self._reach = Reach(spiking_layers(model), model.sites)
         self._populations = populations(model)
-        self._outputs = {path: layer.out_features for path, layer in layers.items()}
         self._codes: dict[str, Code] = {}
         self._operands = Operands(model.sites, simulation, self._positions, self._at)
         self._fired: dict[str, Tensor] = {}
@@ -104,9 +98,15 @@ class _Counter:
         if path in self._operands:
             self._operands.emitted(path, emission)
             return
-        fan_out = self._fan_out[path]
-        emission.sent(self._at(path), population.channels)
-        emission.caused(self._at(path), fan_out, words=None, dense=emission.neurons * fan_out)
+        fan_out, words = self._reach.of_site(path, spikes.shape[1:]), None
+        addresses, neurons = population.channels, 1
+        if isinstance(fan_out, Tensor):
+            # A neuron per position; a channel that fires anywhere fetches its kernels once for the whole map.
+            words = self._reach.kernel_weights(path) * int((spikes > 0).flatten(0, -2).any(0).sum())
+            addresses = neurons = fan_out.numel()
+        emission.sent(self._at(path), addresses)
+        dense = emission.neurons // neurons * int(fan_out if isinstance(fan_out, int) else fan_out.sum())
+        emission.caused(self._at(path), fan_out, words=words, dense=dense)
 
     @property
     def _continues(self) -> bool:
@@ -163,24 +163,27 @@ class _Counter:
         unit = _is_unit(module)
 
         def leave(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            if unit and self.arithmetic.opaque == 1:
+                self._unit(path, module, arguments[0], output)
             self._stack.pop()
             self.arithmetic.place = self._stack[-1] if self._stack else ""
             self.arithmetic.opaque -= unit
-            if unit and not self.arithmetic.opaque:
-                self._unit(path, module, arguments[0], output)
 
         return leave
 
     def _unit(self, path: str, module: nn.Module, values: Tensor, output: Tensor) -> None:
         """Count a module as a whole."""
-        if isinstance(module, SpikingLinear):
+        if isinstance(module, SpikingLinear | SpikingConv2d):
             if self._simulation.network != "snn":
-                found, words = self._at(path), module.in_features * module.out_features
-                number = values.numel() * module.out_features
+                found = self._at(path)
+                number = self._reach.multiply_adds(path, values)
                 found.dense_multiply_adds += number
                 found.weight_words += number
                 found.weight_words_time += number
-                found.weight_words_pass += words
+                found.weight_words_pass += module.weight.numel()
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # Its statistics are constants: a gain and a shift per value.
+            self._at(path).multiply_adds += output.numel()
         elif _is_norm(module):
             found = self._at(path)
             found.multiply_adds += 2 * output.numel()
@@ -192,10 +195,11 @@ class _Counter:
         """Count what a dense layer multiplies if it skips zeros, and an activation that the site replaces."""
         assert isinstance(population, Population)
         layer = self._stack[-1]
-        if self._simulation.network == "snn" or layer not in self._outputs:
+        if self._simulation.network == "snn" or layer not in self._reach:
             return
         silent = population.offset if self._simulation.network == "quantised" else 0
-        self._at(layer).nonzero_multiply_adds += int((values != silent).sum()) * self._outputs[layer]
+        fan_out = self._reach.of_layer(layer, values.shape)
+        self._at(layer).nonzero_multiply_adds += int(((values != silent) * fan_out).sum())
         if layer == population.path:
             self._at(layer).windows += values.numel()
             if population.activation is not None and not isinstance(population.activation, nn.ReLU):
@@ -208,11 +212,15 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _is_unit(module: nn.Module) -> bool:
     """Whether a module is counted as a whole and not by the functions it calls."""
-    return isinstance(module, SpikingLinear | Operand) or _is_norm(module) or is_activation(module)
+    own = isinstance(module, SpikingLinear | SpikingConv2d | Operand)
+    return own or _is_norm(module) or is_activation(module)
 
 
 def _size(inputs: dict[str, Any]) -> tuple[int, int]:
-    """Return the new positions of a row, and all that the pass reads: token ids, or images."""
+    """Return the new positions of a row, and all that the pass reads: token ids, or images.
+
+    A plain module reads images, the rows of its first tensor.
+    """
     new = tokens = 0
     if inputs.get("encoder_outputs") is None:
         for name, dimensions in (("input_ids", 2), ("inputs_embeds", 2), ("pixel_values", 1)):
@@ -224,4 +232,6 @@ def _size(inputs: dict[str, Any]) -> tuple[int, int]:
         if isinstance(inputs.get(name), Tensor):
             new, tokens = inputs[name].shape[1], tokens + inputs[name].shape[:2].numel()
             break
+    if not tokens and not any(name.endswith(("_ids", "_embeds")) for name in inputs):
+        tokens = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim), 0)
     return new, tokens

@@ -51,6 +51,11 @@ class AttentionOperands(nn.Module):
         self.softmax_gated = softmax_gated
         self.simulation = next(iter(populations.values())).simulation
         for role, population in populations.items():
+            if role == "attention_weight":
+                # Exponentials lie above 0: trained below it, μ could take their sum to 0 or under.
+                fixed = population.offset.detach()
+                del population.offset
+                population.register_buffer("offset", fixed)
             self.add_module(role, Operand(population, by_head=role == "attention_weight"))
 
     def encode(self, role: str, x: Tensor) -> Tensor:
@@ -146,6 +151,8 @@ def spiking_attention(
     how = {"scaling": scaling, "mask": mask, "causal": causal, "bias": bias, "softcap": softcap}
     scores = attention_scores(spikes, keys, **how, softmax_gated=by_gates)  # type: ignore[arg-type]
     coded = operands.encode("attention_weight", exponentials(scores, by_gates=by_gates))
+    # Whatever training has made of v_0, a hidden key says nothing.
+    coded = coded.masked_fill(_hidden(scores), 0)
     # Without any spike: a query to which a mask hides every key, a single step (operators "instant").
     total = _collapsed(coded).sum(-1, keepdim=True).clamp_min(torch.finfo(coded.dtype).tiny)
     share = gated("reciprocal")(total) if by_gates else total.reciprocal()
@@ -159,12 +166,17 @@ def exponentials(scores: Tensor, *, by_gates: bool = False) -> Tensor:
 
     What a mask hides is 0, all else above 0: calibration tells the two apart.
     """
-    hidden = scores <= torch.finfo(scores.dtype).min / 2
+    hidden = _hidden(scores)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # A sum of −∞ masks has no difference to itself.
     below = scores - scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     found = gated("exp")(below) if by_gates else below.exp()
     return found.clamp_min(torch.finfo(found.dtype).tiny).masked_fill(hidden, 0)
+
+
+def _hidden(scores: Tensor) -> Tensor:
+    """Where a mask hides a key, bool of the same shape."""
+    return scores <= torch.finfo(scores.dtype).min / 2
 
 
 def _collapsed(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fas.errors import SiteError
 from fas.layers.attention import AttentionOperands
 from fas.layers.conv import SpikingConv2d
 from fas.layers.linear import SpikingLinear
@@ -18,7 +19,8 @@ from fas.layers.operators import GatedActivation, GatedNorm
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.surgery.probe import evaluating, probe_inputs
-from fas.surgery.sites import is_activation, is_linear, is_spiking
+from fas.surgery.sites import is_spiking
+from fas.surgery.trace import is_activation, is_convolution, is_linear
 from fas.types import Neuron
 
 FLOATS = "floats"
@@ -78,10 +80,18 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
 
     Args:
         model: a converted model; thresholds need not be set.
-        probe: a batch for its forward, by default the smallest that it accepts.
+        probe: a batch for its forward, by default the smallest that it accepts; a plain module has none.
+
+    Raises:
+        SiteError: a plain module without ``probe``.
     """
+    if probe is None and not hasattr(model, "main_input_name"):
+        raise SiteError(
+            f"{type(model).__name__} is no transformers model and does not say what it reads: pass probe={{...}}, a "
+            "batch of one by the names of its forward's arguments"
+        )
     inputs = probe if probe is not None else probe_inputs(model)
-    first: Tensor = inputs[getattr(model, "main_input_name", "input_ids")]
+    first: Tensor = inputs.get(getattr(model, "main_input_name", ""), next(iter(inputs.values())))
     tokens = first.numel() if first.ndim == 2 else len(first)
     simulation: Simulation = model._simulation
     watch = _Watch(model, simulation, tokens)
@@ -105,10 +115,15 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.simulation, self.tokens = simulation, tokens
         self.inside: list[tuple[str, nn.Module]] = []
-        self.notes: dict[tuple[str, str], Operation] = {}
-        layers = [module for module in model.modules() if is_linear(module) or is_spiking(module)]
-        attention = any(isinstance(module, AttentionOperands) for module in model.modules())
-        driven = attention and all(map(is_spiking, layers))
+        self.notes: dict[tuple[str, str, str], Operation] = {}
+        kinds = [module for module in model.modules() if not isinstance(module, Population)]
+        layers = [module for module in kinds if is_linear(module) or is_convolution(module) or is_spiking(module)]
+        if not hasattr(model, "main_input_name"):
+            # The image may be a constant current into the first layer.
+            driven = all(map(is_spiking, layers[1:]))
+        else:
+            attention = any(isinstance(module, AttentionOperands) for module in kinds)
+            driven = attention and all(is_spiking(layer) for layer in layers if not is_convolution(layer))
         # What flows between the layers is made of spikes only if every one of them is driven by spikes.
         self.between = SUMS if driven else FLOATS
 
@@ -119,7 +134,11 @@ class _Watch(TorchDispatchMode):
 
         def leave(_: nn.Module, arguments: Any, output: Any) -> None:
             self.inside.pop()
-            if isinstance(module, GatedActivation) or (is_activation(module) and not _is_relu(module)):
+            if isinstance(module, SpikingConv2d):
+                arrives = alphabet(module.population.neuron, self.simulation)
+                amount = output[:, 0].numel() * module.weight.numel() / self.tokens
+                self._note(path, "convolution", arrives, "additions", amount, floats=False)
+            elif isinstance(module, GatedActivation) or (is_activation(module) and not _is_relu(module)):
                 self._activation(path, module, output.numel() / self.tokens)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
@@ -137,7 +156,8 @@ class _Watch(TorchDispatchMode):
         return output
 
     def _note(self, path: str, what: str, arrives: str, left: str, amount: float, *, floats: bool) -> None:
-        key = re.sub(r"(^|\.)\d+(?=\.|$| )", r"\1*", path), what
+        # Blocks of one number are alike only where the same arrives.
+        key = re.sub(r"(^|\.)\d+(?=\.|$| )", r"\1*", path), what, arrives
         share = round(amount)
         known = self.notes.get(key)
         if known is None:
@@ -154,7 +174,15 @@ class _Watch(TorchDispatchMode):
             return
         amount = result.numel() / self.tokens
         here = f"in {path} ({type(module).__name__})" if path else f"in {type(module).__name__}"
-        if name in _MATRIX:
+        if name == "convolution":
+            self._note(path, name, FLOATS, "multiply-adds", amount * arguments[1][0].numel(), floats=True)
+        elif "batch_norm" in name:
+            self._note(here, name, self.between, "multiplications and additions", 2 * amount, floats=True)
+        elif "max_pool" in name or name == "relu":
+            self._note(here, name, self.between, "comparisons", amount, floats=self.between == FLOATS)
+        elif "avg_pool" in name:
+            self._note(here, name, self.between, "additions", amount, floats=self.between == FLOATS)
+        elif name in _MATRIX:
             inner = next((x.shape[-1] for x in arguments if isinstance(x, Tensor)), 1)
             self._note(here, name, FLOATS, "multiply-adds", amount * inner, floats=True)
         elif name in _ADDS:
@@ -169,10 +197,6 @@ class _Watch(TorchDispatchMode):
         if isinstance(module, SpikingLinear):
             arrives = alphabet(module.population.neuron, self.simulation)
             self._note(path, "linear", arrives, "additions", module.in_features * module.out_features, floats=False)
-        elif isinstance(module, SpikingConv2d):
-            arrives = alphabet(module.population.neuron, self.simulation)
-            # Per place of the output: a kernel over all channels.
-            self._note(path, "convolution", arrives, "additions", module.weight.numel(), floats=False)
         elif is_linear(module):
             weight: Any = module.weight
             self._note(path, "linear", FLOATS, "multiply-adds", weight.numel(), floats=True)

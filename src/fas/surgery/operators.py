@@ -12,7 +12,7 @@ from torch.nn import functional
 from fas.layers.gated import gated
 from fas.layers.operators import GatedActivation, GatedNorm
 from fas.layers.simulation import Simulation
-from fas.surgery.sites import is_activation, is_linear
+from fas.surgery.trace import is_activation, is_linear
 
 _ACTIVATIONS = {
     "gelu": functional.gelu,

@@ -1,0 +1,83 @@
+"""Plain networks and their photographs: a Python file that the user names builds the one, folders hold the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import Any
+
+from fas.cli._models import Loaded
+from fas.errors import CheckpointError, DataError
+
+_FUNCTION = "load_network"
+
+
+def load_plain(directory: str, file: Path) -> Loaded:
+    """Load a network that is no transformers model by the user's own code.
+
+    Args:
+        directory: what the function is given.
+        file: a Python file with ``load_network(directory)``, which returns the module, alone or first in a tuple.
+
+    Raises:
+        CheckpointError: no such file or function, or something else than a module with convolutions.
+    """
+    from torch import nn
+
+    from fas.surgery.probe import is_convolutional
+
+    spec = importlib.util.spec_from_file_location(file.stem, file) if file.is_file() else None
+    if spec is None or spec.loader is None:
+        raise CheckpointError(f"--network {file} is no Python file")
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    function = getattr(code, _FUNCTION, None)
+    if function is None:
+        raise CheckpointError(f"{file} has no function {_FUNCTION}(directory) that returns the network")
+    if not Path(directory).is_dir():
+        raise CheckpointError(f"no directory {directory} for {file} to load from")
+    made = function(Path(directory))
+    model = made[0] if isinstance(made, tuple) else made
+    if not isinstance(model, nn.Module) or not is_convolutional(model):
+        raise CheckpointError(
+            f"{_FUNCTION} of {file} returned a {type(model).__name__}; expected a plain module with convolutions"
+        )
+    return Loaded(directory, model.eval(), None)
+
+
+def is_plain(loaded: Loaded) -> bool:
+    """Whether a model is a plain module that reads images."""
+    from fas.surgery.probe import is_convolutional
+
+    return is_convolutional(loaded.model)
+
+
+def photographs(loaded: Loaded, source: str, part: str, *, limit: int, rows: int, seed: int | None) -> list[Any]:
+    """Return labelled batches by the name of the model's argument, as many images of each class.
+
+    Args:
+        loaded: the model.
+        source: a folder or archive with a folder per class, or a folder that holds ``train`` and ``test``.
+        part: which of these.
+        limit: images in all, about.
+        rows: of a batch.
+        seed: shuffles; None keeps the order.
+
+    Raises:
+        DataError: nothing to read there, or fewer images than classes asked for.
+    """
+    from fas.data.images import image_batches, read_images
+
+    place = _part(Path(source), part)
+    classes = len(read_images(place, per_class=1).label_names)
+    images = read_images(place, per_class=max(1, limit // classes))
+    name = next(iter(inspect.signature(loaded.model.forward).parameters), None)
+    if name is None:
+        raise DataError(f"{type(loaded.model).__name__}.forward names no argument that images could be")
+    return image_batches(images, rows, name=name, seed=seed)
+
+
+def _part(source: Path, part: str) -> Path:
+    found = [source / part, source / f"{part}.tar.gz", source / f"{part}.tar"]
+    return next((place for place in found if place.exists()), source)
