@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format test test-all bench clean
+.PHONY: help setup demo lint format test test-all bench docs clean
 
 # The interpreter that builds the environment. 3.11 first: the CPU wheel of torch named in
 # constraints.txt is built for it.
@@ -39,11 +39,15 @@ format: setup  ## let ruff rewrite what it can
 test: lint  ## lint, then every test that is not slow
 	$(PYTEST) -m "not slow"
 
-test-all: lint  ## lint, then every test
+test-all: lint docs  ## lint, the site, then every test
 	$(PYTEST)
 
 bench: setup  ## measure speed and memory beside the dense model; writes build/bench
 	$(BIN)/fas bench --out build/bench
+
+docs: setup  ## build the site into build/site
+	$(BIN)/sphinx-build -W --keep-going -q docs build/site
+	@echo "build/site/index.html"
 
 clean:  ## remove caches and packages; .venv and build/ (trained models) stay
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,20 +1,30 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 
-def test_rows_for_every_network(monkeypatch: pytest.MonkeyPatch, rows, dense: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, dense: Path, tmp_path: Path) -> None:
     # The real model takes minutes; the path through the command is the same.
     place = shutil.copytree(dense, tmp_path / "gpt2")
     longer = GPT2Config.from_pretrained(dense, n_positions=256)
     GPT2LMHeadModel(longer).save_pretrained(place)
     monkeypatch.setattr("fas.cli._models.embedded", lambda: place)
     monkeypatch.setattr("fas.data.stdlib.stdlib_text", lambda split: ["def f(x):\n    return x + 1\n" * 40])
-    found = rows("demo", "--timesteps", "2,8", "--coverage", "mlp", "--tokens", 512, "--test-tokens", 128)
+
+
+_SMALL = ("--timesteps", "2,8", "--coverage", "mlp", "--tokens", 512, "--test-tokens", 128)
+
+
+@pytest.mark.usefixtures("short")
+def test_rows_for_every_network_and_the_page(rows, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.html"
+    found = rows("demo", *_SMALL, "--page", page)
     perplexities = [row["conditions"] for row in found if row["quantity"] == "perplexity"]
     assert [(c["network"], c.get("timesteps"), c.get("neuron")) for c in perplexities][:3] == [
         ("ann", None, None),
@@ -23,6 +33,28 @@ def test_rows_for_every_network(monkeypatch: pytest.MonkeyPatch, rows, dense: Pa
     ]
     assert {c["neuron"] for c in perplexities[1:]} == {"signed_if", "ternary_phase"}
     assert any(row["quantity"] == "spikes_per_neuron" for row in found)
+    parts = [c["plan"] for c in perplexities if c.get("plan") not in (None, "fas")]
+    assert sorted(parts) == ["coarse", "coarse + fine", "coarse + fine + losses", "none (maximum)"]
+    limits = {row["conditions"]["coverage"] for row in found if row["quantity"] == "break_even"}
+    assert limits == {"mlp", "linear", "full"}
+    assert all(row["origin"] == "estimated" for row in found if row["quantity"] in ("energy", "break_even"))
+    figures = {path.stem for path in (page.parent / "figures").glob("*.svg")}
+    assert figures == {path.stem for path in (page.parent / "figures").glob("*.png")} == {
+        "quality", "comparison", "ablation", "firing", "raster", "errors", "thresholds", "initial-potentials",
+        "early-exit", "energy", "break-even", "coverages",
+    }  # fmt: skip
+    shown = page.read_text(encoding="utf-8")
+    for part in ("calibrated anew for every T", "coarse + fine + losses", "What it writes", "fas demo", "loihi"):
+        assert part in shown, part
+
+
+@pytest.mark.usefixtures("short")
+def test_it_says_what_it_wrote_or_why_not(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    quick = ("demo", "--timesteps", "2", *_SMALL[2:], "--page", page)
+    assert "Wrote" not in run(*quick, "--no-report").stdout and not page.exists()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "No page will be written: the report draws with matplotlib" in run(*quick).stdout and not page.exists()
 
 
 def test_wrong_coverage(run) -> None:

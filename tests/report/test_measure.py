@@ -74,15 +74,22 @@ def test_rasters_are_the_recorded_spikes():
 def test_sites():
     model, batch = converted(coverage="mlp"), FAMILIES["gpt2"].batch()
     before = parameters(model)
-    found = measure.site_findings(model, [batch], [batch])
+    found = measure.site_findings(model, [batch], measure.coarse_thresholds(model, [batch]))
     assert same(before, parameters(model)) and [f.path for f in found] == [s.path for s in model.sites]
     with torch.no_grad(), fas.record(model) as spikes:
         model(**batch)
     for entry in found:
         assert entry.spikes_per_neuron == spikes.sites[entry.path].spikes_per_neuron
-        assert entry.threshold.shape == entry.v_init.shape == (48,)
+        population = populations(model)[entry.path]
+        assert torch.equal(entry.threshold, population.threshold.detach()) and entry.threshold.shape == (48,)
+        assert torch.equal(entry.v_init, population.v_init.detach())
+        # One division in float32.
+        torch.testing.assert_close(entry.offset * population.threshold, population.offset, rtol=1e-6, atol=1e-12)
         assert entry.coarse and entry.error and entry.code_error == model.records[0].sites[entry.path]["relative_error"]
-    assert all(entry.coarse is None for entry in measure.site_findings(model, [batch], []))
+    with torch.no_grad():
+        populations(model)[found[0].path].v_init.fill_(0.25)
+    assert not bool((found[0].v_init == 0.25).any())  # what was found does not follow the model
+    assert all(entry.coarse is None for entry in measure.site_findings(model, [batch]))
 
 
 def test_early_exits_against_a_loop():
@@ -119,6 +126,7 @@ def test_quality_over_time():
     for steps in (2, 4):
         assert by["snn", steps].value == pytest.approx(by["quantised", steps].value, rel=1e-5)
     assert by["snn", 4].energy == pytest.approx(estimate.energy("prefill", "compute", "snn"))
+    assert by["ann", 0].energy == estimate.energy("prefill", "compute", "ann")
     assert by["snn", 2].spikes < by["snn", 4].spikes
     assert (model.timesteps, model.levels, model.network) == (4, 4, "snn")
     fields = {field.name for field in dataclasses.fields(found[0])}

@@ -42,16 +42,42 @@ def findings() -> Findings:
         name="tiny", facts={"coverage": "full", "neuron": "signed_if", "time steps": "4", "levels": "9"},
         score="perplexity",
         quality=measure.quality_over_time(model, lambda: loss(model, batch), [2, 4], [batch], whole),
-        sites=measure.site_findings(model, [batch], [batch]), rasters=measure.rasters(model, batch, positions=5),
+        sites=measure.site_findings(model, [batch], measure.coarse_thresholds(model, [batch])),
+        rasters=measure.rasters(model, batch, positions=5),
         agreement=0.5, estimates=[estimate, replace(estimate, prices=load_prices("loihi"))],
         exits=measure.early_exits(model, batch, MARGINS), command="fas report tiny", versions={"fas": "0.1"},
         seconds=3.0, data="nothing",
     )  # fmt: skip
 
 
-def result(plan, timesteps, value, quantity="perplexity", network="snn"):
-    conditions = {"plan": plan, "coverage": "mlp", "neuron": "phase", "timesteps": timesteps, "network": network}
-    return Measurement(quantity, value, "1", conditions={**conditions, "command": "fas compare <tiny>"})
+def result(plan, timesteps, value, quantity="perplexity", network="snn", neuron="phase", **more):
+    about = {"plan": plan, "coverage": "mlp", "neuron": neuron, "timesteps": timesteps, "network": network}
+    return Measurement(quantity, value, "1", conditions={**about, "command": "fas compare <tiny>", **more})
+
+
+def conversions():
+    """Rows of two codes over T with controls, spikes and energies, and of an ablation."""
+    rows = [result("dense", 0, 5.0, network="ann")]
+    priced = {"accounting": "compute", "neuron": "phase"}
+    rows.append(result("fas", 2, 4e6, "energy", energy_of="ann", **priced))
+    for neuron, worse in (("phase", 1.0), ("signed_if", 1.5)):
+        for steps in (2, 4):
+            value = 5.0 + 2.0 * worse / steps
+            rows.append(result("fas", steps, value, neuron=neuron))
+            rows.append(result("fas", steps, value - 0.1, network="quantised", neuron=neuron))
+            rows.append(result("fas", steps, steps * worse / 4, "spikes_per_neuron", neuron=neuron))
+            cost = {**priced, "neuron": neuron}
+            rows.append(result("fas", steps, 1e6 * steps * worse, "energy", energy_of="snn", **cost))
+    parts = zip(("none (maximum)", "coarse", "coarse + fine", "coarse + fine + losses"), (9, 7, 6, 5.9), strict=True)
+    # In another order than they are shown.
+    return rows + [result(part, 4, float(value)) for part, value in parts][::-1]
+
+
+def everything() -> Findings:
+    """Findings with every part that a page can show."""
+    found = findings()
+    coverages = {"linear": replace(found.estimates[0], levels=5), "full": found.estimates[0]}
+    return replace(found, results=conversions(), coverages=coverages, sample=("def f(", "x):\n    return 1 < 2"))
 
 
 class Page(HTMLParser):

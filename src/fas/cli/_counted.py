@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fas.cli._data import calibration_batches, is_classifier, tokens, window_of
 from fas.cli._models import Loaded
 from fas.cli._output import Output
 from fas.errors import DataError
+from fas.types import Measurement
 
 
 def held_out_batches(
@@ -60,3 +62,9 @@ def count(output: Output, loaded: Loaded, batches: list[dict[str, Any]], new_tok
 
     with output.progress("counting") as advance:
         return count_both(loaded.model, batches, new_tokens=new_tokens, progress=advance)
+
+
+def add(output: Output, row: Measurement) -> None:
+    """Take note of a row with its own origin."""
+    stated = output.measure(row.quantity, row.value, row.unit, **row.conditions)
+    output.measurements[-1] = replace(stated, origin=row.origin)

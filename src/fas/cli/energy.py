@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from fas.cli._calibration import conditions
+from fas.cli._counted import add
 from fas.cli._options import BatchSize, Data, Device, Json, Model, Seed, Tokens, Window, words
 from fas.cli._output import Output
-from fas.types import Measurement
 
 
 def energy(
@@ -118,12 +117,6 @@ def _revert(loaded: Any) -> None:
     revert(loaded.model)
 
 
-def _add(output: Output, row: Measurement) -> None:
-    """Take note of a row with its own origin."""
-    stated = output.measure(row.quantity, row.value, row.unit, **row.conditions)
-    output.measurements[-1] = replace(stated, origin=row.origin)
-
-
 _SHOWN = (
     ("spikes", "spikes"),
     ("events", "events"),
@@ -147,9 +140,9 @@ _SHOWN = (
 
 def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], *, by_layer: bool) -> None:
     for row in spiking.measurements(**about):
-        _add(output, row)
+        add(output, row)
     for row in dense.measurements(**{**about, "network": "ann"}):
-        _add(output, row)
+        add(output, row)
     totals = {phase: spiking.total(phase) for phase in spiking.phases}
     for phase, total in totals.items():
         per_neuron = total.spikes / max(1, total.windows)
@@ -183,7 +176,7 @@ def _estimates(output: Output, found: Any, about: dict[str, Any]) -> None:
     from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES
 
     for row in found.measurements(**about):
-        _add(output, row)
+        add(output, row)
     energies, limits = [], []
     for phase in found.spiking.phases:
         for accounting in ACCOUNTINGS:

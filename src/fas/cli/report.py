@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,6 @@ from fas.cli._calibration import conditions
 from fas.cli._options import BatchSize, Device, Json, Model, Seed, Window, whole_numbers, words
 from fas.cli._output import Output
 from fas.types import Coverage, Measurement
-
-_MARGINS = tuple(0.25 * i for i in range(33))
 
 
 def report(
@@ -54,14 +53,14 @@ def report(
     """
     began = time.perf_counter()
     with Output.opened(context, as_json) as output:
-        from fas.cli._counted import count, generates, held_out_batches
-        from fas.cli._data import calibration_batches, default_data, is_classifier
+        from fas.cli._counted import count, held_out_batches
+        from fas.cli._data import calibration_batches, default_data
+        from fas.cli._findings import look
         from fas.cli._measured import Scores
         from fas.cli._models import load
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
         from fas.report import measure
-        from fas.report.findings import Findings
         from fas.report.page import write_report
         from fas.report.theme import style
 
@@ -69,10 +68,11 @@ def report(
         with style():  # a missing library is said before the work
             rows = [row for path in results or () for row in _rows(path)]
         cost_models = [load_prices(name) for name in words(prices)]
+        if not cost_models:
+            raise ValueError("--prices names no cost model: pass 45nm, or another one")
         asked = whole_numbers(timesteps, "--timesteps") if timesteps else None
         loaded = load(model, device)
         source = default_data(loaded, data)
-        new = 8 if generates(loaded) and loaded.model.main_input_name == "input_ids" else 0
         sample: dict[str, Any] = {"window": window, "batch_size": batch_size, "seed": seed}
         calibration: list[dict[str, Any]] = []
         if coarse or not loaded.converted:
@@ -84,10 +84,6 @@ def report(
         steps = asked or sorted({max(1, network.timesteps // 4), max(1, network.timesteps // 2), network.timesteps})
         steps = sorted({*steps, network.timesteps})
         batches = held_out_batches(loaded, source, limit=tokens, new_tokens=0, **sample)
-        # Prompts leave room for what is written behind them.
-        prompts = [{name: value[:, : max(1, value.shape[1] - new)] for name, value in b.items()} for b in batches]
-        spiking, dense = count(output, loaded, prompts if new else batches, new)
-        estimates = [Estimate(spiking, dense, levels_of(network), cost) for cost in cost_models]
         scores = Scores(loaded, source, limit=test_tokens, window=window, batch_size=batch_size)
         name_of_score = ""
 
@@ -101,18 +97,16 @@ def report(
         prefill = Estimate(*count(output, loaded, batches, 0), levels_of(network), cost_models[0])
         quality = measure.quality_over_time(network, score, steps, batches, prefill)
         output.remark("looking at every site")
-        sites = measure.site_findings(network, batches, calibration if coarse else [])
-        exits = []
-        if early_exit and new and not network.config.is_encoder_decoder and not is_classifier(loaded):
-            output.remark("stopping early")
-            exits = measure.early_exits(network, batches[0], _MARGINS)
-        about = conditions(loaded)
-        findings = Findings(
-            name=Path(model).name, facts=_facts(about), score=name_of_score, quality=quality, sites=sites,
-            rasters=measure.rasters(network, batches[0]), agreement=measure.agreement(network, batches[0]),
-            estimates=estimates, exits=exits, command=context.obj.command, versions=_versions(),
-            seconds=time.perf_counter() - began, data=source, results=rows,
+        # A part of what a dense model was calibrated on is enough to see where coarse thresholds lie.
+        before = measure.coarse_thresholds(network, calibration[:1]) if coarse else None
+        findings = look(
+            output, loaded, batches, cost_models, source=source, command=context.obj.command, coarse=before,
+            early_exit=early_exit,
         )  # fmt: skip
+        findings = replace(
+            findings, score=name_of_score, quality=quality, results=rows, seconds=time.perf_counter() - began
+        )
+        about = conditions(loaded)
         written = write_report(findings, page, figures=figures)
         for entry in quality:
             stated = {**about, "network": entry.network, "timesteps": entry.timesteps, "data": source}
@@ -151,24 +145,3 @@ def _rows(path: Path) -> list[Measurement]:
         raise DataError(f"{path} holds no rows of a fas command ({error}): write them with --json > {path}") from None
     # JSON has no infinity; what was not finite cannot be drawn.
     return [row for row in found if isinstance(row.value, int | float)]
-
-
-def _facts(about: dict[str, Any]) -> dict[str, str]:
-    names = {
-        "method": "method", "coverage": "coverage", "neuron": "neuron", "timesteps": "time steps", "levels": "levels",
-        "schedule": "schedule", "operators": "operators", "execution": "execution",
-    }  # fmt: skip
-    return {title: str(about[name]) for name, title in names.items() if name in about}
-
-
-def _versions() -> dict[str, str]:
-    import platform
-    from importlib.metadata import version
-
-    from fas import __version__
-
-    return {
-        "fas": __version__,
-        **{name: version(name) for name in ("torch", "transformers", "matplotlib")},
-        "Python": platform.python_version(),
-    }

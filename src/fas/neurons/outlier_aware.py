@@ -15,7 +15,7 @@ from fas.types import Neuron
 class OutlierAware(Neuron):
     """Outlier-aware neuron: a gate lets one of two bit-plane coders send the binary digits of a value.
 
-    With the gate M = [|v| > θ_nor] a value below θ_nor is sent in steps of θ_nor/(2^T − 1), one above it in
+    With the gate M = ``[|v| > θ_nor]`` a value below θ_nor is sent in steps of θ_nor/(2^T − 1), one above it in
     steps of θ_out/(2^T − 1). Either coder sends T digits, so a window holds at most T spikes; one more bit
     per window says which coder speaks. There are 2^T levels up to θ_nor and 2^T − 2^{T−b} above it, on each
     side of zero where the neuron has a sign, with θ_out = 2^b θ_nor.
@@ -28,7 +28,7 @@ class OutlierAware(Neuron):
             float32 while T + b is at most 24.
 
     Source: LAS (arXiv 2505.09659), outlier-aware threshold neuron: two multi-threshold neurons and the
-    mask M_out = Θ(|v| − θ_nor). Deviation: its two thresholds are free and set by hand per operator; here
+    mask ``M_out = Θ(|v| − θ_nor)``. Deviation: its two thresholds are free and set by hand per operator; here
     their ratio is a power of two, so that one calibrated threshold per channel sets both and the spikes of
     an outlier are shifted by b bits. It rounds down; here values are rounded by v_0/θ in the normal range
     and to the nearest level in the outlier range.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Estimate
-from fas.report.figures import Drawing
+from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Accounting, Estimate, Network
+from fas.report.drawing import Drawing, logarithmic, named_rows, note
 from fas.report.findings import Findings
-from fas.report.theme import LIGHT, new_figure
+from fas.report.theme import LIGHT, PAGE, new_figure
 
 _GROUPS = {
     "driven by spikes": ("spiking", ("additions", "graded multiply-adds", "resets")),
@@ -23,11 +23,12 @@ _GROUPS = {
 
 
 def energy_figures(findings: Findings) -> list[Drawing]:
-    """Draw the bills of the first cost model, and the break-even points."""
+    """Draw the bills of the first cost model, the break-even points, and how coverages compare."""
     found = findings.estimates[0]
     if found.unpriced(_phase(found), "compute", "ann"):
         return []
-    return [_bill(found), _break_even(found)]
+    coverages = [_coverages(findings)] if len(findings.coverages) > 1 else []
+    return [_bill(found), _break_even(found), *coverages]
 
 
 def _phase(found: Estimate) -> Any:
@@ -93,22 +94,12 @@ def _break_even(found: Estimate) -> Drawing:
         axes.plot([0, shown], [place, place], color=LIGHT["spiking-soft"], linewidth=6, solid_capstyle="butt", zorder=1)
         axes.plot(shown, place, "o", color=LIGHT["green" if wins else "rose"], markersize=8, zorder=3)
         text = "never" if point <= 0 else f"{point:.3g}, {'wins' if wins else 'loses'}"
-        axes.annotate(
-            text,
-            (shown, place),
-            textcoords="offset points",
-            xytext=(9, 0),
-            va="center",
-            fontsize=8,
-            color=LIGHT["muted"],
-        )
+        ground = {"facecolor": PAGE["card"][0], "edgecolor": "none", "pad": 1.0}
+        note(axes, text, (shown, place), (9, 0), va="center", bbox=ground)
     axes.axvline(fires, color=LIGHT["ink"], linewidth=1.4)
-    axes.annotate(
-        f"it fires {fires:.3g}", (fires, -0.75), textcoords="offset points", xytext=(5, 0), fontsize=8.5,
-        color=LIGHT["ink"], va="bottom",
-    )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.9)
+    note(axes, f"it fires {fires:.3g}", (fires, -0.8), (5, 0), fontsize=8.5, color=LIGHT["ink"], va="bottom")
+    named_rows(axes, [label for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -1.3)
     axes.set_xlim(left=0)
     axes.margins(x=0.18)
     axes.grid(axis="y", visible=False)
@@ -120,5 +111,49 @@ def _break_even(found: Estimate) -> Drawing:
         "Below so many spikes per neuron and window the spiking network takes less energy than the network named, in "
         f"the accounting named. It fires {fires:.3g} times (upright line) and wins {won} of {len(rows)} comparisons. "
         "What spikes cause is thought to grow in proportion to them.",
+        figure,
+    )
+
+
+_RATIOS: tuple[tuple[str, Accounting, Network], ...] = (
+    ("as in papers, of dense", "paper", "ann"),
+    ("compute, of dense", "compute", "ann"),
+    ("compute, of dense, zeros skipped", "compute", "ann_zeros_skipped"),
+    ("compute, of integer twin", "compute", "twin"),
+    ("memory and events, of dense", "memory", "ann"),
+    ("memory and events, of integer twin", "memory", "twin"),
+)
+
+
+def _coverages(findings: Findings) -> Drawing:
+    figure, axes = new_figure(0.62 * len(_RATIOS) + 0.9)
+    shown = dict(zip(findings.coverages, ("quantised", "spiking", "violet", "green"), strict=False))
+    width = 0.78 / len(shown)
+    for number, (coverage, colour) in enumerate(shown.items()):
+        found = findings.coverages[coverage]
+        phase = _phase(found)
+        fires = found.spikes_per_neuron(phase)
+        for place, (_, accounting, baseline) in enumerate(_RATIOS):
+            ratio = found.ratio(phase, accounting, baseline)
+            if ratio is None:
+                continue
+            at = place + (number - (len(shown) - 1) / 2) * width
+            label = f"{coverage}, {fires:.2f} spikes per neuron" if not place else None
+            axes.barh(at, ratio - 1, left=1, height=0.9 * width, color=LIGHT[colour], label=label)
+            side = 1 if ratio >= 1 else -1
+            note(axes, f"{ratio:.2f}", (ratio, at), (3 * side, 0), va="center", ha="left" if side > 0 else "right")
+    axes.axvline(1, color=LIGHT["ink"], linewidth=1.4)
+    named_rows(axes, [label for label, _, _ in _RATIOS])
+    axes.margins(x=0.12)
+    logarithmic(axes.xaxis)
+    axes.set_xlabel("energy of the spiking network, × that of the network named, estimated")
+    figure.legend(loc="outside upper right", ncols=len(shown), borderaxespad=0.0)
+    return Drawing(
+        "coverages",
+        "What spikes, and what that costs",
+        "Energy per token of the spiking network over that of the network named, by what is made to spike: the layer "
+        "behind each activation (mlp), the input of every linear layer (linear), the operands of attention too (full). "
+        "Left of the upright line spiking takes less. All are conversions of the same model at the same T, counted on "
+        "the same tokens.",
         figure,
     )

@@ -3,132 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from fas.report.findings import Findings, SiteFinding
+from fas.report.drawing import Drawing, height, logarithmic, named_rows, note, role_legend, short
+from fas.report.findings import Findings
 from fas.report.theme import LIGHT, ROLES, new_figure
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """One figure.
-
-    Attributes:
-        name: of its files and of its place in the page.
-        title: what it is about.
-        caption: what one sees.
-        figure: matplotlib's.
-    """
-
-    name: str
-    title: str
-    caption: str
-    figure: Any
-
-
 def network_figures(findings: Findings) -> list[Drawing]:
-    """Draw everything about quality, firing, parameters, spikes and errors that was found."""
-    parts: Sequence[Callable[[Findings], Drawing | None]] = (
-        _quality, _firing, _errors, _thresholds, _initial_potentials, _raster, _exits,
-    )  # fmt: skip
+    """Draw everything about quality, firing, spikes, errors and early stopping that was found."""
+    parts: Sequence[Callable[[Findings], Drawing | None]] = (_quality, _firing, _errors, _raster, _exits)
     return [drawing for part in parts if (drawing := part(findings)) is not None]
 
 
-def short(path: str, width: int = 34) -> str:
-    """Return a dotted name with its beginning left out where it is long."""
-    return path if len(path) <= width else f"…{path[1 - width :]}"
-
-
 def _quality(findings: Findings) -> Drawing:
-    figure, (left, right) = new_figure(3.4, 1, 2)
+    figure, (left, right) = new_figure(3.5, 1, 2)
     dense = findings.at("ann")
     for network, colour, kind, label in (
-        ("quantised", "quantised", "--", "quantised network (control)"),
         ("snn", "spiking", "-", "spiking network"),
+        ("quantised", "quantised", "--", "quantised network (control)"),
     ):
         points = sorted((q.timesteps, q.value) for q in findings.quality if q.network == network)
-        size = 9 if network == "quantised" else 5
+        size, filled = (9, "none") if network == "quantised" else (5, LIGHT[colour])
         left.plot(
             *zip(*points, strict=True), kind, marker="o", color=LIGHT[colour], label=label, markersize=size,
-            linewidth=1.8, markerfacecolor="none" if network == "quantised" else LIGHT[colour],
+            linewidth=1.8, markerfacecolor=filled, markeredgewidth=1.6,
         )  # fmt: skip
+    if dense is not None:
+        left.axhline(dense, color=LIGHT["dense"], linewidth=1.4, label="dense network")
     steps = sorted({q.timesteps for q in findings.quality if q.timesteps})
     left.set_xscale("log", base=2)
     left.set_xticks(steps, [str(step) for step in steps])
     left.minorticks_off()
-    priced = [(q.energy / 1e6, q) for q in findings.quality if q.network == "snn" and q.energy is not None]
-    for energy, quality in priced:
-        right.scatter([energy], [quality.value], s=42, color=LIGHT["spiking"], zorder=3)
-        right.annotate(
-            f"T = {quality.timesteps}, {quality.spikes:.2g} spikes", (energy, quality.value),
-            textcoords="offset points", xytext=(7, 6), fontsize=8, color=LIGHT["muted"],
-        )  # fmt: skip
-    right.plot(
-        [energy for energy, _ in priced], [q.value for _, q in priced], color=LIGHT["spiking-soft"], linewidth=1.2
-    )
-    if dense is not None:
-        left.axhline(dense, color=LIGHT["dense"], linewidth=1.4, label="dense network")
+    left.margins(y=0.12)
+    _energies(findings, right, dense)
+    if findings.score == "perplexity":
+        logarithmic(left.yaxis)
+        logarithmic(right.yaxis)
     estimate = findings.estimates[0]
-    phase = estimate.spiking.phases[0]
-    cost = estimate.energy(phase, "compute", "ann")
-    if dense is not None and cost and not estimate.unpriced(phase, "compute", "ann"):
-        right.scatter([cost / 1e6], [dense], s=64, color=LIGHT["dense"], marker="s", zorder=3)
-        right.annotate(
-            "dense", (cost / 1e6, dense), textcoords="offset points", xytext=(7, -12), fontsize=8, color=LIGHT["muted"]
-        )
-    right.margins(x=0.25, y=0.15)
     left.set(xlabel="time steps T", ylabel=findings.score, title="Quality over time steps")
     right.set(xlabel=f"µJ per token, estimated ({estimate.prices.name}, compute, FP32)", title="Quality against energy")
     left.legend(loc="best")
     lower = "lower is better" if findings.score == "perplexity" else "higher is better"
+    calibrated = "calibrated anew for every T" if findings.recalibrated else f"calibrated at T = {findings.timesteps}"
     return Drawing(
         "quality",
         "Quality over time, and what it costs",
-        f"Left: {findings.score} of the spiking network (blue) when it runs T time steps with the thresholds "
-        f"calibrated at T = {findings.timesteps}; {lower}. The grey line is the dense network; orange circles are the "
-        "control, the same network with quantised activations of as many levels and no spikes: where both coincide, "
-        "running over time costs nothing. Right: the same points against the estimated energy of their arithmetic.",
+        f"Left: {findings.score} of the spiking network (blue) when it runs T time steps with thresholds {calibrated}; "
+        f"{lower}. The grey line is the dense network; orange circles are the control, the same network with quantised "
+        "activations of as many levels and no spikes: where both coincide, running over time costs nothing. Right: the "
+        "same points against the estimated energy of their arithmetic.",
         figure,
     )
 
 
-def _bars(count: int) -> float:
-    return 0.235 * count + 1.0
-
-
-def _names(axes: Any, sites: Sequence[SiteFinding]) -> None:
-    axes.set_yticks(range(len(sites)), [short(site.path) for site in sites])
-    axes.set_ylim(len(sites) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-
-
-def _logarithmic(axes: Any) -> None:
-    """Make the horizontal axis logarithmic, with plain numbers at 1, 2 and 5 times powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _role_legend(axes: Any, sites: Sequence[SiteFinding]) -> None:
-    from matplotlib.patches import Patch
-
-    shown = dict.fromkeys(site.role for site in sites)
-    handles = [Patch(color=LIGHT[ROLES[role]], label=role.replace("_", " ")) for role in shown]
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles), borderaxespad=0.2)
+def _energies(findings: Findings, axes: Any, dense: float | None) -> None:
+    """Draw score against energy, with T and spikes at every point, and the dense network."""
+    priced = sorted(
+        (q.timesteps, q.energy / 1e6, q.value, q.spikes)
+        for q in findings.quality
+        if q.network == "snn" and q.energy is not None
+    )
+    points = [(energy, value) for _, energy, value, _ in priced]
+    axes.plot(*zip(*points, strict=True), color=LIGHT["spiking-soft"], linewidth=1.2)
+    for (steps, _, _, spikes), point in zip(priced, points, strict=True):
+        axes.scatter(*point, s=42, color=LIGHT["spiking"], zorder=3)
+        note(axes, f"T = {steps}, {spikes:.2g} spikes", point, (7, 7))
+    cost = next((q.energy for q in findings.quality if q.network == "ann"), None)
+    if dense is not None and cost:
+        axes.scatter([cost / 1e6], [dense], s=64, color=LIGHT["dense"], marker="s", zorder=3)
+        note(axes, "dense", (cost / 1e6, dense), (0, -15), ha="center")
+    axes.margins(x=0.25, y=0.18)
 
 
 def _firing(findings: Findings) -> Drawing:
     sites = findings.sites
     silent = any(site.silent > 0 for site in sites)
     figure, grid = new_figure(
-        _bars(len(sites)), 1, 1 + silent, sharey=True, squeeze=False, width_ratios=[3, 1][: 1 + silent]
+        height(len(sites)), 1, 1 + silent, sharey=True, squeeze=False, width_ratios=[3, 1][: 1 + silent]
     )
     axes = grid[0, 0]
     for place, site in enumerate(sites):
@@ -139,10 +94,15 @@ def _firing(findings: Findings) -> Drawing:
         )  # fmt: skip
         if silent:
             grid[0, 1].barh(place, 100 * site.silent, height=0.66, color=LIGHT["dense"])
-    _names(axes, sites)
-    _role_legend(axes, sites)
+    named_rows(axes, [site.path for site in sites])
+    role_legend(figure, sites)
     axes.margins(x=0.1)
     axes.set_xlabel(f"spikes per neuron over T = {findings.timesteps} steps")
+    rate = axes.secondary_xaxis(
+        "top", functions=(lambda count: count / findings.timesteps, lambda share: share * findings.timesteps)
+    )
+    rate.set_xlabel("firing rate, spikes per neuron and step")
+    rate.spines["top"].set_visible(False)
     if silent:
         grid[0, 1].set_xlim(0, 100)
         grid[0, 1].grid(axis="y", visible=False)
@@ -151,8 +111,8 @@ def _firing(findings: Findings) -> Drawing:
     return Drawing(
         "firing",
         "How much each site fires",
-        f"Mean spikes of a neuron over its whole window, counted; divided by T = {findings.timesteps} it is the firing "
-        f"rate. The busiest site is {top.path} with {top.spikes_per_neuron:.2f}. "
+        f"Mean spikes of a neuron over its whole window, counted (below); divided by T = {findings.timesteps} it is "
+        f"the firing rate (above). The busiest site is {top.path} with {top.spikes_per_neuron:.2f}. "
         + ("Right: neurons that stayed silent on all of the data." if silent else "No neuron stayed silent."),
         figure,
     )
@@ -162,14 +122,14 @@ def _errors(findings: Findings) -> Drawing | None:
     sites = [site for site in findings.sites if site.error is not None]
     if not sites:
         return None
-    figure, axes = new_figure(_bars(len(sites)))
+    figure, axes = new_figure(height(len(sites)))
     for place, site in enumerate(sites):
         axes.barh(place, 100 * (site.error or 0), height=0.66, color=LIGHT[ROLES[site.role]])
         if site.code_error is not None:
             axes.plot(100 * site.code_error, place, "D", color=LIGHT["ink"], markersize=4, markerfacecolor="none")
-    _names(axes, sites)
-    _role_legend(axes, sites)
-    _logarithmic(axes)
+    named_rows(axes, [site.path for site in sites])
+    role_legend(figure, sites)
+    logarithmic(axes.xaxis)
     axes.set_xlabel("error of the output, % of the dense output's variance (diamond: error of the site's code alone)")
     worst = max(sites, key=lambda site: site.error or 0)
     return Drawing(
@@ -179,57 +139,6 @@ def _errors(findings: Findings) -> Drawing | None:
         "percent of the dense output's variance; errors of earlier layers are in it. Diamonds: what the site's own "
         f"spikes lost on the calibration data. The largest error, {100 * (worst.error or 0):.2g} %, is at "
         f"{worst.path}.",
-        figure,
-    )
-
-
-def _spread(axes: Any, place: float, values: torch.Tensor, colour: str) -> None:
-    """Draw the middle 90 % thin, the middle half thick, and the median."""
-    low, first, middle, third, high = torch.quantile(values, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
-    axes.plot([low, high], [place, place], color=LIGHT[colour], linewidth=1.2, alpha=0.8, solid_capstyle="round")
-    axes.plot([first, third], [place, place], color=LIGHT[colour], linewidth=5.5, solid_capstyle="round")
-    axes.plot(middle, place, "o", color="white", markersize=2.6, zorder=4)
-
-
-def _thresholds(findings: Findings) -> Drawing:
-    sites = findings.sites
-    figure, axes = new_figure(_bars(len(sites)))
-    for place, site in enumerate(sites):
-        _spread(axes, place, site.threshold, ROLES[site.role])
-        if site.coarse is not None:
-            axes.plot(site.coarse, place, "|", color=LIGHT["ink"], markersize=13, markeredgewidth=1.6)
-    _names(axes, sites)
-    _role_legend(axes, sites)
-    _logarithmic(axes)
-    axes.set_xlabel("threshold θ, in the unit of the activation")
-    before = " The upright stroke is the one threshold of the layer before that, after coarse calibration alone."
-    has_coarse = any(site.coarse is not None for site in sites)
-    return Drawing(
-        "thresholds",
-        "Thresholds before and after fine calibration",
-        "Each site's thresholds over its channels: the middle half thick, the middle 90 % thin, the median white."
-        + (before if has_coarse else " Thresholds before calibration were not fitted again."),
-        figure,
-    )
-
-
-def _initial_potentials(findings: Findings) -> Drawing | None:
-    sites = findings.sites
-    values = torch.cat([site.v_init for site in sites])
-    if bool((values == values[0]).all()):
-        return None
-    figure, axes = new_figure(_bars(len(sites)))
-    for place, site in enumerate(sites):
-        _spread(axes, place, site.v_init, ROLES[site.role])
-    axes.axvline(0.5, color=LIGHT["muted"], linewidth=1, linestyle="--")
-    _names(axes, sites)
-    _role_legend(axes, sites)
-    axes.set_xlabel("initial membrane potential v₀ / θ")
-    return Drawing(
-        "initial-potentials",
-        "Initial membrane potentials after calibration",
-        "All start at one half of the threshold (dashed), which rounds to the nearest level; calibration moves them "
-        "channel by channel. Marks as for the thresholds.",
         figure,
     )
 
@@ -284,6 +193,11 @@ def _exits(findings: Findings) -> Drawing | None:
     left.axhline(findings.timesteps, color=LIGHT["dense"], linewidth=1.2)
     left.set_ylim(0, findings.timesteps * 1.08)
     right.set_xlim(0, findings.timesteps * 1.05)
+    lossless = next((e for e in findings.exits if e.same == 1), findings.exits[-1])
+    right.plot(
+        lossless.mean_steps, 100 * lossless.same, "o", color=LIGHT["green"], markersize=9, markerfacecolor="none"
+    )
+    note(right, f"margin {lossless.margin:g}", (lossless.mean_steps, 100 * lossless.same), (-2, -16), ha="right")
     left.set(xlabel="margin, lead in logits", ylabel="mean time steps", title="Time")
     right.set(xlabel="mean time steps", ylabel="answers unchanged, %", title="Answers")
     return Drawing(
@@ -291,6 +205,7 @@ def _exits(findings: Findings) -> Drawing | None:
         "Stopping early",
         "Online, the network has an answer after every step, and the steps of a position may end once the best logit "
         f"leads the second by a margin. Left: how many steps that takes, of T = {findings.timesteps} (grey). Right: "
-        "share of positions whose answer is the one that all steps give.",
+        f"share of positions whose answer is the one that all steps give; from margin {lossless.margin:g} on it is "
+        f"{100 * lossless.same:.3g} %, in {lossless.mean_steps:.3g} steps.",
         figure,
     )

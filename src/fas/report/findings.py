@@ -20,7 +20,7 @@ class Quality:
         timesteps: T; 0 for the dense network.
         value: the score.
         spikes: per neuron and window, of the spiking network.
-        energy: pJ per token, accounting ``compute``, of the spiking network.
+        energy: pJ per token, accounting ``compute``, of the spiking and of the dense network.
     """
 
     network: str
@@ -41,6 +41,7 @@ class SiteFinding:
         silent: share of neurons that never fired.
         threshold: θ by channel [C].
         v_init: v_0/θ by channel [C].
+        offset: bias current μ/θ by channel [C].
         coarse: θ of the whole layer before fine calibration, None where it was not fitted again.
         error: of the layers' output in the whole spiking network: squared, over the variance of the dense one;
             None where no layer stands behind the site.
@@ -53,6 +54,7 @@ class SiteFinding:
     silent: float
     threshold: Tensor
     v_init: Tensor
+    offset: Tensor
     coarse: float | None
     error: float | None
     code_error: float | None
@@ -104,11 +106,14 @@ class Findings:
         agreement: share of positions where spiking and dense network find the same answer most likely.
         estimates: energy, one for each cost model.
         exits: by margin; empty where the network cannot stop early.
-        results: rows of other commands.
+        results: rows of other conversions of the model, and of other commands.
         command: that made the report.
         versions: by package.
         seconds: that it took.
         data: on what.
+        recalibrated: whether ``quality`` has thresholds of their own at every T, and not those of the model's T.
+        coverages: energy by coverage, of conversions that differ in nothing else.
+        sample: a prompt, and what the spiking network wrote behind it.
     """
 
     name: str
@@ -125,6 +130,9 @@ class Findings:
     seconds: float
     data: str
     results: Sequence[Measurement] = field(default_factory=tuple)
+    recalibrated: bool = False
+    coverages: Mapping[str, Estimate] = field(default_factory=dict)
+    sample: tuple[str, str] | None = None
 
     @property
     def timesteps(self) -> int:

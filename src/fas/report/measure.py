@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fas.energy.count import count_operations
 from fas.energy.estimate import Estimate, levels_of
+from fas.energy.operations import Counts
 from fas.layers.population import Population
 from fas.recording import record
 from fas.report.findings import Exit, Quality, Raster, SiteFinding
@@ -41,17 +42,17 @@ def quality_over_time(
         estimate: prices, and the counts of the dense network.
     """
     simulation, neuron = model.simulation, populations(model)[model.sites[0].path].neuron
+    reading = estimate.spiking.phases[0]
+    cost = None if estimate.unpriced(reading, "compute", "ann") else estimate.energy(reading, "compute", "ann")
     with simulation.using(network="ann"):
-        found = [Quality("ann", 0, score())]
+        found = [Quality("ann", 0, score(), energy=cost)]
     for step in steps:
         with simulation.using(timesteps=step, levels=neuron.resolution(step)):
             with simulation.using(network="quantised"):
                 found.append(Quality("quantised", step, score()))
             with simulation.using(network="snn"):
                 value = score()
-                with count_operations(model) as counts, evaluating(model):
-                    for batch in batches:
-                        model(**batch)
+                counts = spiking_counts(model, batches)
             now = replace(estimate, spiking=counts, levels=levels_of(model))
             phase = counts.phases[0]
             energy = now.energy(phase, "compute", "snn")
@@ -59,19 +60,26 @@ def quality_over_time(
     return found
 
 
-def site_findings(model: Any, batches: Sequence[Batch], calibration: Sequence[Batch]) -> list[SiteFinding]:
+def spiking_counts(model: Any, batches: Sequence[Batch]) -> Counts:
+    """Return what the spiking network does on some batches."""
+    with count_operations(model) as counts, model.simulation.using(network="snn"), evaluating(model):
+        for batch in batches:
+            model(**batch)
+    return counts
+
+
+def site_findings(model: Any, batches: Sequence[Batch], coarse: Mapping[str, float] | None = None) -> list[SiteFinding]:
     """Return firing, parameters and errors of every site.
 
     Args:
         model: a converted model.
         batches: to run on.
-        calibration: to fit coarse thresholds on once more, for comparison; none to leave them out.
+        coarse: threshold of each site before fine calibration, for comparison (``coarse_thresholds``).
     """
     with record(model) as spikes, model.simulation.using(network="snn"), evaluating(model):
         for batch in batches:
             model(**batch)
     errors = output_errors(model, batches[0])
-    coarse = coarse_thresholds(model, calibration) if calibration else {}
     recorded = {path: figures for entry in model.records for path, figures in entry.sites.items()}
     found = []
     for site in model.sites:
@@ -87,7 +95,8 @@ def site_findings(model: Any, batches: Sequence[Batch], calibration: Sequence[Ba
                 float(seen.silent.double().mean()) if seen.silent is not None else 0.0,
                 _channels(population.threshold),
                 _channels(population.v_init),
-                coarse.get(site.path),
+                _channels(population.offset / population.threshold),
+                (coarse or {}).get(site.path),
                 sum(behind) / len(behind) if behind else None,
                 recorded.get(site.path, {}).get("relative_error"),
             )
@@ -96,7 +105,8 @@ def site_findings(model: Any, batches: Sequence[Batch], calibration: Sequence[Ba
 
 
 def _channels(values: Tensor) -> Tensor:
-    return values.detach().reshape(-1).float().cpu()
+    # A copy: what is found stays as it is when the model changes.
+    return values.detach().reshape(-1).float().cpu().clone()
 
 
 @contextmanager
@@ -122,7 +132,12 @@ def coarse_thresholds(model: Any, batches: Sequence[Batch]) -> dict[str, float]:
             # A part of fine calibration.
             layer.correction.data.zero_()
         Calibrate(coarse=True, fine=False).run(model, batches)
-        return {path: float(p.threshold.detach().mean()) for path, p in populations(model).items()}
+        return mean_thresholds(model)
+
+
+def mean_thresholds(model: Any) -> dict[str, float]:
+    """Return the mean threshold of every site, by path."""
+    return {path: float(p.threshold.detach().mean()) for path, p in populations(model).items()}
 
 
 def output_errors(model: Any, batch: Batch) -> dict[str, float]:

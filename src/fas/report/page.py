@@ -7,12 +7,20 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from fas.energy.estimate import ACCOUNTINGS, NAMES, Estimate
+from fas.report.drawing import Drawing
 from fas.report.energy_figures import energy_figures
-from fas.report.figures import Drawing, network_figures
+from fas.report.figures import network_figures
 from fas.report.findings import Findings
+from fas.report.parameter_figures import parameter_figures
 from fas.report.result_figures import result_figures
-from fas.report.theme import COLOURS, inline, save, style
+from fas.report.tables import tables
+from fas.report.theme import COLOURS, PAGE, inline, save, style
+
+# From what one wants to know first to what one looks up.
+_ORDER = (
+    "quality", "comparison", "ablation", "firing", "raster", "errors", "thresholds", "initial-potentials", "early-exit",
+    "energy", "break-even", "coverages",
+)  # fmt: skip
 
 
 def write_report(findings: Findings, page: Path, *, figures: Path | None = None) -> list[Path]:
@@ -31,7 +39,11 @@ def write_report(findings: Findings, page: Path, *, figures: Path | None = None)
         OSError: a place that cannot be written to.
     """
     with style():
-        drawings = [*network_figures(findings), *energy_figures(findings), *result_figures(findings.results)]
+        drawings = [
+            *network_figures(findings), *parameter_figures(findings), *energy_figures(findings),
+            *result_figures(findings.results),
+        ]  # fmt: skip
+        drawings.sort(key=lambda drawing: _ORDER.index(drawing.name))
         text = render(findings, drawings)
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(text, encoding="utf-8")
@@ -56,13 +68,14 @@ def render(findings: Findings, drawings: Sequence[Drawing]) -> str:
         tiles="".join(_tile(*entry) for entry in _tiles(findings)),
         contents="".join(f'<a href="#{d.name}">{escape(d.title)}</a>' for d in drawings),
         sections=sections,
-        tables=_energy_table(findings.estimates) + _results_table(findings),
+        sample=_sample(findings),
+        tables=tables(findings),
         provenance=_provenance(findings),
     )
 
 
 def _variables(mode: int) -> str:
-    return "".join(f"--{name}:{both[mode]};" for name, both in COLOURS.items())
+    return "".join(f"--{name}:{both[mode]};" for name, both in {**COLOURS, **PAGE}.items())
 
 
 def _section(drawing: Drawing) -> str:
@@ -88,9 +101,10 @@ def _lead(findings: Findings) -> str:
     fires, limit = found.spikes_per_neuron(phase), found.break_even(phase, "compute", "twin")
     if limit is not None:
         verdict = "less" if fires < limit else "more"
+        match = f"it would match at {limit:.2f}" if limit > 0 else "it would not match without any spike"
         parts.append(
             f"its neurons fire {fires:.2f} times per window, and its arithmetic takes {verdict} energy than that of "
-            f"its integer twin, which it would match at {max(limit, 0):.2f}"
+            f"its integer twin, which {match}"
         )
     else:
         parts.append(f"its neurons fire {fires:.2f} times per window")
@@ -120,58 +134,20 @@ def _tiles(findings: Findings) -> Iterator[tuple[str, str, str]]:
     limit = found.break_even(phase, "compute", "twin")
     if limit is not None:
         shown = "never" if limit <= 0 else f"{limit:.2f}"
-        yield "break-even", shown, "spikes per neuron; arithmetic, twin"
+        yield "break-even", shown, "spikes; arithmetic, twin"
 
 
 def _tile(label: str, value: str, note: str) -> str:
     return f"<div class=tile><p>{escape(label)}</p><strong>{escape(value)}</strong><small>{escape(note)}</small></div>"
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _energy_table(estimates: Sequence[Estimate]) -> str:
-    rows = []
-    for found in estimates:
-        for phase in found.spiking.phases:
-            for accounting in ACCOUNTINGS:
-                cells = []
-                for network in NAMES:
-                    value = found.energy(phase, accounting, network)
-                    partial = "> " if found.unpriced(phase, accounting, network) else ""
-                    cells.append("" if value is None else f"{partial}{value / 1e6:.3g}")
-                rows.append([found.prices.name, phase, accounting, *cells])
-    found = estimates[0]
-    sources = "".join(
-        f"<li><b>{escape(name)}</b> {constant.value:g} {escape(constant.unit)}: {escape(constant.source)}"
-        + (f" <em>Not verified: {escape(constant.why)}.</em>" if constant.unverified else "")
-        + "</li>"
-        for name, constant in found.prices.constants.items()
-    )
-    return (
-        '<section id="energies"><h2>Energy in numbers</h2><p>µJ per token, estimated; where a number has > in front, '
-        "some operations have no price and are left out.</p>"
-        f"{_table(['prices', 'phase', 'accounting', *NAMES.values()], rows)}"
-        f"<details><summary>Constants of {escape(found.prices.name)} and where they are from</summary>"
-        f"<p>{escape(found.prices.reference)}</p><ul>{sources}</ul></details></section>"
-    )
-
-
-def _results_table(findings: Findings) -> str:
-    scores = [r for r in findings.results if "plan" in r.conditions and r.conditions.get("network") == "snn"]
-    if not scores:
+def _sample(findings: Findings) -> str:
+    if findings.sample is None:
         return ""
-    keys = ("plan", "coverage", "neuron", "timesteps", "levels")
-    rows = [
-        [*(str(row.conditions.get(key, "")) for key in keys), row.quantity, f"{row.value:.4g}", row.origin]
-        for row in scores
-        if row.quantity not in ("conversion_time",)
-    ]
+    prompt, written = (escape(part) for part in findings.sample)
     return (
-        f'<section id="results"><h2>Other results</h2>{_table([*keys, "quantity", "value", "origin"], rows)}</section>'
+        '<section id="sample"><h2>What it writes</h2><p>The prompt, and how the spiking network goes on.</p>'
+        f"<pre><b>{prompt}</b>{written}</pre></section>"
     )
 
 
@@ -213,10 +189,13 @@ figure svg{display:block;width:100%;height:auto;font-family:inherit}
 figcaption{color:var(--muted);font-size:14.5px;line-height:1.5;margin-top:14px;max-width:60em}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--grid);border-radius:12px}
 table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:7px 12px;border-bottom:1px solid var(--grid);white-space:nowrap}
-th{color:var(--muted);font-weight:600}
+th,td{text-align:left;padding:7px 10px;border-bottom:1px solid var(--grid);white-space:nowrap}
+th{color:var(--muted);font-weight:600;white-space:normal;vertical-align:bottom;line-height:1.3}
+.n{text-align:right}
 tbody tr:last-child td{border-bottom:0}
 details{margin-top:14px;font-size:14px}
+details>.scroll{margin-top:12px}
+li{overflow-wrap:anywhere}
 summary{cursor:pointer;color:var(--muted)}
 pre{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px 14px;overflow-x:auto;
   font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
@@ -231,10 +210,11 @@ _PAGE = Template(
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>$name as a spiking network</title>
 <style>
-:root{--page:#f6f7f9;--card:#ffffff;$light}
-@media (prefers-color-scheme:dark){:root{--page:#14171a;--card:#1b1f24;$dark}}
+:root{$light}
+@media (prefers-color-scheme:dark){:root{$dark}}
 $style</style>
 </head>
 <body>
@@ -248,6 +228,7 @@ $style</style>
 <nav>$contents</nav>
 <main>
 $sections
+$sample
 $tables
 <section id="provenance"><h2>Commands and versions</h2>$provenance</section>
 </main>

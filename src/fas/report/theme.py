@@ -18,14 +18,16 @@ COLOURS = {
     "muted": ("#66707c", "#9aa3ae"),
     "grid": ("#e4e7eb", "#2c3239"),
     "spiking": ("#2f6bd8", "#7ba7ff"),
-    "spiking-soft": ("#a9c4f5", "#37548f"),
+    "spiking-soft": ("#6f93e0", "#4f74bd"),
     "dense": ("#858e99", "#8b95a1"),
     "quantised": ("#d07a1f", "#f0a95a"),
     "green": ("#2b9470", "#5cc9a0"),
     "violet": ("#7c56c4", "#b394f0"),
     "rose": ("#c04f80", "#ee8fb6"),
-    "sand": ("#c9b458", "#d9c778"),
+    "sand": ("#a08a24", "#d9c778"),
 }
+# What the page lies on, and figures and tables on it.
+PAGE = {"page": ("#f6f7f9", "#14171a"), "card": ("#ffffff", "#1b1f24")}
 LIGHT = {name: light for name, (light, _) in COLOURS.items()}
 ROLES = {
     "mlp": "spiking",
@@ -83,6 +85,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "figure.facecolor": "none",
+    "figure.constrained_layout.h_pad": 0.06,
     "font.size": 9,
     "grid.color": LIGHT["grid"],
     "grid.linewidth": 0.8,
@@ -133,7 +136,7 @@ def inline(figure: Any, name: str, description: str) -> str:
     head, body = drawn.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
-    for variable, colour in LIGHT.items():
+    for variable, colour in {**LIGHT, "card": PAGE["card"][0]}.items():
         body = body.replace(colour, f"var(--{variable})")
     body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
     body = re.sub(r'(url\(|href=")#', rf"\1#{name}-", body)

@@ -1,0 +1,79 @@
+"""The pages: their Python runs, their commands and options exist, their links lead somewhere."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+# Pages that show code for a model of the hub are checked by eye.
+RUN = ["docs/start.md", *sorted(f"docs/howto/{page.name}" for page in (ROOT / "docs" / "howto").glob("*.md"))]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> set[tuple[str, str]]:
+    found = set()
+    for page in PAGES:
+        for line in re.findall(r"(?:^|`)fas ([a-z]+)([^#`\n]*)", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            found.add((line[0], ""))
+            found.update((line[0], option) for option in re.findall(r"(?<!\S)--[\w-]+", line[1]))
+    return found
+
+
+@pytest.fixture
+def own_plugins():
+    """Undo what a page does to the folders where neurons and methods are looked for: no other test may see it."""
+    import fas.methods
+    import fas.neurons
+
+    before = {package: list(package.__path__) for package in (fas.neurons, fas.methods)}
+    modules = set(sys.modules)
+    yield
+    for package, paths in before.items():
+        package.__path__[:] = paths
+        for module in [key for key in set(sys.modules) - modules if key.startswith(f"{package.__name__}.")]:
+            if not (sys.modules[module].__file__ or "").startswith(str(ROOT)):
+                del sys.modules[module]
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_python_of_a_page_runs(page, own_plugins):
+    scope: dict[str, object] = {"__name__": "page"}
+    code = blocks(ROOT / page, "python")
+    assert code
+    for block in code:
+        exec(compile(block, page, "exec"), scope)
+
+
+@pytest.mark.parametrize(("command", "option"), sorted(commands()))
+def test_commands_and_options_exist(command, option):
+    from fas.cli.main import app
+
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert shown.exit_code == 0, f"no command fas {command}"
+    assert option in re.sub(r"\x1b\[[0-9;]*m", "", shown.output)
+
+
+def test_public_names_exist():
+    import fas
+
+    for page in PAGES:
+        for public in set(re.findall(r"\bfas\.([A-Za-z_]+)\(", page.read_text(encoding="utf-8"))):
+            assert callable(getattr(fas, public)), f"{name(page)}: fas.{public}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists() or target.startswith("images/"), f"{name(page)} links to {target}"
