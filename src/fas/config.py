@@ -11,6 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from fas import registry
 from fas._version import __version__
 from fas.errors import CheckpointError
+from fas.layers.simulation import Weights
 from fas.types import Method, Record, Role, Site
 
 # Raised when directories of an older release can no longer be read as they are.
@@ -29,6 +30,8 @@ class FASConfig(QuantizationConfigMixin):
         records: what the stages did.
         format: layout of the directory.
         version: release that wrote it.
+        weights: ``float`` or ``int8``: what inference multiplies with. The file holds float weights either way, and
+            which kernels compute is no part of a model: that depends on the machine.
         quant_method: always ``fas``.
         options: fields of the method (``timesteps``, ``coverage``, …).
 
@@ -45,6 +48,7 @@ class FASConfig(QuantizationConfigMixin):
         records: Sequence[Any] = (),
         format: int = FORMAT,
         version: str = __version__,
+        weights: Weights = "float",
         quant_method: str = "fas",
         **options: Any,
     ) -> None:
@@ -61,6 +65,9 @@ class FASConfig(QuantizationConfigMixin):
             raise CheckpointError("config.json has an empty list of sites; the directory is damaged or was edited")
         self.records = [_record(record) for record in _listed("records", records)]
         self.format, self.version = format, version
+        if weights not in get_args(Weights):
+            raise ValueError(f"weights is {weights!r}; choose one of {', '.join(get_args(Weights))}")
+        self.weights: Weights = weights
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types, from which the constructor builds the same configuration."""
@@ -69,6 +76,7 @@ class FASConfig(QuantizationConfigMixin):
             "method": self.method,
             "format": self.format,
             "version": __version__,
+            "weights": self.weights,
             **asdict(self.recipe),  # type: ignore[call-overload]
             "exclude": list(getattr(self.recipe, "exclude", ())),
             "sites": None if self.sites is None else [asdict(site) for site in self.sites],

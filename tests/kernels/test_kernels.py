@@ -123,6 +123,13 @@ def test_uneven_input(kernels, neuron, seed, steps, shape, dtype, difference, ca
     got = kernels.scan(x, code, first=3, difference=difference, **before)
     for ours, expected in zip(got, naive.scan(x, code, first=3, difference=difference, **before), strict=True):
         assert torch.equal(ours, expected)
+    # The spikes themselves, a byte each; graded ones fit as long as counts do.
+    spikes, *state = kernels.spikes(x, code, first=3, difference=difference, **before)
+    assert spikes.dtype == torch.int8 and all(map(torch.equal, state, got[1:]))
+    assert torch.equal(spikes, naive.spikes(x, code, first=3, difference=difference, **before)[0])
+    emitted = naive.scan(x, code, first=3, difference=False, **before)[0] if not difference else None
+    if emitted is not None:
+        assert torch.equal(spikes.to(dtype) * code.threshold + code.offset, emitted)
     if carried:
         assert all(torch.equal(before[name], kept[name]) for name in before)
 
@@ -177,6 +184,62 @@ def test_spikes_select_rows_of_the_weight(kernels, fired):
     got = kernels.event_linear(counts, unit, weight, bias)
     # Sums of up to 67 products of size 10 in float32, in another order.
     torch.testing.assert_close(got, naive.event_linear(counts, unit, weight, bias), rtol=1e-5, atol=1e-4)
+
+
+@backends
+@pytest.mark.parametrize("across", [False, True], ids=["out first", "in first"])
+@pytest.mark.parametrize("difference", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "shape"), [(1, (7,)), (3, (2, 1)), (2, (3, 24)), (4, (2, 2, 25)), (2, (33, 67)), (2, (0, 7))]
+)
+@pytest.mark.parametrize("outer", [1, 64, 70])
+def test_products_of_spikes(kernels, steps, shape, outer, across, difference):
+    inner = shape[-1]
+    spikes = torch.randint(-1, 2, (steps, *shape), dtype=torch.int8)
+    weight, threshold, bias = torch.randn(outer, inner), 0.5 + torch.rand(inner), torch.randn(outer)
+    held = weight.T.contiguous().T if across else weight
+    got = kernels.spike_linear(spikes, threshold, held, bias, first=2, difference=difference)
+    sent = spikes.double()
+    if difference:
+        sent = sent.cumsum(0) / torch.arange(2, steps + 2).view(-1, *[1] * len(shape))
+    exact = torch.nn.functional.linear(sent * threshold.double(), weight.double(), bias.double())
+    assert got.shape == (steps, *shape[:-1], outer) and got.dtype == torch.float32
+    # Sums of up to 67 products of size 1 in float32, in any order.
+    torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=2e-5)
+
+
+def test_the_loop_over_spikes_is_the_definition():
+    spikes = torch.tensor([[1, 0], [-1, 1], [0, 1]], dtype=torch.int8)
+    threshold, weight, bias = torch.tensor([2.0, 3.0]), torch.tensor([[1.0, 10.0]]), torch.tensor([0.5])
+    values = naive.spike_linear(spikes, threshold, weight, bias, first=1, difference=False)
+    means = naive.spike_linear(spikes, threshold, weight, bias, first=1, difference=True)
+    assert values.flatten().tolist() == [2.5, 28.5, 30.5]
+    assert means.flatten().tolist() == [2.5, 15.5, 20.5]
+
+
+@backends
+def test_whole_products_of_spikes_are_exact_for_every_state(kernels):
+    # 24 channels of one chunk, each triple in every state, against whole numbers: no rounding is left to excuse.
+    states = torch.cartesian_prod(*[torch.tensor([-1, 0, 1])] * 3)
+    spikes = torch.stack([states.roll(shift, 0) for shift in range(8)], 1).flatten(1).to(torch.int8)
+    weight = torch.randint(-999, 1000, (65, 24)).float()
+    ones, none = torch.ones(24), torch.zeros(65)
+    got = kernels.spike_linear(spikes.unsqueeze(0), ones, weight, none, first=1, difference=False)
+    assert torch.equal(got[0], spikes.float() @ weight.T)
+
+
+@pytest.mark.skipif(not able, reason=why)
+def test_products_of_spikes_do_not_depend_on_the_threads():
+    spikes = torch.randint(-1, 2, (4, 64, 100), dtype=torch.int8)
+    weight, threshold, bias = torch.randn(2000, 100), torch.rand(100), torch.randn(2000)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found.append(cpu.spike_linear(spikes, threshold, weight, bias, first=1, difference=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
 
 
 @backends

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fas.errors import FASError, NotCalibratedError
+from fas.kernels import cpu
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
@@ -17,6 +18,7 @@ from fas.neurons.signed_if import SignedIF
 from fas.neurons.soft_reset_if import SoftResetIF
 
 CHANNELS, OUT = 7, 5
+able, _ = cpu.supports("spike_linear", torch.device("cpu"), torch.float32)
 MODES = {
     "quantised": {"network": "quantised"},
     "collapsed": {"execution": "collapsed"},
@@ -164,6 +166,15 @@ def test_bfloat16_model_keeps_float32_thresholds_and_returns_bfloat16(settings):
     assert spiking.correction.dtype == torch.float32
 
 
+def test_a_model_turned_to_half_precision_keeps_its_thresholds():
+    neurons = population(SignedIF())
+    before = {name: parameter.clone() for name, parameter in neurons.named_parameters()}
+    SpikingLinear(dense("linear"), neurons).half()
+    for name, parameter in neurons.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    assert neurons.double().offset.dtype == torch.float64
+
+
 def test_without_thresholds_only_the_dense_network_runs():
     neurons = Population("block.mlp", CHANNELS, SignedIF(), Simulation(network="ann"))
     layer = SpikingLinear(dense("linear"), neurons)
@@ -230,6 +241,69 @@ def test_inference_is_the_definition(kind, kernels, execution, neuron, shape):
     assert output.shape == (*shape, OUT) and output.dtype == torch.float32
     # A sum of seven products of size 1 to 10 in float32.
     torch.testing.assert_close(output.double(), by_definition(spiking, x), rtol=1e-5, atol=1e-5)
+
+
+@kinds
+@pytest.mark.parametrize("neuron", [SignedIF(), SoftResetIF()])
+@pytest.mark.parametrize("operators", ["difference", "instant"])
+@pytest.mark.parametrize("readers", [1, 2])
+def test_many_rows_online_are_a_product_of_spikes(kind, neuron, operators, readers, monkeypatch):
+    neurons = population(neuron, readers=readers, schedule="online", operators=operators)
+    # One reader is transposed or not as another may be.
+    spiking = [SpikingLinear(dense(kind), neurons) for _ in range(readers)]
+    called = []
+    for op in ("spikes", "spike_linear"):
+        original = getattr(cpu, op)
+        monkeypatch.setattr(
+            cpu, op, lambda *a, op=op, original=original, **k: (called.append(op), original(*a, **k))[1]
+        )
+    x = 2 * torch.randn(4 * 8, 5, CHANNELS)
+    with torch.no_grad(), neurons.simulation.running(range(1, 5)):
+        answers = [layer(x) for layer in spiking]
+        neurons.simulation.kernels = "torch"
+        by_torch = [layer(x) for layer in spiking]
+    if able:
+        assert called == ["spikes", *["spike_linear"] * readers]
+    for ours, theirs in zip(answers, by_torch, strict=True):
+        # Sums of seven products of size 1 to 10 in float32; a threshold is compared with the same numbers in both.
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"neuron": ClippedCount()}, "graded spikes are more than one"),
+        ({"rows": 1}, "too few rows"),
+        ({"carry": True}, "the window began earlier"),
+        ({"grad": True}, "gradients"),
+        ({"dtype": torch.float64}, "another dtype"),
+    ],
+)
+def test_other_runs_online_are_a_product_of_values(change, reason, monkeypatch):
+    neurons = population(change.get("neuron"), schedule="online")
+    dtype = change.get("dtype", torch.float32)
+    spiking = SpikingLinear(dense("linear").to(dtype), neurons)
+    monkeypatch.setattr(SpikingLinear, "_on_spikes", lambda *_: pytest.fail(reason))
+    x = torch.randn(4 * change.get("rows", 50), CHANNELS, dtype=dtype)
+    with torch.set_grad_enabled(change.get("grad", False)):
+        with neurons.simulation.running(range(1, 5), carry=change.get("carry", False)):
+            assert spiking(x).shape == (len(x), OUT)
+
+
+def test_observers_see_the_spikes_of_a_product_of_spikes():
+    class Kept:
+        def observe(self, path, spikes, timesteps):
+            self.spikes = spikes
+
+    neurons = population(schedule="online", operators="instant")
+    spiking, kept = SpikingLinear(dense("linear"), neurons), Kept()
+    x = 2 * torch.randn(4 * 40, CHANNELS)
+    with torch.no_grad(), neurons.simulation.running(range(1, 5)):
+        values = neurons(x)
+        neurons.simulation.observers.append(kept)
+        spiking(x)
+    sent = ((values - neurons.offset) / neurons.threshold).round().abs().view(4, 40, CHANNELS)
+    assert sent.any() and torch.equal(kept.spikes.float(), sent)
 
 
 @kinds

@@ -183,6 +183,16 @@ def test_shards_go_when_a_model_of_one_file_comes(tmp_path):
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(target), FAMILIES["gpt2"].batch()), answer)
 
 
+def test_whole_weights_are_still_whole_after_loading(tmp_path):
+    model = converted()
+    model.weights = "int8"
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.weights == "int8"
+    batch = FAMILIES["gpt2"].batch()
+    assert torch.equal(logits(again, batch), logits(model, batch))
+
+
 def test_saving_where_one_has_loaded_from(tmp_path):
     converted().save_pretrained(tmp_path / "m")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")

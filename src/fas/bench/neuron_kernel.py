@@ -17,7 +17,7 @@ from fas.bench.sizes import from_config
 from fas.bench.spikingjelly import JellyNeurons
 from fas.conversion import convert
 from fas.errors import FASError
-from fas.layers.population import Population
+from fas.layers.population import Form, Population
 from fas.methods.fas import FAS
 from fas.surgery.replace import spiking_layers
 from fas.types import Progress
@@ -25,7 +25,7 @@ from fas.types import Progress
 LOOP = "loop"
 _KERNELS = ("torch", "cpu", "triton")
 # What each execution has to read and to write at least, in activations of one step: (not ×T, ×T).
-_TRAFFIC = {"online": (0, 2), "stepped": (1, 1), "collapsed": (2, 0)}
+_TRAFFIC = {"online": (0, 2), "online-spikes": (0, 1.25), "stepped": (1, 1), "collapsed": (2, 0)}
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def measure(
 ) -> Kernels:
     """Time signed IF neurons on float32 input of every step, [T, rows, channels], normal with σ = θ/2.
 
-    The online rows and the loop map all steps to all steps; ``stepped`` maps one activation to all steps,
-    ``collapsed`` one to one.
+    The online rows and the loop map all steps to all steps, ``online-spikes`` to a byte for each; ``stepped`` maps
+    one activation to all steps, ``collapsed`` one to one.
 
     Args:
         roofline: bandwidth of the machine.
@@ -76,7 +76,7 @@ def measure(
     even = currents[:rows]
     loop = PlainNeurons(population, timesteps)
     programs: dict[str, Prepare] = {LOOP: lambda: lambda: loop(currents)}
-    for name, x in (("online", currents), ("stepped", even), ("collapsed", even)):
+    for name, x in (("online", currents), ("online-spikes", currents), ("stepped", even), ("collapsed", even)):
         programs[name] = _ours(model, population, name, x, timesteps)
     absent = {}
     # Online, each kind of kernels by itself as well: the others run what is fastest here.
@@ -119,13 +119,14 @@ def _site(timesteps: int, channels: int, device: torch.device) -> tuple[Any, Pop
 
 
 def _ours(model: Any, population: Population, name: str, x: Tensor, timesteps: int, kernels: str = "auto") -> Prepare:
-    online = name == "online"
+    online = name.startswith("online")
+    form: Form = "spikes" if name == "online-spikes" else "values"
 
     def run() -> Tensor:
         if not online:
-            return population(x)
+            return population(x, form)
         with model.simulation.running(range(1, timesteps + 1)):
-            return population(x)
+            return population(x, form)
 
     def prepare() -> Any:
         model.network = "snn"

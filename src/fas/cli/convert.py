@@ -56,8 +56,10 @@ def convert(
         if stream or (stream is None and calibrate and device == "cpu" and is_large(model)):
             if not calibrate or device != "cpu":
                 raise ValueError("--stream calibrates block by block on the CPU: leave out --no-calibrate and --device")
-            cut = {"tokens": tokens, "window": window, "batch_size": batch_size, "seed": seed, "budget": budget}
-            stream_and_report(output, model, out, recipe, data, **cut)
+            stream_and_report(
+                output, model, out, recipe, data, tokens=tokens, window=window, batch_size=batch_size, seed=seed,
+                budget=budget,
+            )  # fmt: skip
             return
         loaded = load(model, device)
         if loaded.converted:

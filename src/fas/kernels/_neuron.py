@@ -38,7 +38,9 @@ def _following(number: Any, target: Any, lower: Any, upper: Any, one: Any, recur
 
 
 def neuron_kernel(name: str, real: Any) -> Any:
-    """Return a kernel for np.float32 or np.float64."""
+    """Return a kernel for np.float32 or np.float64; ``spikes`` is ``scan`` with spikes for an answer, int8."""
+    whole = name == "spikes"
+    answered = np.int8 if whole else real
 
     def encode(work: Any) -> None:
         w = words(work, 12)
@@ -169,7 +171,7 @@ def neuron_kernel(name: str, real: Any) -> Any:
         steps, first, difference, carried = w[12], w[14], w[15], w[16]
         x, out = (
             carray(at(w[4]), (steps, rows, channels), real),
-            carray(at(w[5]), (steps, rows, channels), real),
+            carray(at(w[5]), (steps, rows, channels), answered),
         )
         threshold = carray(at(w[7]), channels, real)
         v_init, offset = carray(at(w[8]), channels, real), carray(at(w[9]), channels, real)
@@ -210,7 +212,10 @@ def neuron_kernel(name: str, real: Any) -> Any:
                             for c in range(size):
                                 target = np.floor((summed[c] - mu[c] * t) / theta[c] + v[c])
                                 after = _following(number[c], target, lower, upper, one, recursion)
-                                answer[c] = after * (theta[c] / t) + mu[c]
+                                if whole:
+                                    answer[c] = np.int8(np.int32(after - number[c]))
+                                else:
+                                    answer[c] = after * (theta[c] / t) + mu[c]
                                 number[c] = after
                             continue
                         # Σ x up to this step: in float64, as torch adds up.
@@ -224,7 +229,10 @@ def neuron_kernel(name: str, real: Any) -> Any:
                         for c in range(size):
                             target = np.floor((summed[c] - mu[c] * t) / theta[c] + v[c])
                             after = _following(number[c], target, lower, upper, one, recursion)
-                            answer[c] = (after - number[c]) * theta[c] + mu[c]
+                            if whole:
+                                answer[c] = np.int8(np.int32(after - number[c]))
+                            else:
+                                answer[c] = (after - number[c]) * theta[c] + mu[c]
                             number[c] = after
                     for c in range(size):
                         count[r, begin + c] = number[c]
@@ -232,6 +240,7 @@ def neuron_kernel(name: str, real: Any) -> Any:
                         total[r, begin + c] = summed[c]
 
     kernels = {kernel.__name__: kernel for kernel in (encode, counts, emit, pack, decode, scan)}
+    kernels["spikes"] = scan
     return native(kernels[name])
 
 

@@ -21,18 +21,23 @@ _OPS = {
     "pack": (torch.float32, torch.float64),
     "unpack": (torch.uint8,),
     "scan": (torch.float32, torch.float64),
+    "spikes": (torch.float32, torch.float64),
     "linear": (torch.float32,),
     "event_linear": (torch.float32,),
+    "spike_linear": (torch.float32,),
     "integer_linear": (torch.float32,),
 }
 # Activations that one thread takes at a time: they and their answers stay in its first cache.
 _PIECE = 4096
+_DENSE = torch.contiguous_format
 # Outputs that one thread takes at a time.
 _OUTPUTS, _COLUMNS = 64, 768
 # Rows up to which a product only waits for the weights.
 _FEW_ROWS = 4
 # Share of channels that spike below which selecting rows of the weight beats reading all of it.
 SPARSE = 0.5
+# Rows of spikes from which tables of sums beat a dense product, which they do at any density.
+TABLE_ROWS = 128
 _RECURSIONS = {"binary": 0, "ternary": 1, "graded": 2, "digits": 3}
 
 
@@ -163,14 +168,42 @@ def scan(
     count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run neurons over steps of uneven input; see ``naive.scan``."""
+    return _scan("scan", x, code, first, difference, total, count, torch.empty_like(x, memory_format=_DENSE))
+
+
+def spikes(
+    x: Tensor,
+    code: Code,
+    *,
+    first: int,
+    difference: bool,
+    total: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the spikes for an answer, int8; see ``naive.spikes``."""
+    out = torch.empty(x.shape, dtype=torch.int8)
+    return _scan("spikes", x, code, first, difference, total, count, out)
+
+
+def _scan(
+    op: str,
+    x: Tensor,
+    code: Code,
+    first: int,
+    difference: bool,
+    total: Tensor | None,
+    count: Tensor | None,
+    out: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     assert code.recursion is not None
     x = x.contiguous()
-    out, sums = torch.empty_like(x), torch.empty_like(x[0])
-    number = torch.zeros_like(sums) if count is None else count.clone(memory_format=torch.contiguous_format)
+    sums = torch.empty_like(x[0])
+    number = torch.zeros_like(sums) if count is None else count.clone(memory_format=_DENSE)
     start = sums if total is None else total.contiguous()
     work = (*_rows(sums, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.threshold))
     more = (len(x), _RECURSIONS[code.recursion], first, difference, total is not None)
-    _run()(_neuron("scan", x.dtype), 2 * x.nbytes, *work, *more, start.data_ptr(), sums.data_ptr(), number.data_ptr())
+    places = (start.data_ptr(), sums.data_ptr(), number.data_ptr())
+    _run()(_neuron(op, x.dtype), x.nbytes + out.nbytes, *work, *more, *places)
     return out, sums, number
 
 
@@ -193,6 +226,38 @@ def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> 
     out = unit.new_empty(outer)
     pointers = (counts.data_ptr(), unit.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
     _run()(_products().events, int(SPARSE * weight.nbytes), inner, outer, _COLUMNS, *pointers)
+    return out
+
+
+def spike_linear(
+    spikes: Tensor, threshold: Tensor, weight: Tensor, bias: Tensor, *, first: int, difference: bool
+) -> Tensor:
+    """Return the response to spikes of many rows by tables; see ``naive.spike_linear``.
+
+    Args:
+        spikes: int8 [n, *B, in], −1, 0 or 1.
+        threshold: [in].
+        weight: [out, in], contiguous as it is or transposed.
+        bias: [out].
+        first: number of the first step.
+        difference: whether running means are answered.
+    """
+    from fas.kernels import _table
+
+    spikes = spikes.contiguous()
+    outer, inner = weight.shape
+    rows = spikes.numel() // inner
+    out = torch.empty(*spikes.shape[:-1], outer, dtype=torch.float32)
+    if rows == 0:
+        return out
+    chunks = -(-inner // _table.CHUNK)
+    states = torch.empty(chunks, rows, _table.GROUPS, dtype=torch.uint8)
+    _run()(_table.states, spikes.nbytes, rows, inner, chunks, spikes.data_ptr(), states.data_ptr())
+    across = not weight.is_contiguous()
+    pointers = (states, weight, threshold, bias, out)
+    addresses = tuple(tensor.data_ptr() for tensor in pointers)
+    sizes = (rows, inner, outer, across)
+    _run()(_table.product, weight.nbytes + out.nbytes, *sizes, *addresses, len(spikes), first, difference)
     return out
 
 

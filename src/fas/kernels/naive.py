@@ -6,6 +6,8 @@ so that a fast twin can be held to it to the last bit.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from fas.kernels.code import Code
 name = "naive"
 # Share of channels that spike up to which rows of the weight are selected one by one: always.
 SPARSE = 1.0
+# Rows of spikes from which ``spike_linear`` is used: always.
+TABLE_ROWS = 0
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
@@ -97,10 +101,41 @@ def scan(
     Returns:
         What the layers receive, N_t θ/t + μ or s_t θ + μ [n, *B, C]; Σ x and N after the last step [*B, C].
     """
-    out, last = torch.empty_like(x), x.new_empty(x.shape[1:])
-    sums = torch.empty_like(last)
+    numbers, sums = _numbers(x, code, first, difference, total, count)
+    out = torch.empty_like(x)
+    for n, (before, after) in enumerate(pairwise(numbers)):
+        if difference:
+            out[n] = after * (code.threshold / (first + n)) + code.offset
+        else:
+            out[n] = (after - before) * code.threshold + code.offset
+    return out, sums, numbers[-1]
+
+
+def spikes(
+    x: Tensor,
+    code: Code,
+    *,
+    first: int,
+    difference: bool,
+    total: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run neurons over steps of uneven input as ``scan`` does, and return the spikes s_t [n, *B, C], int8.
+
+    Graded spikes beyond ±127 are not for it.
+    """
+    numbers, sums = _numbers(x, code, first, difference, total, count)
+    return numbers.diff(dim=0).to(torch.int8), sums, numbers[-1]
+
+
+def _numbers(
+    x: Tensor, code: Code, first: int, difference: bool, total: Tensor | None, count: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return N before the first step and after each, [n + 1, *B, C], and Σ x after the last."""
+    numbers, sums = x.new_zeros(len(x) + 1, *x.shape[1:]), x.new_empty(x.shape[1:])
     for index, one in _neurons(x[0], code):
         number = 0 if count is None else int(count[index])
+        numbers[(0, *index)] = number
         # torch adds up float32 in float64.
         added = torch.zeros((), dtype=torch.float64)
         for n in range(len(x)):
@@ -110,14 +145,10 @@ def scan(
             if not difference and total is not None:
                 here = here + total[index]
             target = int(torch.floor((here - one.offset * t) / one.threshold + one.v_init))
-            after = step(number, target, one)
-            if difference:
-                out[(n, *index)] = after * (one.threshold / t) + one.offset
-            else:
-                out[(n, *index)] = (after - number) * one.threshold + one.offset
-            number = after
-        sums[index], last[index] = here, number
-    return out, sums, last
+            number = step(number, target, one)
+            numbers[(n + 1, *index)] = number
+        sums[index] = here
+    return numbers, sums
 
 
 def step(count: int, target: int, code: Code) -> int:
@@ -175,6 +206,29 @@ def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> 
         if counts[c]:
             out += counts[c] * unit[c] * weight[c]
     return out
+
+
+def spike_linear(
+    spikes: Tensor, threshold: Tensor, weight: Tensor, bias: Tensor, *, first: int, difference: bool
+) -> Tensor:
+    """Return b + Σ_c s_c θ_c W_c of every step, or of the running mean (Σ_{i≤t} s_i)/t in the place of s.
+
+    Args:
+        spikes: [n, *B, in], int8.
+        threshold: [in].
+        weight: [out, in].
+        bias: [out].
+        first: number of the first step, from 1; nothing has been sent before.
+        difference: whether the running mean is meant.
+    """
+    rows = spikes.flatten(1, -2) if spikes.ndim > 2 else spikes.unsqueeze(1)
+    out = threshold.new_empty(*rows.shape[:-1], len(weight))
+    for n in range(len(rows)):
+        for b in range(rows.shape[1]):
+            sent = rows[: n + 1, b].sum(0) / (first + n) if difference else rows[n, b]
+            for o in range(len(weight)):
+                out[n, b, o] = bias[o] + sum(sent[c] * threshold[c] * weight[o, c] for c in range(len(threshold)))
+    return out.view(*spikes.shape[:-1], len(weight))
 
 
 def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:

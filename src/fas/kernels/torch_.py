@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,6 +15,8 @@ name = "torch"
 _ONES = torch.tensor([value.bit_count() for value in range(256)], dtype=torch.uint8)
 # Share of channels that spike below which selecting rows of the weight, which copies them, beats reading all.
 SPARSE = 0.2
+# Rows of spikes from which ``spike_linear`` beats making numbers of them first: it does the very same.
+TABLE_ROWS = math.inf
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
@@ -67,13 +71,44 @@ def scan(
     count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run neurons over steps of uneven input; see ``naive.scan``."""
-    clock = torch.arange(first, first + len(x), device=x.device, dtype=x.dtype).view(-1, *[1] * (x.ndim - 1))
+    after, total = _numbers(x, code, first, difference, total, count)
+    if difference:
+        out = after[1:] * (code.threshold / _clock(x, first)) + code.offset
+    else:
+        out = after.diff(dim=0) * code.threshold + code.offset
+    return out, total, after[-1]
+
+
+def spikes(
+    x: Tensor,
+    code: Code,
+    *,
+    first: int,
+    difference: bool,
+    total: Tensor | None = None,
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the spikes for an answer, int8; see ``naive.spikes``."""
+    after, total = _numbers(x, code, first, difference, total, count)
+    return after.diff(dim=0).to(torch.int8), total, after[-1]
+
+
+def _clock(x: Tensor, first: int) -> Tensor:
+    clock = torch.arange(first, first + len(x), device=x.device, dtype=x.dtype)
+    return clock.view(-1, *[1] * (x.ndim - 1))
+
+
+def _numbers(
+    x: Tensor, code: Code, first: int, difference: bool, total: Tensor | None, count: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return N before the first step and after each, [n + 1, *B, C], and Σ x after the last."""
+    clock = _clock(x, first)
     added = x * clock if difference else x.cumsum(0)
     if total is not None and not difference:
         added = added + total
     reached = ((added - code.offset * clock) / code.threshold + code.v_init).floor()
-    start = torch.zeros_like(reached[0]) if count is None else count
-    numbers, number = [start], start
+    number = torch.zeros_like(reached[0]) if count is None else count
+    numbers = [number]
     for target in reached:
         if code.recursion == "binary":
             number = torch.maximum(number, torch.minimum(number + 1, target))
@@ -82,12 +117,7 @@ def scan(
         else:
             number = target.clamp(code.lower, code.upper)
         numbers.append(number)
-    after = torch.stack(numbers)
-    if difference:
-        out = after[1:] * (code.threshold / clock) + code.offset
-    else:
-        out = after.diff(dim=0) * code.threshold + code.offset
-    return out, added[-1], number
+    return torch.stack(numbers), added[-1]
 
 
 def pack(x: Tensor, code: Code) -> Tensor:
@@ -124,6 +154,15 @@ def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> 
     """Return b + Σ_c n_c unit_c W_c over the channels that have spiked: n [in] int16, W [in, out]."""
     chosen = counts.nonzero().view(-1)
     return torch.addmv(bias, weight[chosen].T, counts[chosen] * unit[chosen])
+
+
+def spike_linear(
+    spikes: Tensor, threshold: Tensor, weight: Tensor, bias: Tensor, *, first: int, difference: bool
+) -> Tensor:
+    """Return the response to spikes [n, *B, in] by a dense product; see ``naive.spike_linear``."""
+    counts = spikes.cumsum(0, dtype=threshold.dtype) if difference else spikes.to(threshold.dtype)
+    scale = threshold / _clock(counts, first) if difference else threshold
+    return functional.linear(counts * scale, weight, bias)
 
 
 def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:

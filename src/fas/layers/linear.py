@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fas.errors import FASError
-from fas.kernels.code import Code, version_of
+from fas.kernels.code import Code, recursion_of, version_of
 from fas.kernels.dispatch import choose
 from fas.layers.population import Population
 
@@ -98,6 +98,9 @@ class SpikingLinear(nn.Module):
         population = self.population
         simulation = population.simulation
         if simulation.network == "ann" or not population.active:
+            if torch.compiler.is_compiling():
+                # The dense module lies outside of the tree, where a graph does not reach.
+                return functional.linear(population(x), self._matrix(), self.bias)
             # The dense module itself: bit-equal to the model before conversion.
             output: Tensor = self.dense()(population(x))
             return output
@@ -107,6 +110,8 @@ class SpikingLinear(nn.Module):
         if simulation.network == "snn" and simulation.schedule == "layerwise" and not trains:
             if not population.differentiates(x):
                 return self._in_floats(x)
+        if self._takes_spikes(x):
+            return self._on_spikes(x)
         signal = population(x, "mean")
         if simulation.head is self:
             signal = simulation.reduced(signal)
@@ -140,6 +145,34 @@ class SpikingLinear(nn.Module):
             return functional.linear(signal, self._matrix(), self._bias(x.dtype))
         bias = self._folded(code).rest + self._bias(x.dtype)
         return backend.event_linear(counts.view(-1), code.unit, weight, bias).view(*x.shape[:-1], self.out_features)
+
+    def _takes_spikes(self, x: Tensor) -> bool:
+        """Whether a product of spikes, online, is quicker than a dense one of what they stand for."""
+        population, weight, simulation = self.population, self.weight, self.population.simulation
+        # Graded spikes are more than a byte's ±1, and a window that began earlier has a state.
+        if not simulation.folds or simulation.carry or recursion_of(population.neuron) not in ("binary", "ternary"):
+            return False
+        # The output layer has few rows: it answers for the mean over time.
+        if simulation.head is self or population.differentiates(x):
+            return False
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return False
+        if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not weight.is_contiguous():
+            return False
+        backend = choose("spike_linear", simulation.kernels, x.device, x.dtype)
+        return bool(x.numel() // self.in_features >= backend.TABLE_ROWS)
+
+    def _on_spikes(self, x: Tensor) -> Tensor:
+        """Online without gradients: the product is one of spikes, and means over time are taken behind it."""
+        population, simulation = self.population, self.population.simulation
+        assert simulation.steps is not None
+        spikes: Tensor = population(x, "spikes")
+        code = population.code(x.dtype)
+        output: Tensor = choose("spike_linear", simulation.kernels, x.device, x.dtype).spike_linear(
+            spikes, code.threshold, self._matrix(), self._folded(code).rest + self._bias(x.dtype),
+            first=simulation.steps.start, difference=simulation.operators == "difference",
+        )  # fmt: skip
+        return output.flatten(0, 1)
 
     def _in_integers(self, x: Tensor) -> Tensor:
         population, simulation = self.population, self.population.simulation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from fas.layers.qcfs import floor, qcfs
 from fas.layers.simulation import Simulation
 from fas.types import Granularity, Neuron, RateNeuron
 
-Form = Literal["values", "mean", "counts"]
+Form = Literal["values", "mean", "counts", "spikes"]
 # Counts are 16-bit whole numbers where they are held as such.
 _LARGEST = 2**15 - 1
 # Spikes that exist as numbers at a time, where a code does not fit into bits.
@@ -34,11 +34,6 @@ class _State:
 
     total: Tensor
     count: Tensor
-
-
-def _emitted(counts: Tensor) -> Tensor:
-    """Return the spikes of each step from the counts [T, *B, C]."""
-    return torch.diff(counts, dim=0, prepend=torch.zeros_like(counts[:1]))
 
 
 class Population(nn.Module):
@@ -107,6 +102,16 @@ class Population(nn.Module):
     def extra_repr(self) -> str:
         """Name what a printed model should show."""
         return f"{self.channels}, {self.neuron}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move with the model, but stay float32 under ``half()`` or ``bfloat16()``: counts hang on thresholds."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            after = fn(tensor)
+            narrower = after.is_floating_point() and after.dtype.itemsize < 4 <= tensor.dtype.itemsize
+            return tensor.to(after.device) if narrower else after
+
+        return super()._apply(moved, recurse)
 
     @property
     def threshold(self) -> Tensor:
@@ -186,12 +191,12 @@ class Population(nn.Module):
 
         Args:
             x: [*B, C]; online [n·B, …, C] with the running steps time-major in the first dimension.
-            form: ``values``; ``mean``, of them over time; or ``counts``, whole numbers (int16) after T steps,
-                of which the layerwise schedule alone has one per neuron.
+            form: ``values``; ``mean``, of them over time; ``counts`` after T steps (int16), layerwise; or the
+                ``spikes`` of every step (int8), online, of a window from its beginning.
 
         Returns:
-            Shape of ``x``; as ``values`` of the stepped layerwise execution [T, *B, C], whose mean over T is
-            meant.
+            Shape of ``x``, but [n, *B, C] of the spikes; as ``values`` of the stepped layerwise execution
+            [T, *B, C], whose mean over T is meant.
         """
         if self.readers == 1 or torch.compiler.is_compiling():
             return self._encode(x, form)
@@ -233,7 +238,8 @@ class Population(nn.Module):
             )
         by_torch = self.differentiates(work)
         if simulation.schedule == "online":
-            return self._online(work, by_torch=by_torch).to(x.dtype)
+            encoded = self._online(work, form, by_torch=by_torch)
+            return encoded if form == "spikes" else encoded.to(x.dtype)
         if simulation.execution == "collapsed":
             encoded = self._collapsed(work) if by_torch else self._collapsed_fast(work, form)
         elif by_torch or form == "values":
@@ -288,7 +294,7 @@ class Population(nn.Module):
         code = Code.of(self.neuron, steps, threshold, self.v_init, self.offset) if by_torch else self.code(x.dtype)
         if not (by_torch or self.simulation.observers or code.recursion is None):
             return choose("emit", self.simulation.kernels, x.device, x.dtype).emit(x, code)
-        emitted = _emitted(self._window(x, code))
+        emitted = self._window(x, code).diff(dim=0, prepend=torch.zeros_like(x).unsqueeze(0))
         if self.simulation.observers:
             self._show(self._events(emitted))
         if by_torch:
@@ -315,7 +321,7 @@ class Population(nn.Module):
         if self.simulation.observers:
             # They get the whole train as numbers.
             window = self._window(x, code)
-            self._show(self._events(_emitted(window)))
+            self._show(self._events(window.diff(dim=0, prepend=torch.zeros_like(window[:1]))))
             counts = window[-1]
             return counts.to(torch.int16) if form == "counts" else counts * code.unit + code.offset
         if code.upper > _LARGEST or code.recursion not in ("binary", "ternary", "digits"):
@@ -332,7 +338,7 @@ class Population(nn.Module):
             return counts
         return choose("decode", kernels, x.device, x.dtype).decode(counts, code, x.dtype)
 
-    def _online(self, x: Tensor, *, by_torch: bool) -> Tensor:
+    def _online(self, x: Tensor, form: Form, *, by_torch: bool) -> Tensor:
         """Uneven input: a scan over the steps in the batch, continuing an unfinished window if asked to."""
         simulation = self.simulation
         running = simulation.steps
@@ -349,10 +355,15 @@ class Population(nn.Module):
         x = x.unflatten(0, (len(running), len(x) // len(running)))
         state = self._state if simulation.carry else None
         difference = simulation.operators == "difference"
+        if form == "spikes":
+            backend = choose("spikes", simulation.kernels, x.device, x.dtype)
+            spikes: Tensor = backend.spikes(x, self.code(x.dtype), first=running.start, difference=difference)[0]
+            if simulation.observers:
+                self._show(spikes.abs())
+            return spikes
         if not (by_torch or simulation.observers) and self.code(x.dtype).recursion is not None:
-            backend = choose("scan", simulation.kernels, x.device, x.dtype)
             before = {} if state is None else {"total": state.total, "count": state.count}
-            signal, total, count = backend.scan(
+            signal, total, count = choose("scan", simulation.kernels, x.device, x.dtype).scan(
                 x, self.code(x.dtype), first=running.start, difference=difference, **before
             )
             if simulation.carry:

@@ -36,6 +36,7 @@ class ConvertedModel(SpikingModel):
         simulation = self._simulation
         names = ("timesteps", "levels", "schedule", "operators", "execution")
         config.recipe = config.recipe.with_options(**{name: getattr(simulation, name) for name in names})
+        config.weights = simulation.weights
         return config
 
     @property
@@ -165,6 +166,7 @@ def exchange(model: Any, config: FASConfig, mixin: type[ConvertedModel]) -> None
         schedule=recipe.schedule,
         operators=recipe.operators,
         execution=recipe.execution,
+        weights=config.weights,
     )
     attach(model, config.sites, simulation, recipe.build, granularity=recipe.granularity, gated=recipe.gated)
     make_spiking(model, simulation, mixin)
