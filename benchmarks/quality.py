@@ -3,7 +3,8 @@
     python benchmarks/quality.py src/fas/assets/stdlib-gpt2 --train stdlib --test stdlib --out build/quality.json
 
 Rows: the dense model; converted without training, by coverage, code and T; online against layerwise; and,
-with ``--finetune STEPS``, after stage 1 beside the dense model fine-tuned on the same data.
+with ``--finetune STEPS``, after stage 1 beside the dense model fine-tuned on the same data. With
+``--spike-prices``, quality against spikes instead: converted at each price and, with ``--finetune``, trained at it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument("--online-tokens", type=int, default=4096)
     parser.add_argument("--finetune", type=int, default=0, metavar="STEPS")
     parser.add_argument("--threshold-rate", type=float, default=1e-3, help="of stage 1")
+    parser.add_argument("--spike-prices", type=float, nargs="*", default=[])
+    parser.add_argument("--train-price", type=float, help="of stage 1, if not that of calibration")
     parser.add_argument("--neurons", nargs="+", default=["signed_if", "phase", "ternary_phase"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -59,6 +62,7 @@ class Quality:
         self.train = windows(train, 256, seed=0)
         self.calibration = batches(self.train[: arguments.tokens // 256], 16)
         self.base = self.measure(self.load(), network="ann")
+        self.control: float | None = None
 
     def load(self) -> Any:
         """Return the dense model anew."""
@@ -104,6 +108,9 @@ class Quality:
 
     def run(self) -> None:
         """Measure every row."""
+        if self.arguments.spike_prices:
+            self.sparsity()
+            return
         for coverage in self.arguments.coverages:
             for timesteps in self.arguments.timesteps:
                 for neuron in self.arguments.neurons:
@@ -116,7 +123,19 @@ class Quality:
                     self.online(coverage)
         if self.arguments.finetune:
             for neuron in self.arguments.neurons:
-                self.stage_one(neuron)
+                self.stage_one(coverage="linear", timesteps=8, neuron=neuron)
+
+    def sparsity(self) -> None:
+        """Measure what spikes buy: at every price, without training and with it."""
+        for coverage in self.arguments.coverages:
+            for timesteps in self.arguments.timesteps:
+                for neuron in self.arguments.neurons:
+                    for price in self.arguments.spike_prices:
+                        options = {"coverage": coverage, "timesteps": timesteps, "neuron": neuron, "spike_price": price}
+                        model, about = self.convert(**options)
+                        self.measure(model, **about)
+                        if self.arguments.finetune:
+                            self.stage_one(**options)
 
     def online(self, coverage: str) -> None:
         """Compare the online schedule with the layerwise one on fewer tokens: it costs T passes."""
@@ -131,19 +150,24 @@ class Quality:
                 self.measure(model, **about, **online, reference=reference)
         self.test = everything
 
-    def stage_one(self, neuron: str) -> None:
-        """Fine-tune the quantised network and the dense control on the same data for the same steps."""
-        model, about = self.convert(coverage="linear", timesteps=8, neuron=neuron)
+    def stage_one(self, **options: Any) -> None:
+        """Fine-tune the quantised network and, once, the dense control on the same data for the same steps."""
+        model, about = self.convert(**options)
+        price = self.arguments.train_price
+        if price is None:
+            price = options.get("spike_price", 0.0)
         settings = Finetune(
             max_steps=self.arguments.finetune, learning_rate=2e-4, batch_size=8, scheduler="cosine", warmup=0.05,
             threshold_learning_rate=self.arguments.threshold_rate, save_steps=10**6,
+            spike_price=price,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as directory:
             rows = language_modelling(self.train[: 8 * self.arguments.finetune])
-            _, control = finetune(model, rows, settings, output_dir=directory)
-        reference = self.measure(control.eval(), network="control", steps=self.arguments.finetune)
+            _, control = finetune(model, rows, settings, output_dir=directory, control=self.control is None)
+        if control is not None:
+            self.control = self.measure(control.eval(), network="control", steps=self.arguments.finetune)
         model.eval()
-        self.measure(model, **about, steps=self.arguments.finetune, reference=reference)
+        self.measure(model, **about, steps=self.arguments.finetune, train_price=price, reference=self.control)
 
 
 if __name__ == "__main__":

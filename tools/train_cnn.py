@@ -1,30 +1,27 @@
-"""Train a small VGG- or ResNet-shaped network on images, on a CPU, and compare the conversion methods on it.
+"""Train a small VGG- or ResNet-shaped network on images, on one core of a CPU.
 
-    python tools/train_cnn.py --data DIR --network resnet --per-class 1000 --minutes 6
+    python tools/train_cnn.py --data DIR --network vgg --out build/models/cnn-vgg
+    python tools/train_cnn.py --data DIR --network resnet --out build/models/cnn-resnet
 
 `--data` holds train.tar.gz and test.tar.gz (or folders train and test) with one folder of jpeg or png per class. The
-table is of a named subset: the first `--per-class` photographs of every class by name for training, of which
-`--calibration` calibrate, and the first `--test-per-class` of the test set.
+first `--per-class` photographs of every class by name train, the next `--held-out` are for choosing settings, and the
+test set is not read. `--out` gets `model.safetensors` and `config.json`, which says how it was made; `load_network`
+reads it back. `benchmarks/cnn.py` compares conversion methods on it.
 """
 
 import argparse
-import copy
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-import fas
-from fas.data.images import Images, image_batches, read_images
+from fas.data.images import AugmentedBatches, Images, image_batches, read_images
 from fas.evaluate.images import classify_images
-from fas.methods.fast_snn import FastSNN
-from fas.methods.qcfs_only import QCFSOnly
-from fas.methods.rate_norm import RateNorm
-from fas.methods.threshold_balancing import ThresholdBalancing
 
 
 def _stage(ins: int, outs: int) -> list[nn.Module]:
@@ -93,110 +90,76 @@ class ResNet(nn.Module):
         return logits
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"vgg": VGG, "resnet": ResNet}
+NETWORKS: dict[str, type[Any]] = {"vgg": VGG, "resnet": ResNet}
 
 
-def train(model: nn.Module, images: Images, minutes: float, seed: int) -> int:
-    """Train by SGD with flips and shifts until the time is over; return the number of steps."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    rng = torch.Generator().manual_seed(seed)
-    began, step, shown = time.monotonic(), 0, 0.0
-    model.train()
-    while True:
-        for batch in image_batches(images, 64, seed=seed + step):
-            share = (time.monotonic() - began) / (60 * minutes)
-            if share >= 1:
-                return step
-            for group in optimizer.param_groups:
-                group["lr"] = 0.1 * min(share / 0.1, (1 - share) / 0.9) + 1e-4
-            x = batch["x"]
-            if int(torch.randint(2, (1,), generator=rng)):
-                x = x.flip(-1)
-            top, left = (int(v) for v in torch.randint(9, (2,), generator=rng))
-            x = functional.pad(x, (4, 4, 4, 4))[..., top : top + 32, left : left + 32]
-            loss = functional.cross_entropy(model(x), batch["labels"], label_smoothing=0.1)
+def read_part(data: Path, part: str, per_class: int) -> Images:
+    """Read the first images of every class of ``train`` or ``test``, a folder or an archive."""
+    folder = data / part
+    return read_images(folder if folder.is_dir() else data / f"{part}.tar.gz", per_class=per_class)
+
+
+def load_network(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a trained network in evaluation mode, and what its config.json says of it."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    model = NETWORKS[config["network"]](config["width"])
+    load_model(model, str(directory / "model.safetensors"))
+    return model.eval(), config
+
+
+def train(model: nn.Module, images: Images, *, epochs: int, rate: float, rows: int, seed: int) -> None:
+    """Train by SGD with a rising and falling rate, mirrors and shifts, products in bfloat16."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    total = epochs * -(-len(images) // rows)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=total, pct_start=0.25)
+    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    for epoch in range(epochs):
+        began, losses = time.perf_counter(), []
+        for batch in AugmentedBatches(image_batches(images, rows, seed=seed + epoch), seed=seed + epoch):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(batch["x"].contiguous(memory_format=torch.channels_last))
+            loss = functional.cross_entropy(logits.float(), batch["labels"], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            step += 1
-            if share - shown > 0.1:
-                shown = share
-                print(f"{share:.0%} step {step} loss {loss.item():.3f}", flush=True)
-
-
-def table(
-    model: nn.Module, data: list[dict[str, Tensor]], test: list[dict[str, Tensor]], steps: list[int]
-) -> dict[str, dict[str, float]]:
-    """Return the accuracy of every method at every T, in percent."""
-    methods = {
-        "threshold_balancing maximum": lambda t: ThresholdBalancing(timesteps=t),
-        "threshold_balancing 99.9 %": lambda t: ThresholdBalancing(timesteps=t, rule="percentile"),
-        "qcfs_only": lambda t: QCFSOnly(timesteps=t, levels=t),
-        "rate_norm (stage 2)": lambda t: RateNorm(timesteps=t),
-        "fast_snn (thresholds)": lambda t: FastSNN(timesteps=t, levels=t, tune_epochs=0),
-        "fast_snn (tuned)": lambda t: FastSNN(timesteps=t, levels=t),
-        "fas online": lambda t: fas.FAS(timesteps=t, schedule="online"),
-        "fas layerwise": lambda t: fas.FAS(timesteps=t),
-    }
-    found: dict[str, dict[str, float]] = {}
-    for name, make in methods.items():
-        for timesteps in steps:
-            snn = fas.convert(
-                copy.deepcopy(model), make(timesteps), probe={"x": data[0]["x"][:1]},
-                calibration=[{"x": batch["x"]} for batch in data],
-            )  # fmt: skip
-            found.setdefault(name, {})[str(timesteps)] = 100 * classify_images(snn, test)["accuracy"]
-            if name.startswith("fast_snn"):
-                snn.network = "quantised"
-                beside = found.setdefault(f"{name}, quantised network", {})
-                beside[str(timesteps)] = 100 * classify_images(snn, test)["accuracy"]
-        print(name, found[name], flush=True)
-    return found
+            schedule.step()
+            losses.append(loss.item())
+        print(
+            f"epoch {epoch + 1} of {epochs}: loss {sum(losses) / len(losses):.3f}, {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+    model.eval()
 
 
 def main() -> None:
-    """Parse the command line, train or load, and compare."""
+    """Parse the command line, train and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet")
+    parser.add_argument("--network", choices=sorted(NETWORKS), default="vgg")
     parser.add_argument("--width", type=int, default=24)
-    parser.add_argument("--per-class", type=int, default=1000)
-    parser.add_argument("--test-per-class", type=int, default=100)
-    parser.add_argument("--calibration", type=int, default=256, help="training photographs that calibrate")
-    parser.add_argument("--timesteps", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--minutes", type=float, default=6, help="wall-clock budget of the training")
-    parser.add_argument("--out", type=Path, default=Path("build/models/cnn"))
+    parser.add_argument("--per-class", type=int, default=2000)
+    parser.add_argument("--held-out", type=int, default=100, help="photographs of every class behind those that train")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--rate", type=float, default=0.1, help="largest learning rate")
+    parser.add_argument("--rows", type=int, default=100, help="images of a batch")
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     model = NETWORKS[a.network](a.width)
-    weights = a.out / f"{a.network}.safetensors"
-
-    def source(part: str) -> Path:
-        folder: Path = a.data / part
-        return folder if folder.is_dir() else a.data / f"{part}.tar.gz"
-
-    images = read_images(source("train"), per_class=a.per_class)
-    test = image_batches(read_images(source("test"), per_class=a.test_per_class), 100)
-    if weights.is_file():
-        load_model(model, str(weights))
-    else:
-        steps = train(model, images, a.minutes, a.seed)
-        a.out.mkdir(parents=True, exist_ok=True)
-        save_model(model, str(weights))
-        print(f"{steps} steps", flush=True)
-    model.eval()
-    calibration = image_batches(images, 64, seed=a.seed)[: -(-a.calibration // 64)]
-    dense = 100 * classify_images(model, test)["accuracy"]
-    print(f"dense {dense:.2f} %", flush=True)
-    result = {
-        "data": f"{a.per_class}/{a.test_per_class} per class",
-        "dense": dense,
-        **table(model, calibration, test, a.timesteps),
-    }
-    (a.out / f"{a.network}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    everything = read_part(a.data, "train", a.per_class + a.held_out)
+    began = time.perf_counter()
+    train(model, everything.part(0, a.per_class), epochs=a.epochs, rate=a.rate, rows=a.rows, seed=a.seed)
+    seconds = time.perf_counter() - began
+    held_out = classify_images(model, image_batches(everything.part(a.per_class), 100))["accuracy"]
+    print(f"{seconds:.0f} s, {100 * held_out:.1f} % of {10 * a.held_out} held-out photographs", flush=True)
+    a.out.mkdir(parents=True, exist_ok=True)
+    about = {name: value for name, value in vars(a).items() if name not in ("data", "out")}
+    described = {**about, "training_s": seconds, "held_out_accuracy": held_out, "torch": torch.__version__}
+    (a.out / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    save_model(model, str(a.out / "model.safetensors"))
 
 
 if __name__ == "__main__":

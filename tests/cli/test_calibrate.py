@@ -25,3 +25,10 @@ def test_a_dense_model_is_refused(run, dense: Path, text: Path) -> None:
 
 def test_no_steps_are_refused(run, snn: Path, text: Path) -> None:
     assert "timesteps is 0" in run("calibrate", snn, "--data", text, "--timesteps", 0, code=1).stderr
+
+
+def test_a_method_without_a_price_says_so(run, dense: Path, text: Path, tmp_path: Path) -> None:
+    place = tmp_path / "snn"
+    run("convert", dense, place, "--method", "qcfs_only", "--no-calibrate", "--coverage", "mlp", "--replace-activation")
+    result = run("calibrate", place, "--data", text, "--spike-price", 0.1, code=1)
+    assert "method 'qcfs_only' has no spike price: leave --spike-price out" in " ".join(result.stderr.split())

@@ -154,3 +154,19 @@ def test_images_have_no_data_here(run, text: Path, tmp_path: Path) -> None:
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     assert "--no-calibrate" in run("convert", tmp_path / "vit", tmp_path / "snn", "--data", text, code=1).stderr
     run("convert", tmp_path / "vit", tmp_path / "snn", "--no-calibrate")
+
+
+def test_a_price_makes_spikes_fewer_and_may_change_later(rows, dense: Path, text: Path, tmp_path: Path) -> None:
+    def spikes(found: list) -> float:
+        values = [row["value"] for row in found if row["quantity"] == "spikes_per_neuron"]
+        return sum(values) / len(values)
+
+    how, place = ["--data", text, "--tokens", 256, "--window", 32], tmp_path / "snn"
+    free = rows("convert", dense, place, *how, "--neuron", "phase")
+    dear = rows("calibrate", place, *how, "--spike-price", 0.5)
+    assert spikes(dear) < 0.7 * spikes(free)
+    assert [row["unit"] for row in dear if row["quantity"] == "calibrate.expected_divergence"] == ["nats"]
+    stated = json.loads((place / "config.json").read_text())["quantization_config"]
+    assert stated["spike_price"] == 0.5
+    at_once = rows("convert", dense, tmp_path / "again", *how, "--neuron", "phase", "--spike-price", 0.5)
+    assert spikes(at_once) == spikes(dear)

@@ -15,3 +15,18 @@ def test_network_and_control_are_written(rows, run, snn: Path, text: Path, tmp_p
 
 def test_a_dense_model_is_refused(run, dense: Path, text: Path, tmp_path: Path) -> None:
     assert "fas convert" in run("finetune", dense, tmp_path / "t", "--data", text, code=1).stderr
+
+
+def test_the_price_of_spikes_arrives(rows, snn: Path, text: Path, tmp_path: Path) -> None:
+    import json
+
+    how = ["--data", text, "--max-steps", 1, "--window", 32, "--batch-size", 2, "--no-control"]
+    losses = {}
+    for price in (0.0, 10.0):
+        place = tmp_path / f"tuned-{price}"
+        found = rows("finetune", snn, place, *how, "--spike-price", price)
+        losses[price] = next(row["value"] for row in found if row["quantity"] == "finetune.train_loss")
+        records = json.loads((place / "config.json").read_text())["quantization_config"]["records"]
+        assert records[-1]["settings"]["spike_price"] == price
+    # A neuron sends a tenth of a spike and more.
+    assert losses[10.0] > losses[0.0] + 1

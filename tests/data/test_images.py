@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fas.data.images import CIFAR10, Images, image_batches, read_images
+from fas.data.images import CIFAR10, AugmentedBatches, Images, image_batches, read_images
 from fas.errors import DataError
 
 
@@ -63,6 +63,48 @@ def test_batches():
     assert float(batches[1]["pixel_values"][0, 1, 0, 1]) == pytest.approx(value, rel=1e-5)
     shuffled = torch.cat([batch["labels"] for batch in image_batches(images, 2, seed=1)])
     assert shuffled.tolist() != list(range(5)) and sorted(shuffled.tolist()) == list(range(5))
+
+
+def test_parts_are_taken_from_every_class():
+    pixels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    images = Images(pixels, torch.tensor([0, 1, 1, 1, 0]), ("cat", "dog"))
+    assert images.part(0, 1).pixels[:, 0, 0, 0].tolist() == [0, 1]
+    rest = images.part(1)
+    assert rest.pixels[:, 0, 0, 0].tolist() == [4, 2, 3] and rest.labels.tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match="no class has an image from number 3 to 4: it has 5 images in all"):
+        images.part(3, 4)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_augmented_images_are_mirrored_and_shifted_ones(shift):
+    x = torch.arange(1.0, 1 + 40 * 3 * 4 * 5).view(40, 3, 4, 5)
+    batches = AugmentedBatches([{"x": x, "labels": torch.arange(40)}], shift=shift)
+    found = batches[0]["x"]
+    seen = set()
+    for image, made in zip(x, found, strict=True):
+        matches = []
+        for mirrored in (False, True):
+            wide = torch.zeros(3, 4 + 2 * shift, 5 + 2 * shift)
+            wide[:, shift : shift + 4, shift : shift + 5] = image.flip(-1) if mirrored else image
+            for top in range(2 * shift + 1):
+                for left in range(2 * shift + 1):
+                    if torch.equal(made, wide[:, top : top + 4, left : left + 5]):
+                        matches.append((mirrored, top, left))
+        assert len(matches) == 1
+        seen.add(matches[0])
+    # Forty draws of 2, 18 or 50 cases: both mirrors and every row and column of shifts come up.
+    assert {mirrored for mirrored, _, _ in seen} == {False, True}
+    assert {top for _, top, _ in seen} == {left for _, _, left in seen} == set(range(2 * shift + 1))
+    assert torch.equal(batches[0]["labels"], torch.arange(40)) and len(batches) == 1
+
+
+def test_augmented_batches_differ_each_time_and_repeat_from_a_seed():
+    images = [{"pixel_values": torch.randn(6, 3, 8, 8)} for _ in range(3)]
+    first, again, other = (AugmentedBatches(images, name="pixel_values", seed=seed) for seed in (1, 1, 2))
+    once, twice = (torch.stack([batch["pixel_values"] for batch in first]) for _ in range(2))
+    assert not torch.equal(once, twice)
+    assert torch.equal(once, torch.stack([batch["pixel_values"] for batch in again[:]]))
+    assert not torch.equal(once, torch.stack([batch["pixel_values"] for batch in other]))
 
 
 def test_what_cannot_be_read(folder, tmp_path):

@@ -107,6 +107,20 @@ def test_tuning_other_networks(name):
     assert not any(population.training for population in populations(model).values())
 
 
+def test_errors_are_of_what_the_spikes_mean_whatever_the_backend():
+    # So many rows that the fast backend has the first linear layer read spikes instead of their mean.
+    x, errors = tiny_cnns.images(96), {}
+    for kernels in ("auto", "torch"):
+        model = fas.convert(
+            tiny_cnns.build("vgg"), FastSNN(bits=2, tune_epochs=0), probe={"x": x[:1]}, calibration=[{"x": x}]
+        )
+        model.kernels = kernels
+        record = TuneLayers(epochs=0).run(model, [{"x": x}])
+        errors[kernels] = {path: site["error_before"] for path, site in record.sites.items()}
+        assert model.kernels == kernels
+    assert errors["auto"] == errors["torch"]
+
+
 def test_layerwise_there_is_nothing_to_tune():
     x = tiny_cnns.images(4, size=10).double()
     record = TuneLayers().run(converted(x, schedule="layerwise"), [{"x": x}])

@@ -113,6 +113,18 @@ def test_the_fit_curve_by_its_definition(operators):
     torch.testing.assert_close(found, distance / power.view(-1, 1), rtol=1e-5, atol=0)  # θ in float32
 
 
+def test_the_fit_curve_is_that_of_the_rates_whatever_the_backend():
+    # So many rows that the fast backend has the first linear layer read spikes instead of their mean.
+    batches, curves = [{"x": tiny_cnns.images(96)}], {}
+    for kernels in ("auto", "torch"):
+        model = fas.convert(
+            tiny_cnns.build("vgg"), RateNorm(timesteps=4), probe={"x": batches[0]["x"][:1]}, calibration=batches
+        )
+        model.kernels = kernels
+        curves[kernels] = fit_curve(model, batches)
+    assert curves["auto"] == curves["torch"]
+
+
 def test_behind_even_input_the_curve_lies_below_omega_over_t():
     # |r̂ − r| < 1/t and 0 ≤ r − r̂ ≤ r there, hence Σ(r̂ − r)² ≤ Σ r/t.
     (batch,) = data(1)
@@ -140,6 +152,20 @@ def test_stage_one_trains_the_weights_of_the_network_of_rates():
         )
         # After many steps the spiking network is the network of rates: 1/1000 of a threshold per neuron.
         torch.testing.assert_close(model(batches[0]["x"]), made, rtol=0, atol=0.02 * float(made.abs().max()))
+
+
+def test_stage_one_leaves_thresholds_at_the_share_of_the_running_maximum():
+    batch, share = {**data(1)[0], "labels": torch.arange(4) % 5}, 1 / (1 + math.exp(-0.5))
+    model = converted([{"x": batch["x"]}])
+    # At this rate nothing is learned, and one batch is the whole running maximum.
+    TrainRates(scale=0.5, learning_rate=1e-12).run(model, [batch])
+    layers, value = tiny_cnns.layers_of(model), batch["x"]
+    with torch.no_grad():
+        for layer, population in zip(layers[:-1], populations(model).values(), strict=True):
+            value = layer(value).relu()
+            threshold = share * value.max()
+            torch.testing.assert_close(population.threshold.double(), threshold, rtol=1e-5, atol=0)  # ln θ in float32
+            value = value.minimum(threshold)
 
 
 def test_omega():

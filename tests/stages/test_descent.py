@@ -73,6 +73,20 @@ def test_bits_are_reduced_one_round_after_the_other():
     assert [r.stage for r in (record,)] == ["reduce_bits"]
 
 
+def test_every_round_starts_from_thresholds_for_its_levels_unless_told_otherwise():
+    model, batches = converted()
+    wide = {path: p.threshold.detach().clone() for path, p in populations(model).items()}
+    # At this rate nothing is learned: what is left is where the round began.
+    ReduceBits((2,), learning_rate=1e-12, refit=False).run(model, batches)
+    for path, population in populations(model).items():
+        torch.testing.assert_close(population.threshold, wide[path], rtol=1e-6, atol=0)  # ln θ in float32
+    ReduceBits((2,), learning_rate=1e-12).run(model, batches)
+    fresh, _ = converted(timesteps=3, levels=3)
+    for path, population in populations(model).items():
+        torch.testing.assert_close(population.threshold, populations(fresh)[path].threshold, rtol=1e-6, atol=0)
+    assert all(bool(p.threshold < wide[path]) for path, p in populations(model).items())
+
+
 @pytest.mark.parametrize("bits", [(), (2, 3), (0,), (9,), (2.0,)])
 def test_bits_fall(bits):
     with pytest.raises(ValueError, match="expected whole numbers from 8 to 1, falling"):

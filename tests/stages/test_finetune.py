@@ -22,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
+import fas
 from fas.conversion import convert
 from fas.data.table import Table, tokenise_table
 from fas.errors import CheckpointError, DataError, FASError, MissingExtraError, NotCalibratedError
@@ -169,6 +170,36 @@ def test_the_mean_loss_weighs_every_target_once(tmp_path):
     stack = torch.utils.data.default_collate
     # Sums of 256 losses near 3.7 in float32, in another order.
     assert mean_loss(model, rows, stack, 5) == pytest.approx(whole, rel=1e-6)
+
+
+# The price of spikes
+
+
+def test_dearer_spikes_are_fewer_and_the_control_does_not_pay(tmp_path):
+    spent, controls = [], []
+    for price in (0.0, 0.1, 1.0):
+        model = converted(FAS(timesteps=8, coverage="linear"), dropout=0.0)
+        settings = Finetune(max_steps=40, learning_rate=3e-3, spike_price=price)
+        _, control = finetune(model, DATA, settings, output_dir=tmp_path / str(price))
+        with fas.record(model) as spikes, torch.no_grad():
+            model(input_ids=ROWS)
+        spent.append(spikes.spikes_per_neuron)
+        controls.append(control)
+        assert not any(p._forward_pre_hooks for p in populations(model).values())
+    assert spent[0] > 1.1 * spent[1] > 1.5 * spent[2]
+    assert same(controls[0], controls[1]) and same(controls[0], controls[2])
+
+
+def test_an_interrupted_run_with_a_price_resumes(tmp_path):
+    settings = replace(SHORT, spike_price=0.1, gradient_checkpointing=True)
+    whole, first, second = converted(), converted(), converted()
+    settings.run(whole, DATA, output_dir=tmp_path / "whole")
+    settings.run(first, DATA, output_dir=tmp_path / "parts", callbacks=[Interrupt(3)])
+    settings.run(second, DATA, output_dir=tmp_path / "parts")
+    assert same(second, whole)
+    free = converted()
+    SHORT.run(free, DATA, output_dir=tmp_path / "free")
+    assert not same(free, whole)
 
 
 # Resuming

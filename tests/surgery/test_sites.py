@@ -212,6 +212,38 @@ def test_a_relu_that_a_dense_layer_reads_stays(coverage, exclude, activation):
     assert (down.activation, down.signed) == (activation, activation is None)
 
 
+class ReluAndSum(nn.Module):
+    """A block whose ReLU goes to a linear layer and, in some kinds, into a sum or behind a reshape as well."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.blocks = kind, nn.ModuleList([nn.Module()])
+        block = self.blocks[0]
+        block.up, block.act, block.down = nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5)
+
+    def forward(self, x):
+        block = self.blocks[0]
+        hidden = block.act(block.up(x))
+        if self.kind == "dropout":
+            hidden = functional.dropout(hidden, 0.5, self.training)
+        y = block.down(hidden)
+        if self.kind == "sum":
+            y = y + hidden
+        elif self.kind == "reshaped":
+            y = y + hidden.view(-1, 5).mean(0)
+        return y
+
+
+@pytest.mark.parametrize("coverage", ["mlp", "linear"])
+@pytest.mark.parametrize(
+    ("kind", "activation"), [("alone", "blocks.0.act"), ("dropout", "blocks.0.act"), ("sum", None), ("reshaped", None)]
+)
+def test_a_relu_that_something_else_reads_stays(kind, activation, coverage):
+    model = ReluAndSum(kind).eval()
+    site = find_sites(model, coverage, probe=PROBE)[-1]
+    assert (site.path, site.activation, site.signed) == ("blocks.0.down", activation, activation is None)
+
+
 def test_a_relu_that_runs_twice_in_one_shared_block_is_replaced():
     shared = FAMILIES["albert"].build(hidden_act="relu")
     (site,) = find_sites(shared, "mlp")

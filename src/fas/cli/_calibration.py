@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fas.cli._data import calibration_batches, default_data
@@ -33,10 +34,14 @@ def calibrate_and_report(
             record = Align(seed=seed).run(loaded.model, batches, progress=lambda _, done, total: advance(done, total))
         loaded.model.records.append(record)
         records.append(record)
-    about = {**conditions(loaded), "data": source}
+    report_records(output, records, {**conditions(loaded), "data": source})
+
+
+def report_records(output: Output, records: Sequence[Any], about: Mapping[str, Any]) -> None:
+    """Give the figures of stages as rows, and those of the sites as a table."""
     for record in records:
         for name, value in record.results.items():
-            unit = {"seconds": "s", "tokens": "tokens"}.get(name, "1")
+            unit = "s" if name.endswith("seconds") else _UNITS.get(name, "1")
             output.measure(f"{record.stage}.{name}", value, unit, **about)
         for site, figures in record.sites.items():
             for name, value in figures.items():
@@ -49,6 +54,7 @@ def calibrate_and_report(
             )
 
 
+_UNITS = {"tokens": "tokens", "expected_divergence": "nats"}
 _COLUMNS = ("relative_error", "spikes_per_neuron", "threshold_mean")
 
 

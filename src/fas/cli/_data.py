@@ -66,6 +66,8 @@ def calibration_batches(
     loaded: Loaded, data: str, *, window: int | None, limit: int, batch_size: int, seed: int
 ) -> list[dict[str, Any]]:
     """Return inputs of the model's forward holding about ``limit`` tokens."""
+    if loaded.processor is not None:
+        return _with_images(loaded, data, limit, batch_size, seed)
     if loaded.model.main_input_name != "input_ids":
         raise DataError(
             f"{loaded.name} takes {loaded.model.main_input_name}, for which the command line reads no data: "
@@ -83,6 +85,25 @@ def calibration_batches(
         found = _padded(rows, loaded.need_tokenizer(), limit, batch_size, seed)
     device = loaded.model.device
     return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in found]
+
+
+def _with_images(loaded: Loaded, data: str, limit: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
+    """Return images with the captions, or questions and answers, that the model would write."""
+    import torch
+
+    from fas.data.pictures import load_pictures, model_inputs, picture_batches
+
+    pictures = load_pictures(data, split="train")
+    rows, taken = [], 0
+    for i in torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist():
+        picture = pictures[i]
+        prompt, image = picture.question or "", picture.opened()
+        rows.append(model_inputs(loaded.model, loaded.need_processor(), image, prompt, picture.references[0]))
+        taken += rows[-1]["input_ids"].numel()
+        if taken >= limit:
+            break
+    device = loaded.model.device
+    return [{name: x.to(device) for name, x in inputs.items()} for _, inputs in picture_batches(rows, batch_size)]
 
 
 def _padded(rows: Any, tokenizer: Any, limit: int, batch_size: int, seed: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ class Loaded:
         name: as it was asked for.
         model: in evaluation mode.
         tokenizer: None where the model has none (images).
+        processor: of images and text, for a model that reads both.
     """
 
     name: str
     model: Any
     tokenizer: Any
+    processor: Any = None
 
     @property
     def converted(self) -> bool:
@@ -80,6 +82,26 @@ class Loaded:
         if follows:
             model.levels = neuron.resolution(timesteps)
 
+    @property
+    def reads_images_and_text(self) -> bool:
+        """Whether the model takes an image beside text."""
+        from fas.surgery.probe import reads_images_and_text
+
+        return reads_images_and_text(self.model)
+
+    def need_processor(self) -> Any:
+        """Return the processor of images and text.
+
+        Raises:
+            CheckpointError: the model has none.
+        """
+        if self.processor is None:
+            raise CheckpointError(
+                f"{self.name} has no processor of images and text: take a model that reads both, or copy its "
+                "processor_config.json (preprocessor_config.json) and the tokenizer's files into its directory"
+            )
+        return self.processor
+
     def need_tokenizer(self) -> Any:
         """Return the tokenizer.
 
@@ -116,6 +138,8 @@ def load(name: str, device: str = "cpu") -> Loaded:
         missing = sorted(loading["missing_keys"])
         logger.warning("%s lacks weights, which are random now: %s", name, ", ".join(missing[:4]))
     loaded = Loaded(name, _to(model.eval(), device), _tokenizer(place))
+    if loaded.reads_images_and_text:
+        loaded = replace(loaded, processor=_processor(place))
     if stated_method(config.to_dict()) == "fas" and not loaded.converted:
         raise CheckpointError(f"{name} states quant_method 'fas', but its layers were not rebuilt as spiking ones")
     return loaded
@@ -193,6 +217,19 @@ def _tokenizer(place: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         logger.info("no tokenizer in %s: %s", place, _first_sentence(error))
         return None
+
+
+def _processor(place: str) -> Any:
+    """Return the processor of images and text of a model, None where there is none."""
+    import transformers
+
+    try:
+        found = transformers.AutoProcessor.from_pretrained(place)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        logger.info("no processor in %s: %s", place, _first_sentence(error))
+        return None
+    # Where a directory has none, transformers hands out the tokenizer, or the half for images.
+    return found if hasattr(found, "tokenizer") else None
 
 
 def _to(model: Any, device: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from fas.cli._calibration import report_records
 from fas.cli._models import Loaded, location
 from fas.cli._output import Output
 from fas.errors import CheckpointError
@@ -88,13 +89,7 @@ def stream_and_report(
             told=told, progress=lambda _, done, total: advance(done, total),
         )  # fmt: skip
     output.measure("stream.peak_resident", peak_resident(), "B", **about)
-    for record in records:
-        for name, value in record.results.items():
-            unit = {"seconds": "s", "tokens": "tokens"}.get(name, "1")
-            output.measure(f"{record.stage}.{name}", value, unit, **about)
-        for site, figures in record.sites.items():
-            for name, value in figures.items():
-                output.measure(name, value, "1", site=site, **about)
+    report_records(output, records, about)
     output.remark(f"written to {out}: T = {recipe.timesteps}")
 
 

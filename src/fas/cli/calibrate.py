@@ -18,6 +18,10 @@ def calibrate(
     out: Annotated[Path | None, typer.Argument(help="Directory to write; the model's own if not given.")] = None,
     data: Annotated[str | None, typer.Option(help="Text file, jsonl/tsv, directory or hub data set.")] = None,
     timesteps: Annotated[int | None, typer.Option(help="T, if it is to change.")] = None,
+    spike_price: Annotated[
+        float | None,
+        typer.Option(help="Nats per answer that one spike per neuron may cost, if it is to change.", min=0),
+    ] = None,
     losses: Annotated[
         bool, typer.Option("--losses", help="Then train thresholds by the FAS loss (alignment + KL).")
     ] = False,
@@ -42,6 +46,11 @@ def calibrate(
         loaded.need_converted()
         if timesteps is not None:
             loaded.set_timesteps(timesteps)
+        if spike_price is not None:
+            config = loaded.model.fas_config
+            if not hasattr(config.recipe, "spike_price"):
+                raise ValueError(f"method {config.method!r} has no spike price: leave --spike-price out")
+            config.recipe = config.recipe.with_options(spike_price=spike_price)
         calibrate_and_report(
             output,
             loaded,

@@ -1,4 +1,4 @@
-"""``fas evaluate``: perplexity of a language model, scores of a classifier, tasks by name, spikes beside them."""
+"""``fas evaluate``: perplexity, scores of a classifier, tasks by name, captions and answers; spikes beside them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from fas.types import Network, Schedule
 def evaluate(
     context: typer.Context,
     model: Model,
-    data: Annotated[str | None, typer.Option(help="Text source, or a GLUE-style tsv/json/csv with labels.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Text source; a GLUE-style tsv/json/csv with labels; for a model that reads images, jsonl."),
+    ] = None,
     timesteps: Annotated[str | None, typer.Option(help="One T or several, as 2,4,8; the model's if not given.")] = None,
     network: Annotated[
         Network | None, typer.Option(help="Which of the three networks of a converted model; snn if not given.")
@@ -36,21 +39,29 @@ def evaluate(
     task_path: Annotated[
         Path | None, typer.Option(help="Folder with their data (NAME.jsonl; GLUE as its archive) or YAML task files.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Rows per task, from the first.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows per task, or pictures, from the first.", min=1)] = None,
     fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt; the task's own if not given.", min=0)] = (
         None
     ),
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; that of --data if not given.")] = None,
+    prompt: Annotated[str, typer.Option(help="Said to a model in front of a caption; {} is the question.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of a caption or answer at most.", min=1)] = 32,
     batch_size: BatchSize = 8,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity (strided window), the scores of a classifier on a table, or tasks by name.
+    """Measure perplexity (strided window), the scores of a classifier on a table, tasks by name, or captions.
 
     Tasks run in lm-evaluation-harness (`pip install 'fas[eval]'`), for classifiers on GLUE; what `--task-path` does
     not hold comes from the hub. Thresholds belong to the T they were calibrated at: another T runs, but less well
     than after `fas calibrate --timesteps`.
 
+    A model that reads images writes captions (rows of `image` and `captions`: CIDEr, BLEU, exact match) or answers
+    (rows of `image`, `question` and `answers`: exact match), which needs `pip install 'fas[vision]'`.
+
     Example: `fas evaluate gpt2-snn --data wikitext --timesteps 4,8`
+
+    Example: `fas evaluate git-snn --data captions.jsonl --timesteps 8`
 
     Example: `fas evaluate gpt2-snn --tasks lambada_openai,piqa,arc_easy --limit 500`
     """
@@ -60,8 +71,8 @@ def evaluate(
         raise typer.BadParameter("names no task", param_hint="--tasks")
     if named and data is not None:
         raise typer.BadParameter("--tasks bring their own data: leave out --data, or name a folder with --task-path")
-    if not named and (task_path or limit or fewshot is not None):
-        raise typer.BadParameter("--task-path, --limit and --fewshot belong to --tasks, which is missing")
+    if not named and (task_path or fewshot is not None):
+        raise typer.BadParameter("--task-path and --fewshot belong to --tasks, which is missing")
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
 
@@ -69,8 +80,20 @@ def evaluate(
         if network in ("quantised", "snn") or timesteps is not None or schedule is not None:
             loaded.need_converted()
         rows: list[list[Any]] = []
-        scores = None
-        if not named:
+        scores: Scores | None = None
+        if not named and loaded.processor is not None:
+            from fas.cli._pictures import PictureScores
+
+            scores = PictureScores(
+                loaded, default_data(loaded, data), images=images, split=split, limit=limit, prompt=prompt,
+                max_new_tokens=max_new_tokens, batch_size=batch_size,
+            )  # fmt: skip
+        elif images is not None or prompt or (limit is not None and not named):
+            raise ValueError(
+                f"--images, --prompt and --limit without --tasks are for models that read images and text; {model} "
+                "is none, or has no processor in its directory"
+            )
+        elif not named:
             scores = Scores(
                 loaded, default_data(loaded, data), split=split, limit=limit_tokens, window=window, stride=stride,
                 batch_size=batch_size,

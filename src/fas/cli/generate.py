@@ -1,8 +1,9 @@
-"""``fas generate``: text from a model, spiking or dense, as it is made."""
+"""``fas generate``: text from a model, spiking or dense, as it is made; from an image too."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,8 @@ from fas.types import Schedule
 def generate(
     context: typer.Context,
     model: Model,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to go on from.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to go on from; may be empty with --image.")] = "",
+    image: Annotated[Path | None, typer.Option(help="Image file, for a model that reads images and text.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.", min=1)] = 64,
     temperature: Annotated[float, typer.Option(help="Above 0: sample; 0: always the likeliest token.", min=0)] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this share.", min=0, max=1)] = 1.0,
@@ -35,16 +37,20 @@ def generate(
     """Generate text.
 
     Example: `fas generate embedded-snn -p "def read(self, path):" --temperature 0.8`
+
+    Example: `fas generate git-snn --image frog.png -p "what is at the top left ?"`
     """
     with Output.opened(context, as_json) as output:
         import torch
         from transformers import TextStreamer, set_seed
 
         from fas.cli._models import load
+        from fas.cli._pictures import image_inputs
+        from fas.evaluate.captions import prompt_length
         from fas.runtime.anytime import Anytime
 
         loaded = load(model, device)
-        if not (hasattr(loaded.model, "can_generate") and loaded.model.can_generate()):
+        if not hasattr(loaded.model, "generate"):
             raise ValueError(f"{type(loaded.model).__name__} generates no text: take a causal language model")
         tokenizer = loaded.need_tokenizer()
         if timesteps is not None:
@@ -52,7 +58,11 @@ def generate(
         if schedule is not None:
             loaded.need_converted()
             loaded.model.schedule = schedule
-        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.model.device)
+        if image is not None:
+            inputs = image_inputs(loaded, image, prompt)
+        else:
+            inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.model.device)
+        given = inputs["input_ids"][0].clone()
         if not inputs["input_ids"].numel():
             raise ValueError("the prompt is empty: --prompt needs at least one token")
         _check_length(loaded, inputs["input_ids"].shape[1], max_new_tokens)
@@ -69,15 +79,16 @@ def generate(
         if tokenizer.pad_token_id is None:
             arguments["pad_token_id"] = tokenizer.eos_token_id
         if stream and num_beams == 1 and not as_json:
-            arguments["streamer"] = TextStreamer(tokenizer)
+            arguments["streamer"] = TextStreamer(tokenizer, skip_prompt=image is not None)
         began = time.perf_counter()
         with torch.no_grad():
             ids = loaded.model.generate(**inputs, **arguments)
         seconds = time.perf_counter() - began
-        text = tokenizer.decode(ids[0], skip_special_tokens=True)
+        made = len(ids[0]) - prompt_length(ids[0], given)
+        # With an image what is said is an answer, and no longer text.
+        text = tokenizer.decode(ids[0] if image is None else ids[0][len(ids[0]) - made :], skip_special_tokens=True)
         if "streamer" not in arguments:
             output.text(text)
-        made = ids.shape[1] - inputs["input_ids"].shape[1]
         about = {**conditions(loaded), "prompt": prompt, "text": text, "new_tokens": made}
         output.measure("decode_speed", made / seconds, "tokens/s", **about)
         if anytime is not None:

@@ -39,9 +39,12 @@ class FastSNN(RateCoded):
         ValueError: a value outside its range; the message names it.
 
     Source: Hu et al. 2023, arXiv 2305.19868, and its released code. They differ in the neuron: the code takes a spike
-    back below −1e-3, the paper below 0, which we follow. Deviations: neurons stand at the inputs of layers, behind
-    pooling, where the paper has them at the ReLU; weights are not quantised; inputs of both signs, which the paper
-    does not have, get the same neuron with a lower bound of −T.
+    back at v ≤ −1e-3, the paper below 0, which we follow; and in the answer, the sum of the last layer over time in the
+    code, the mean in the paper and here. Deviations: weights are not quantised (nor are those of the code's ResNet-18);
+    neurons stand at the inputs of layers, behind maxima, where the code has strided convolutions instead; the
+    identity beside a residual block without projection carries the current in front of the neurons, where the code's
+    carries spikes; an average in front of the last layer is coded by neurons, where the code averages spikes; inputs of
+    both signs, which the paper does not have, get the same neuron with a lower bound of −T.
 
     Example:
         >>> FastSNN(bits=2).timesteps

@@ -18,7 +18,8 @@ class RateNorm(RateCoded):
 
     Attributes:
         timesteps: T, time steps of the spiking network.
-        omega_weight: λ of the mean of Ω = Σr/‖r‖² in the loss.
+        omega_weight: λ of the mean of Ω = Σr/‖r‖² in the loss: larger for few steps, smaller for many, since low
+            thresholds clip.
         scale: s at the start of stage 2.
         fit_epochs: passes of stage 2 over the calibration data.
         fit_rate: learning rate of s; far above the code's 0.01 to 0.1, which is for 200 passes over a training set.
@@ -37,9 +38,11 @@ class RateNorm(RateCoded):
         ValueError: a value outside its range; the message names it.
 
     Source: Ding et al. 2021, arXiv 2105.11654, and its released code. They differ in the teacher of stage 2, where we
-    follow the paper (see ``FitRates``). Deviation: neurons stand at the inputs of layers, behind pooling, where the
-    paper has them at the ReLU, and maxima, which the code replaces by averages, stay: they are taken of the
-    currents in front of the neuron, exactly in the layerwise schedule.
+    follow the paper (see ``FitRates``); the code also shares one s (``shared=True``) and keeps, of the networks on the
+    way of stage 2, one whose accuracy is within a tolerance, where we keep the last. A dense network is what stage 1
+    leaves at the code's s = 10, which clips nothing but the maximum. Deviation: neurons stand at the inputs of layers,
+    behind pooling, where the paper has them at the ReLU, and maxima, which the code replaces by averages, stay: they
+    are taken of the currents in front of the neuron, exactly in the layerwise schedule.
 
     Example:
         >>> RateNorm(timesteps=64).omega_weight

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fas.errors import CalibrationError
+from fas.stages.descent import frozen
 from fas.stages.losses import alignment, divergence
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Progress, Record, Stage
@@ -71,7 +72,7 @@ class Align(Stage):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         order = torch.Generator().manual_seed(self.seed)
         history: list[float] = []
-        with _frozen(model, trained), model.simulation.using(network="snn"):
+        with frozen(model, trained), model.simulation.using(network="snn"):
             for _ in range(self.epochs):
                 for i in torch.randperm(len(batches), generator=order).tolist():
                     loss = self._loss(model, teacher, batches[i])
@@ -141,24 +142,6 @@ class _Teacher:
 def _parameters(model: nn.Module, *, bias: bool) -> list[nn.Parameter]:
     found = [p for population in populations(model).values() for p in population.parameters()]
     return found + [layer.correction for layer in spiking_layers(model).values() if bias]
-
-
-@contextmanager
-def _frozen(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let gradients reach some parameters only, without dropout."""
-    wanted = {id(parameter) for parameter in trained}
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = model.training
-    model.eval()
-    for parameter, _ in before:
-        parameter.requires_grad_(id(parameter) in wanted)
-    try:
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-            parameter.grad = None
-        model.train(training)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,24 @@ def descend(
     for parameter in parameters:
         parameter.grad = None
     return history
+
+
+@contextmanager
+def frozen(model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> Iterator[None]:
+    """Let gradients reach some parameters only, without dropout."""
+    wanted = {id(parameter) for parameter in trained}
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = model.training
+    model.eval()
+    for parameter, _ in before:
+        parameter.requires_grad_(id(parameter) in wanted)
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+            parameter.grad = None
+        model.train(training)
 
 
 def answer(output: object) -> Tensor:

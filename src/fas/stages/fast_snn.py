@@ -166,7 +166,8 @@ def _compared(
     target_at, sent = populations(model)[site.path], {}
     with torch.no_grad(), _swapped(untouched), simulation.using(network="quantised"):
         target = _sent(model, inputs_of(batch), target_at)[target_at]
-    with torch.no_grad(), simulation.using(network="snn"):
+    # Other backends let linear layers read spikes; torch's always sends values over time.
+    with torch.no_grad(), simulation.using(network="snn", kernels="torch"):
         sent = {p: _mean(simulation, y) for p, y in _sent(model, inputs_of(batch), target_at).items()}
         difference = sent[target_at] - target
     if not gradients:

@@ -46,6 +46,9 @@ class Finetune:
         max_steps: optimiser steps instead of epochs.
         learning_rate: peak of the schedule, for the weights (AdamW).
         threshold_learning_rate: peak for thresholds, offsets, initial potentials and bias corrections.
+        spike_price: added to the loss: so many nats per spike per neuron and window, as the spiking network at its
+            T would send them. A few hundred steps need a price several times that of calibration, and a small
+            ``threshold_learning_rate``: moving thresholds wake silent neurons. The control pays nothing.
         batch_size: rows per device and forward pass.
         gradient_accumulation: forward passes per step. Equals one pass on a batch as many times larger where
             all passes hold the same number of targets, else each pass weighs the same.
@@ -76,6 +79,7 @@ class Finetune:
     max_steps: int | None = None
     learning_rate: float = 5e-5
     threshold_learning_rate: float = 1e-3
+    spike_price: float = 0.0
     batch_size: int = 8
     gradient_accumulation: int = 1
     warmup: float = 0.0
@@ -98,7 +102,7 @@ class Finetune:
         _check("seed", self.seed, "a whole number from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32, int)
         for name in ("epochs", "learning_rate"):
             _check(name, getattr(self, name), "a number above 0", lambda v: 0 < v < float("inf"))
-        for name in ("threshold_learning_rate", "weight_decay", "max_grad_norm"):
+        for name in ("threshold_learning_rate", "spike_price", "weight_decay", "max_grad_norm"):
             _check(name, getattr(self, name), "a number of at least 0", lambda v: 0 <= v < float("inf"))
         _check("warmup", self.warmup, "a share of at least 0 and below 1", lambda v: 0 <= v < 1)
         for name, choices in (("scheduler", get_args(Scheduler)), ("precision", get_args(Precision))):

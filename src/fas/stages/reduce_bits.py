@@ -10,10 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from fas.layers.population import Population
-from fas.stages.descent import check_descent, cross_entropy, descend
+from fas.stages.descent import check_descent, cross_entropy, descend, inputs_of
+from fas.stages.set_thresholds import SetThresholds
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Progress, Record, Stage
+
+# Batches whose activations thresholds are set from: the walk holds them all in memory.
+_LOOKED_AT = 4
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,9 @@ class ReduceBits(Stage):
         epochs: passes over the batches in every round.
         learning_rate: of the weights and thresholds (ln θ), decaying to zero in every round.
         momentum: of SGD.
-        weight_decay: of SGD, for the weights.
+        weight_decay: of SGD.
+        refit: start every round from thresholds of the smallest squared error for its levels, on the activations that
+            the weights of the round before have in the dense network; off, from the thresholds of that round.
         seed: of the order of the batches.
 
     Raises:
@@ -36,7 +42,9 @@ class ReduceBits(Stage):
         CalibrationError: batches without labels, or a loss that is not finite.
 
     Source: Hu et al. 2023 (arXiv 2305.19868) and its released code: 32, 4, 3, 2 bits (learning rates 4e-2 and weight
-    decay 1e-4 for CIFAR-10). Deviation: the code quantises weights to b bits as well (powers of two).
+    decay 1e-4 for CIFAR-10). Deviations: the code quantises weights to b bits as well (sums of powers of two); it
+    learns θ itself, here ln θ; it takes thresholds over from the finer network (``refit=False``), whose range is too
+    wide for fewer levels, and has hundreds of epochs to mend that.
     """
 
     bits: tuple[int, ...] = (4, 3, 2)
@@ -44,6 +52,7 @@ class ReduceBits(Stage):
     learning_rate: float = 1e-2
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    refit: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,16 +67,18 @@ class ReduceBits(Stage):
         began, results = time.perf_counter(), {}
         neurons = [parameter for population in populations(model).values() for parameter in _learned(population)]
         weights = _dense_parameters(model)
-        with evaluating(model), model.simulation.using(network="quantised", observers=[]):
-            for bits in self.bits:
-                model.levels = model.timesteps = 2**bits - 1
+        for bits in self.bits:
+            model.levels = model.timesteps = 2**bits - 1
+            if self.refit:
+                SetThresholds(rule="error").run(model, [inputs_of(batch) for batch in batches[:_LOOKED_AT]])
+            with evaluating(model), model.simulation.using(network="quantised", observers=[]):
                 history = descend(
                     [*weights, *neurons], batches, lambda batch: cross_entropy(model, batch),
                     label=f"{bits} bits", epochs=self.epochs, learning_rate=self.learning_rate,
                     momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed, progress=progress,
                 )  # fmt: skip
-                tenth = max(1, len(history) // 10)
-                results[f"loss_{bits}_bits"] = sum(history[-tenth:]) / tenth
+            tenth = max(1, len(history) // 10)
+            results[f"loss_{bits}_bits"] = sum(history[-tenth:]) / tenth
         model.reset()
         return Record("reduce_bits", asdict(self), {"seconds": time.perf_counter() - began, **results})
 

@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from fas.errors import CheckpointError, FASError, MissingExtraError
 from fas.layers.population import Population
 from fas.runtime.transformers_ import ConvertedModel
+from fas.stages.spike_penalty import Penalty, penalised
 from fas.surgery.replace import populations
 from fas.surgery.sites import block_of, is_spiking
 from fas.types import Progress
@@ -48,6 +49,7 @@ class ThresholdTrainer(Trainer):
     Args:
         threshold_learning_rate: for ``log_threshold``, ``v_init``, ``offset`` and ``correction``, which
             get no weight decay: it would pull θ towards 1 and μ towards 0.
+        penalty: what spikes cost, added to the model's loss.
         arguments: as for ``transformers.Trainer``.
 
     Raises:
@@ -57,8 +59,9 @@ class ThresholdTrainer(Trainer):
 
     optimizer: Any
 
-    def __init__(self, *, threshold_learning_rate: float, **arguments: Any) -> None:
+    def __init__(self, *, threshold_learning_rate: float, penalty: Penalty | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self.penalty = penalty
         self.threshold_learning_rate = threshold_learning_rate
         # Trainer believes that a forward with **kwargs divides its loss by the targets of all accumulated
         # batches; classification heads do not, and their gradient would grow with the accumulation.
@@ -82,6 +85,11 @@ class ThresholdTrainer(Trainer):
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, source)
             self.optimizer = kind([group for group in groups if group["params"]], **arguments)
         return self.optimizer
+
+    def compute_loss(self, *arguments: Any, **named: Any) -> Any:
+        """Return the model's loss and what its spikes cost; training asks for no outputs beside it."""
+        loss = super().compute_loss(*arguments, **named)
+        return loss if self.penalty is None else loss + self.penalty.cost()
 
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
         """Run one forward and backward pass, and refuse to go on from a loss that is not finite."""
@@ -181,9 +189,10 @@ def train(
     try:
         if evaluate is not None:
             results["eval_loss_before"] = evaluate()
-        with _prepared(model, settings.gradient_checkpointing):
+        with _prepared(model, settings.gradient_checkpointing), penalised(model, settings.spike_price) as penalty:
             trainer = ThresholdTrainer(
                 threshold_learning_rate=settings.threshold_learning_rate,
+                penalty=penalty,
                 model=model,
                 args=arguments,
                 train_dataset=dataset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,17 @@ from torch import Tensor, nn
 from fas.errors import SiteError
 
 
+def reads_images_and_text(model: nn.Module) -> bool:
+    """Whether a model's forward takes pixels beside token ids."""
+    names = _arguments(model)
+    return "pixel_values" in names and not names.isdisjoint(("input_ids", "decoder_input_ids"))
+
+
 def probe_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """Return a batch of one that the model accepts: four token ids, or one blank image.
+    """Return a batch of one that the model accepts: four token ids, one blank image, or both.
+
+    Between images and text stand as many placeholders (``config.image_token_id``) as the model makes features of
+    the image. Images that arrive cut into patches (Qwen2-VL) come with their grid.
 
     Raises:
         SiteError: if the model declares an input that is neither ids nor pixels, or none at all.
@@ -24,25 +34,81 @@ def probe_inputs(model: nn.Module) -> dict[str, Tensor]:
             f"{type(model).__name__} is no transformers model and does not say what it reads: pass probe={{...}}, a "
             "batch of one by the names of its forward's arguments, such as probe={'x': images[:1]}"
         )
-    device = next(model.parameters()).device
     name = getattr(model, "main_input_name", "input_ids")
-    if name == "input_ids":
-        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        vocabulary = getattr(text_config, "vocab_size", 4)
-        ids = (torch.arange(4, device=device) % vocabulary).unsqueeze(0)
-        inputs = {"input_ids": ids}
-        if getattr(config, "is_encoder_decoder", False):
-            inputs["decoder_input_ids"] = ids
-        return inputs
+    if name not in ("input_ids", "pixel_values"):
+        raise SiteError(
+            f"{type(model).__name__} takes {name!r}, for which no probe input is known; "
+            "pass probe={...}, a batch of one that the model accepts"
+        )
+    if reads_images_and_text(model):
+        return _images_and_text(model, config)
     if name == "pixel_values":
-        size = getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        shape = (1, getattr(config, "num_channels", 3), height, width)
-        return {"pixel_values": torch.zeros(shape, device=device)}
-    raise SiteError(
-        f"{type(model).__name__} takes {name!r}, for which no probe input is known; "
-        "pass probe={...}, a batch of one that the model accepts"
-    )
+        return {"pixel_values": _blank(model, config)}
+    ids = _ids(model, config)
+    return {"input_ids": ids, "decoder_input_ids": ids} if config.is_encoder_decoder else {"input_ids": ids}
+
+
+def _arguments(model: nn.Module) -> frozenset[str]:
+    return frozenset(inspect.signature(type(model).forward).parameters)
+
+
+def _ids(model: nn.Module, config: Any) -> Tensor:
+    """Return four token ids [1, 4], none of them a placeholder."""
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    vocabulary = getattr(text, "vocab_size", 4)
+    kept = [i for i in range(min(vocabulary, 16)) if i not in _placeholders(config)]
+    return torch.tensor([[kept[i % len(kept)] for i in range(4)]], device=next(model.parameters()).device)
+
+
+def _placeholders(config: Any) -> set[int]:
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return {getattr(config, name) for name in names if getattr(config, name, None) is not None}
+
+
+def _blank(model: nn.Module, config: Any) -> Tensor:
+    """Return one blank image [1, channels, height, width]."""
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    shape = (1, getattr(config, "num_channels", 3), height, width)
+    first = next(model.parameters())
+    return torch.zeros(shape, device=first.device, dtype=first.dtype if first.is_floating_point() else None)
+
+
+def _images_and_text(model: Any, config: Any) -> dict[str, Tensor]:
+    names, ids = _arguments(model), _ids(model, config)
+    vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
+    inputs: dict[str, Tensor] = {}
+    if "image_grid_thw" in names:
+        # Two by two merged patches, each a row of pixels over channels and time.
+        side = 2 * vision.spatial_merge_size
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        inputs["pixel_values"] = torch.zeros(
+            side * side, width, device=ids.device, dtype=next(model.parameters()).dtype
+        )
+        inputs["image_grid_thw"] = torch.tensor([[1, side, side]], device=ids.device)
+    else:
+        inputs["pixel_values"] = _blank(model, vision)
+    placeholder = getattr(config, "image_token_id", None)
+    if placeholder is not None and hasattr(model, "get_image_features"):
+        with evaluating(model):
+            features = model.get_image_features(**inputs)
+        marks = ids.new_full((1, _rows(features)), placeholder)
+        if "mm_token_type_ids" in names:
+            inputs["mm_token_type_ids"] = torch.cat([torch.ones_like(marks), torch.zeros_like(ids)], 1)
+        ids = torch.cat([marks, ids], 1)
+    if "input_ids" in names:
+        inputs["input_ids"] = ids
+    if "decoder_input_ids" in names:
+        inputs["decoder_input_ids"] = ids
+    return inputs
+
+
+def _rows(features: Any) -> int:
+    """Return the feature vectors in what a model makes of one image: a tensor, a list of some, or an output."""
+    if hasattr(features, "pooler_output"):
+        features = features.pooler_output
+    parts = [features] if isinstance(features, Tensor) else list(features)
+    return sum(part.shape[:-1].numel() for part in parts)
 
 
 def is_convolutional(model: nn.Module) -> bool:
@@ -52,11 +118,26 @@ def is_convolutional(model: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode without gradients, and back into the mode it was in."""
+    """Put a model into evaluation mode without gradients, and back into the mode it was in.
+
+    A model of several parts whose own configuration says nothing of a cache of keys and values (BLIP, PaliGemma) does
+    without one meanwhile: ``use_cache=False`` in the call would not reach the part that has it.
+    """
     training = model.training
+    configs = [] if hasattr(getattr(model, "config", None), "use_cache") else _caching(model)
     model.eval()
+    for config in configs:
+        config.use_cache = False
     try:
         with torch.no_grad():
             yield
     finally:
         model.train(training)
+        for config in configs:
+            config.use_cache = True
+
+
+def _caching(model: nn.Module) -> list[Any]:
+    """Return the configurations of parts that keep a cache."""
+    found = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
+    return [config for config in found.values() if getattr(config, "use_cache", None) is True]

@@ -4,128 +4,23 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from fas.errors import SiteError
 from fas.layers.conv import SpikingConv2d
 from fas.layers.linear import SpikingLinear
-from fas.surgery.attention import AttentionCall, is_attention_class, recording_attention
 from fas.surgery.flow import POOLS, RESHAPES, Flow
-from fas.surgery.probe import evaluating, is_convolutional, probe_inputs
+from fas.surgery.probe import is_convolutional
+from fas.surgery.trace import Call, Trace, block_of, is_activation, is_convolution, is_linear, trace
 from fas.types import Coverage, Role, Site
 
 logger = logging.getLogger(__name__)
 
-# Activation modules by the name of their class: transformers and its model files define dozens.
-_ACTIVATION = re.compile(r"gelu|relu|silu|swish|mish|sigmoid|tanh|softplus|activation|laplace", re.IGNORECASE)
-_BLOCK = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
 
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is y = Wx + b over the last dimension (``nn.Linear``, GPT-2's ``Conv1D``)."""
-    if isinstance(module, nn.Linear):
-        return True
-    weight = getattr(module, "weight", None)
-    return type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2
-
-
-def is_convolution(module: nn.Module) -> bool:
-    """Whether a module is a two-dimensional convolution, groups and subclasses included."""
-    return isinstance(module, nn.Conv2d)
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Whether a module is an element-wise non-linearity."""
-    leaf = next(module.children(), None) is None
-    return leaf and not is_linear(module) and bool(_ACTIVATION.search(type(module).__name__))
-
-
-def block_of(path: str) -> str | None:
-    """Return the outermost repeated block a module lies in (``model.layers.3``), None outside of all."""
-    found = _BLOCK.match(path)
-    return found.group(0) if found else None
-
-
-@dataclass
-class _Call:
-    """One call of a linear layer, a convolution or an activation, in the order of execution.
-
-    ``steps`` is how many calls of torch functions had been noted when it ended.
-    """
-
-    path: str
-    module: nn.Module
-    input: Tensor
-    output: Tensor | None = None
-    steps: int = 0
-
-
-@dataclass
-class _Trace:
-    """Calls of linear layers and activations; those of attention, with how many of the others came before."""
-
-    calls: list[_Call] = field(default_factory=list)
-    attention: list[tuple[int, AttentionCall]] = field(default_factory=list)
-    entered: set[str] = field(default_factory=set)
-    flow: Flow | None = None
-
-    def watch(self, path: str, module: nn.Module) -> list[RemovableHandle]:
-        def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            tensors = (*arguments, *named.values())
-            self.calls.append(_Call(path, module, next(t for t in tensors if isinstance(t, Tensor))))
-            if self.flow is not None and not is_activation(module):
-                self.flow.layer = path
-
-        def after(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            call = next(call for call in reversed(self.calls) if call.path == path)
-            call.output = output
-            if self.flow is not None:
-                self.flow.layer, call.steps = None, len(self.flow.steps)
-
-        return [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after),
-        ]
-
-
-def trace(
-    model: nn.Module, probe: Mapping[str, Any] | None = None, *, attention: bool = False, flow: Flow | None = None
-) -> _Trace:
-    """Run a probe through the model and record every call of a linear layer or an activation.
-
-    Args:
-        model: any module that the probe runs.
-        probe: a batch for its forward, by default the smallest that it accepts.
-        attention: record the calls of the attention function too, and the modules called attention.
-        flow: records the calls of torch functions; convolutions are then watched as well.
-    """
-    record, handles = _Trace(flow=flow), []
-    for path, module in model.named_modules():
-        if is_linear(module) or is_activation(module) or (flow is not None and is_convolution(module)):
-            handles += record.watch(path, module)
-        elif attention and is_attention_class(module):
-            handles.append(module.register_forward_pre_hook(lambda *_, path=path: record.entered.add(path)))
-
-    def keep(call: AttentionCall) -> None:
-        record.attention.append((len(record.calls), call))
-
-    try:
-        with evaluating(model), recording_attention(model, keep) if attention else nullcontext(), flow or nullcontext():
-            model(**(probe if probe is not None else probe_inputs(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return record
-
-
-def _mlp_inputs(calls: list[_Call]) -> tuple[dict[str, _Call], list[_Call]]:
+def _mlp_inputs(calls: list[Call]) -> tuple[dict[str, Call], list[Call]]:
     """Match activations with the linear layer behind each.
 
     Behind an activation stands the next linear layer that reads something new: the projection beside it in
@@ -134,7 +29,7 @@ def _mlp_inputs(calls: list[_Call]) -> tuple[dict[str, _Call], list[_Call]]:
     Returns:
         The activation's call by the path of the layer behind it, and the activations without one.
     """
-    behind: dict[str, _Call] = {}
+    behind: dict[str, Call] = {}
     unmatched = []
     for i, call in enumerate(calls):
         if is_linear(call.module):
@@ -149,18 +44,23 @@ def _mlp_inputs(calls: list[_Call]) -> tuple[dict[str, _Call], list[_Call]]:
     return behind, unmatched
 
 
-def _serves_only(calls: list[_Call], activation: str, covered: Callable[[str], bool]) -> bool:
-    """Whether an activation's output goes to the layers of one site alone, each time it is called.
+def _serves_only(record: Trace, activation: str, covered: Callable[[str], bool]) -> bool:
+    """Whether an activation's output goes to the layers of one site and nowhere else, each time it is called.
 
-    Elsewhere its place could not be taken by the neuron: a layer that stays dense, or a module that
+    Elsewhere its place could not be taken by the neuron: a layer that stays dense, a sum, or a module that
     several blocks share, still needs it.
     """
-    readers = [
-        frozenset(c.path for c in calls if is_linear(c.module) and c.input is made.output)
-        for made in calls
-        if made.path == activation
-    ]
-    return len(set(readers)) == 1 and all(covered(path) for path in readers[0])
+    assert record.flow is not None
+    readers = set()
+    for made in record.calls:
+        if made.path != activation:
+            continue
+        assert made.output is not None
+        ends = record.flow.reaches(made.output, made.steps, RESHAPES)
+        readers.add(frozenset(layer for key, layer in ends if key == id(made.output)))
+        if any(key != id(made.output) or layer is None or not covered(layer) for key, layer in ends):
+            return False
+    return len(readers) == 1 and readers != {frozenset()}
 
 
 def find_sites(
@@ -196,7 +96,9 @@ def find_sites(
     patterns = tuple(exclude)
     if is_convolutional(model):
         return _convolutional_sites(model, coverage, patterns, replace_activation, probe)
-    record = trace(model, probe, attention=coverage == "full")
+    # Where tensors go matters only where a neuron could take an activation's place.
+    replaceable = any(isinstance(m, nn.ReLU) or (replace_activation and is_activation(m)) for m in model.modules())
+    record = trace(model, probe, attention=coverage == "full", flow=Flow() if replaceable else None)
     linear = [call for call in record.calls if is_linear(call.module)]
     behind, unmatched = _mlp_inputs(record.calls)
     behind = {path: call for path, call in behind.items() if block_of(path) is not None}
@@ -207,7 +109,8 @@ def find_sites(
     def covered(path: str) -> bool:
         return not excluded(path) and (coverage != "mlp" or path in behind)
 
-    blocks = dict.fromkeys(b for c in linear if (b := block_of(c.path)) and not excluded(c.path))
+    # A layer that is itself numbered stands in a projector, between the blocks of two towers.
+    blocks = dict.fromkeys(b for c in linear if (b := block_of(c.path)) not in (None, c.path) and not excluded(c.path))
     for block in blocks if coverage == "mlp" else ():
         if not any(block_of(path) == block for path in behind):
             names = [c.path for c in linear if block_of(c.path) == block]
@@ -239,7 +142,7 @@ def find_sites(
             activation is not None
             and activation.output is call.input
             and (isinstance(activation.module, nn.ReLU) or replace_activation)
-            and _serves_only(record.calls, activation.path, covered)
+            and _serves_only(record, activation.path, covered)
         )
         sites[key] = Site(
             path=call.path,
@@ -290,7 +193,7 @@ def _convolutional_sites(
     def excluded(path: str) -> bool:
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
-    readers: dict[int, dict[str, _Call]] = {}
+    readers: dict[int, dict[str, Call]] = {}
     for call in layers:
         if not excluded(call.path):
             readers.setdefault(id(call.input), {}).setdefault(call.path, call)
@@ -334,10 +237,10 @@ def _convolutional_sites(
 
 
 def _absorbed(
-    flow: Flow, made: list[_Call], readers: dict[int, dict[str, _Call]], replace_activation: bool
+    flow: Flow, made: list[Call], readers: dict[int, dict[str, Call]], replace_activation: bool
 ) -> dict[int, str]:
     """Return the activation module that the neuron of a site replaces, by the identity of the site's input."""
-    candidates: dict[str, list[_Call]] = {}
+    candidates: dict[str, list[Call]] = {}
     for call in made:
         candidates.setdefault(call.path, []).append(call)
     absorbed: dict[int, str] = {}
@@ -353,7 +256,7 @@ def _absorbed(
     return absorbed
 
 
-def _operand_sites(model: nn.Module, record: _Trace, excluded: Callable[[str], bool]) -> list[tuple[int, Site]]:
+def _operand_sites(model: nn.Module, record: Trace, excluded: Callable[[str], bool]) -> list[tuple[int, Site]]:
     """Return the factors of every attention module, each with the number of layer calls before its first.
 
     Raises:
@@ -389,7 +292,7 @@ def _with(site: Site, path: str) -> Site:
     return Site(site.path, site.role, site.channels, site.signed, site.activation, (*site.also, path))
 
 
-def unreached(model: nn.Module, record: _Trace) -> list[str]:
+def unreached(model: nn.Module, record: Trace) -> list[str]:
     """Return the linear layers that a run did not call."""
     called = {call.path for call in record.calls}
     return [p for p, m in model.named_modules() if is_linear(m) and p not in called and not is_spiking(m)]
