@@ -27,7 +27,7 @@ from fas.stages.calibrate import Calibrate
 from fas.stages.layout import observe
 from fas.stages.residence import Finished, Residence
 from fas.stages.set_thresholds import SetThresholds
-from fas.surgery.probe import evaluating, is_convolutional, probe_inputs
+from fas.surgery.probe import evaluating, is_convolutional, probe_inputs, reads_images_and_text
 from fas.types import Method, Progress, Record
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ def convert(
         raise ValueError("the model is converted already; fas.revert(model) gives the dense one back")
     method = FAS() if method is None else method
     config = FASConfig(name_of(method), **_options(method))
+    if probe is None and calibration and reads_images_and_text(model):
+        probe = {name: value for name, value in calibration[0].items() if name != "labels"}
     config.sites = method.select(model, probe)
     if is_convolutional(model):
         install_module(model, config, probe)

@@ -25,10 +25,12 @@ def check_place(directory: Path) -> None:
 
 
 def save(loaded: Loaded, directory: Path) -> None:
-    """Write model and tokenizer; a new directory appears whole or not at all."""
+    """Write model and processor or tokenizer; a new directory appears whole or not at all."""
     from fas.runtime.directory import whole_directory
 
     with whole_directory(directory) as beside:
         loaded.model.save_pretrained(beside)
-        if loaded.tokenizer is not None:
+        if loaded.processor is not None:
+            loaded.processor.save_pretrained(beside)
+        elif loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(beside)
