@@ -9,7 +9,7 @@ from tiny_models import linear_layers
 from tiny_vision_language import VISION_LANGUAGE, answer
 
 import fas
-from fas.errors import SiteError
+from fas.errors import FASError, SiteError
 from fas.surgery.probe import probe_inputs
 from fas.types import OPERANDS
 
@@ -130,6 +130,13 @@ def test_graded_online_spikes_are_exact(name):
     inputs["pixel_values"] = inputs["pixel_values"].double()
     # Float64; norms that compute in float32 round differently by less than a level.
     torch.testing.assert_close(answer(model, inputs, schedule="online"), answer(model, inputs), rtol=1e-9, atol=1e-9)
+
+
+def test_comparing_samples_with_each_other_is_refused_online():
+    family = VISION_LANGUAGE["clip"]
+    model = calibrated(family)
+    with pytest.raises(FASError, match=r"every image with every text.* model\.schedule = 'layerwise'"):
+        answer(model, family.batch(), schedule="online")
 
 
 @pytest.mark.parametrize("name", ["git", "llava", "qwen2_vl"])

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.errors import FASError
+
 # Positions within the sequence: one dimension, the same for every row.
 _SHARED = frozenset({"cache_position", "logits_to_keep"})
 
@@ -48,7 +50,16 @@ def fold_inputs(inputs: Mapping[str, Any], rows: int, steps: int) -> dict[str, A
 
 
 def reduce_steps(output: Any, rows: int, steps: int, reduction: Callable[[Tensor], Tensor]) -> Any:
-    """Reduce tensors [steps·rows, …] in an output to what ``reduction`` makes of [steps, rows, …]."""
+    """Reduce tensors [steps·rows, …] in an output to what ``reduction`` makes of [steps, rows, …].
+
+    Raises:
+        FASError: an answer that compares samples of the batch with each other (CLIP): steps would be compared too.
+    """
+    if isinstance(output, Mapping) and "logits_per_image" in output:
+        raise FASError(
+            "the model compares every image with every text, which the online schedule cannot lay into the batch: set "
+            "model.schedule = 'layerwise'"
+        )
 
     def reduce(tensor: Tensor) -> Tensor:
         if tensor.ndim == 0 or len(tensor) != steps * rows:
