@@ -15,7 +15,7 @@ from torch.nn import functional
 import fas
 from fas.energy.count import count_operations
 from fas.energy.estimate import count_both
-from fas.energy.reach import convolution_fan_out
+from fas.layers.conv import convolution_fan_out
 
 
 def fan_out_by_loops(layer: nn.Conv2d, height: int, width: int) -> torch.Tensor:

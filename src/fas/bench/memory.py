@@ -12,7 +12,6 @@ On a GPU the same two differences of torch's allocator stand for it.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import signal
@@ -31,6 +30,7 @@ from fas.bench.stock import Stock
 from fas.bench.subjects import SUBJECTS
 from fas.errors import FASError
 from fas.methods.fas import FAS
+from fas.stages.memory import give_back
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -166,10 +166,8 @@ class _ResidentSet:
 
     def lower(self) -> int:
         gc.collect()
-        # glibc keeps what was freed, and a pass would then seem to need less than it does.
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        # Or a pass would seem to need less than it does.
+        give_back()
         _RESET.write_text("5", encoding="ascii")
         return self.now()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fas.cli._calibration import conditions
 from fas.cli._counted import add, held_out_batches
-from fas.cli._findings import look
+from fas.cli._findings import NEW_TOKENS, look
 from fas.cli._measured import Scores, measure
 from fas.cli._models import Loaded
 from fas.cli._output import Output
@@ -121,7 +121,6 @@ class Album:
 
     def _decoding(self) -> Estimate:
         """Return the energy of reading and writing."""
-        from fas.cli._findings import NEW_TOKENS
         from fas.energy.estimate import estimate_energy
 
         prompts = [{name: value[:, :-NEW_TOKENS] for name, value in batch.items()} for batch in self._batches]

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fas.cli._calibration import conditions
+from fas.cli._counted import add, held_out_batches
 from fas.cli._data import calibration_batches, default_data, is_classifier, training_rows
 from fas.cli._measured import Advance, Scores, measure
 from fas.cli._models import Loaded
 from fas.cli._networks import is_plain, load_plain, photographs
 from fas.cli._output import Output
-from fas.types import Method
+from fas.types import Measurement, Method
 
 # Tokens, or images, whose operations are counted: counts per token settle quickly.
 _COUNTED, _COUNTED_IMAGES = 1024, 32
@@ -201,8 +202,6 @@ class _Bench:
         batches = calibration_batches(self.dense, self.source, limit=data.tokens, **how)
         if self.accounting is None:
             return batches, []
-        from fas.cli._counted import held_out_batches
-
         tested = data.test_data or self.source
         return batches, held_out_batches(self.dense, tested, limit=_COUNTED, new_tokens=0, **how)
 
@@ -310,8 +309,7 @@ class _Bench:
         for network, value in (("snn", energy), ("ann", self.dense_energy)):
             if value is not None:
                 stated = {"accounting": accounting, "prices": "45nm", "reuse": found.reuse, "energy_of": network}
-                self.output.measure("energy", value, "pJ/token", **about, **stated)
-                self.output.measurements[-1] = replace(self.output.measurements[-1], origin="estimated")
+                add(self.output, Measurement("energy", value, "pJ/token", "estimated", {**about, **stated}))
         return energy
 
     def show(self, rows: Sequence[Row], title: str) -> None:

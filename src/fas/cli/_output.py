@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import IO, Any
 
 import typer
 
 from fas import __version__
 from fas.cli._session import Session
+from fas.errors import DataError
 from fas.types import Measurement
 
 # Columns of a table that is not shown on a terminal: wide enough for one line per row.
@@ -94,6 +96,24 @@ class Output:
         with Progress(console=Console(stderr=True), transient=True) as bars:
             task = bars.add_task(what, total=None)
             yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def read_rows(path: Path) -> list[Measurement]:
+    """Read the rows that a command has printed with ``--json``.
+
+    Raises:
+        DataError: something else.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise TypeError("no list")
+        found = [Measurement(**row) for row in rows]
+        if not all(isinstance(row.conditions, dict) for row in found):
+            raise TypeError("conditions are no table")
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise DataError(f"{path} holds no rows of a fas command ({error}): write them with --json > {path}") from None
+    return found
 
 
 def number(value: Any) -> str:

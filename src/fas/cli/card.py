@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fas.cli._output import Output
+from fas.cli._output import Output, read_rows
+from fas.types import Measurement
 
 
 def card(
@@ -33,17 +34,10 @@ def card(
         output.remark(f"written to {written}; upload all: hf upload NAME {directory}")
 
 
-def _rows(file: Path) -> list[Any]:
-    import json
-
+def _rows(file: Path) -> list[Measurement]:
     from fas.errors import DataError
-    from fas.types import Measurement
 
-    try:
-        rows = [Measurement(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
-        sound = all(isinstance(row.value, int | float) and isinstance(row.conditions, dict) for row in rows)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError):
-        sound = False
-    if not sound:
-        raise DataError(f"{file} is no list of measurements: make it with `fas evaluate … --json > {file.name}`")
+    rows = read_rows(file)
+    if not all(isinstance(row.value, int | float) for row in rows):
+        raise DataError(f"{file} is no list of measurements for a card: some are no finite numbers")
     return rows

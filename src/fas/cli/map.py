@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -33,7 +32,7 @@ def map(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._calibration import conditions
-        from fas.cli._counted import held_out_batches
+        from fas.cli._counted import add, held_out_batches
         from fas.cli._models import load
         from fas.export.chip import load_chip
         from fas.export.mapping import map_to_chip
@@ -51,8 +50,7 @@ def map(
             inputs, about = batches[0], {**about, "data": data, "tokens": batches[0]["input_ids"].numel()}
         found = map_to_chip(loaded.model, described, inputs, spikes=data is not None)
         for row in found.measurements(**about):
-            stated = output.measure(row.quantity, row.value, row.unit, **row.conditions)
-            output.measurements[-1] = replace(stated, origin=row.origin)
+            add(output, row)
         columns = ["site", "neurons", "outputs", "synapses", "weights", "cores", "chips"]
         names = ["neurons", "outputs", "synapses", "weights", "cores"]
         if found.unit is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,8 @@ import typer
 
 from fas.cli._calibration import conditions
 from fas.cli._options import BatchSize, Device, Json, Model, Seed, Window, whole_numbers, words
-from fas.cli._output import Output
-from fas.types import Coverage, Measurement
+from fas.cli._output import Output, read_rows
+from fas.types import Coverage
 
 
 def report(
@@ -66,7 +65,9 @@ def report(
 
         page = out or Path(f"{Path(model).name}-report.html")
         with style():  # a missing library is said before the work
-            rows = [row for path in results or () for row in _rows(path)]
+            rows = [row for path in results or () for row in read_rows(path)]
+        # JSON has no infinity; what was not finite cannot be drawn.
+        rows = [row for row in rows if isinstance(row.value, int | float)]
         cost_models = [load_prices(name) for name in words(prices)]
         if not cost_models:
             raise ValueError("--prices names no cost model: pass 45nm, or another one")
@@ -124,24 +125,3 @@ def _convert(output: Output, loaded: Any, coverage: str, calibration: Any) -> No
     plan = FAS(coverage=coverage)  # type: ignore[arg-type]
     with output.progress("calibrating") as advance:
         convert(loaded.model, plan, calibration=calibration, progress=lambda _, done, total: advance(done, total))
-
-
-def _rows(path: Path) -> list[Measurement]:
-    """Read rows that another command has printed.
-
-    Raises:
-        DataError: something else.
-    """
-    from fas.errors import DataError
-
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(rows, list):
-            raise TypeError("no list")
-        found = [Measurement(**row) for row in rows]
-        if not all(isinstance(row.conditions, dict) for row in found):
-            raise TypeError("conditions are no table")
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise DataError(f"{path} holds no rows of a fas command ({error}): write them with --json > {path}") from None
-    # JSON has no infinity; what was not finite cannot be drawn.
-    return [row for row in found if isinstance(row.value, int | float)]

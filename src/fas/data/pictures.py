@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.data.hub import hub_rows
 from fas.data.table import read_records
 from fas.errors import DataError, MissingExtraError
 
@@ -85,7 +86,7 @@ def load_pictures(source: str | Path, *, images: Path | None = None, split: str 
     elif path.is_dir() or path.suffix:
         raise DataError(f"{path} is no jsonl file: expected rows with image and captions, or question and answers")
     else:
-        records = _hub(str(source), split)
+        records = hub_rows(str(source), split)
     return [_picture(f"{source}, row {i}", record) for i, record in enumerate(records, 1)]
 
 
@@ -109,25 +110,6 @@ def _picture(where: str, record: Mapping[str, Any]) -> Picture:
     if len(references) < len(plain):
         raise DataError(f"{where} has {columns[0]} {found!r}: expected a string, or a list of them")
     return Picture(record["image"], references, question)
-
-
-def _hub(source: str, split: str) -> list[Any]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            f"hub data set {source!r} needs the datasets library: pip install 'fas[data]'"
-        ) from error
-    name, _, config = source.partition(":")
-    try:
-        rows = list(datasets.load_dataset(name, config or None, split=split))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{source!r}: no such file here, and hub data set {name!r} (split {split!r}) cannot be loaded: {error}"
-        ) from error
-    if not rows:
-        raise DataError(f"hub data set {source!r} has no rows in split {split!r}")
-    return rows
 
 
 def model_inputs(model: Any, processor: Any, image: Any, prompt: str, answer: str | None = None) -> dict[str, Tensor]:

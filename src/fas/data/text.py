@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.data.hub import hub_rows
 from fas.data.table import read_records, read_utf8
-from fas.errors import DataError, MissingExtraError
+from fas.errors import DataError
 
 HUB_ALIASES = {"wikitext": "Salesforce/wikitext:wikitext-2-raw-v1"}
 RECORD_SUFFIXES = (".jsonl", ".json", ".tsv", ".csv")
@@ -223,21 +224,6 @@ def _is_hub_name(source: str) -> bool:
 
 
 def _hub(source: str, split: str, column: str | None) -> list[str]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            f"hub data set {source!r} needs the datasets library: pip install 'fas[data]'"
-        ) from error
-    name, _, config = source.partition(":")
-    try:
-        rows = list(datasets.load_dataset(name, config or None, split=split))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{source!r}: no such file or directory here, and hub data set {name!r} "
-            f"(config {config or None!r}, split {split!r}) cannot be loaded: {error}"
-        ) from error
-    if not rows:
-        raise DataError(f"hub data set {source!r} has no rows in split {split!r}")
-    texts = _column(source, rows, column)
+    texts = _column(source, hub_rows(source, split), column)
+    name = source.partition(":")[0]
     return ["\n\n".join(texts)] if name.rsplit("/", 1)[-1] == "wikitext" else texts

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fas.data.described import check_described, read_described, shipped
 from fas.errors import DataError
 
 _UNITS = {
@@ -71,7 +71,7 @@ class Prices:
 
 def available_prices() -> list[str]:
     """Return the names of the cost models that come with the library, sorted."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    return shipped(_folder())
 
 
 def load_prices(name: str | Path) -> Prices:
@@ -89,20 +89,7 @@ def load_prices(name: str | Path) -> Prices:
         >>> load_prices("45nm").constants["fp32_add"].value
         0.9
     """
-    own = Path(name)
-    if str(name) in available_prices():
-        text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
-    elif own.is_file():
-        text = own.read_text(encoding="utf-8")
-    else:
-        raise ValueError(
-            f"no cost model {str(name)!r}: choose one of {', '.join(available_prices())}, or name a TOML file"
-        )
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{name} is no TOML file: {error}") from None
-    return _prices(own.stem if own.is_file() else str(name), table)
+    return _prices(*read_described(name, _folder(), "cost model"))
 
 
 def _folder() -> Any:
@@ -110,9 +97,6 @@ def _folder() -> Any:
 
 
 def _prices(name: str, table: dict[str, Any]) -> Prices:
-    for key in ("title", "reference"):
-        if not isinstance(table.get(key), str):
-            raise DataError(f"cost model {name} has no {key}: say what it stands for, as a string")
     constants = table.get("constants")
     if not isinstance(constants, dict) or not constants:
         raise DataError(f"cost model {name} has no constants: give tables [constants.<name>] for {', '.join(_UNITS)}")
@@ -123,18 +107,12 @@ def _constant(model: str, name: str, entry: Any) -> Constant:
     where = f"constant {name} of cost model {model}"
     if name not in _UNITS:
         raise DataError(f"{where} is unknown; the known ones are {', '.join(_UNITS)}")
-    if not isinstance(entry, dict) or not {"value", "unit", "source"} <= set(entry):
-        raise DataError(f"{where} needs value, unit and source, got {entry!r}")
-    extra = set(entry) - {"value", "unit", "source", "unverified", "why"}
-    if extra:
-        raise DataError(f"{where} has unknown entries {', '.join(sorted(extra))}")
+    check_described(where, entry, ("unverified", "why"))
     value = entry["value"]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise DataError(f"{where} has value {value!r}; expected a number of at least 0")
     if entry["unit"] != _UNITS[name]:
         raise DataError(f"{where} is in {entry['unit']!r}; expected {_UNITS[name]}")
-    if not str(entry["source"]).strip():
-        raise DataError(f"{where} has no source: say where the figure is from")
     if entry.get("unverified") and not entry.get("why"):
         raise DataError(f"{where} is unverified: say why it is there in an entry 'why'")
     return Constant(**{**entry, "value": float(value)})

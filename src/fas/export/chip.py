@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fas.data.described import check_described, read_described, shipped
 from fas.errors import DataError
 
 _UNITS = {
@@ -54,7 +54,7 @@ class Chip:
 
 def available_chips() -> list[str]:
     """Return the names of the chips that come with the library, sorted."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    return shipped(_folder())
 
 
 def load_chip(name: str | Path) -> Chip:
@@ -71,18 +71,7 @@ def load_chip(name: str | Path) -> Chip:
         >>> load_chip("loihi2").neurons_per_core
         8192
     """
-    own = Path(name)
-    if str(name) in available_chips():
-        text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
-    elif own.is_file():
-        text = own.read_text(encoding="utf-8")
-    else:
-        raise ValueError(f"no chip {str(name)!r}: choose one of {', '.join(available_chips())}, or name a TOML file")
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{name} is no TOML file: {error}") from None
-    return _chip(own.stem, table)
+    return _chip(*read_described(name, _folder(), "chip"))
 
 
 def _folder() -> Any:
@@ -90,9 +79,6 @@ def _folder() -> Any:
 
 
 def _chip(name: str, table: Mapping[str, Any]) -> Chip:
-    for key in ("title", "reference"):
-        if not isinstance(table.get(key), str):
-            raise DataError(f"chip {name} has no {key}: say what it stands for, as a string")
     constants = table.get("constants")
     if not isinstance(constants, dict) or set(constants) != set(_UNITS):
         found = sorted(constants) if isinstance(constants, dict) else constants
@@ -112,15 +98,9 @@ def _chip(name: str, table: Mapping[str, Any]) -> Chip:
 
 
 def _check(where: str, entry: Any, unit: str) -> None:
-    if not isinstance(entry, dict) or not {"value", "unit", "source"} <= set(entry):
-        raise DataError(f"{where} needs value, unit and source, got {entry!r}")
-    extra = set(entry) - {"value", "unit", "source", "assumption"}
-    if extra:
-        raise DataError(f"{where} has unknown entries {', '.join(sorted(extra))}")
+    check_described(where, entry, ("assumption",))
     value, least = entry["value"], 0 if unit == "1" else 1
     if type(value) is not int or value < least or (unit == "1" and value > 1):
         raise DataError(f"{where} is {value!r}; expected {'0 or 1' if unit == '1' else 'a whole number above zero'}")
     if entry["unit"] != unit:
         raise DataError(f"{where} is in {entry['unit']!r}; expected {unit!r}")
-    if not str(entry["source"]).strip():
-        raise DataError(f"{where} has no source: say where the figure is from, or that it is an assumption")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 from fas import __version__, registry
 from fas.errors import CheckpointError, FASError
 from fas.export.blocks import Affine, Block, blocks
+from fas.runtime.directory import whole_file
 from fas.types import RateNeuron
 
 # 2: names of neurons and of layers apart, since a site is called like the first layer behind it.
@@ -273,10 +272,8 @@ def save_fixed_point(fixed: Sequence[FixedBlock], file: str | Path) -> None:
     about = {"format": FORMAT, "fas": __version__, "blocks": entries}
     target = Path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        written = Path(beside) / target.name
-        save_file({name: t.contiguous() for name, t in tensors.items()}, written, {"fixed_point": json.dumps(about)})
-        os.replace(written, target)
+    with whole_file(target) as beside:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, beside, {"fixed_point": json.dumps(about)})
 
 
 def load_fixed_point(file: str | Path) -> list[FixedBlock]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fas.errors import FASError, SiteError
 from fas.export.chip import Chip
+from fas.layers.conv import convolution_fan_out
 from fas.layers.linear import SpikingLinear
 from fas.recording import record
 from fas.surgery.replace import spiking_layers
@@ -189,12 +190,7 @@ def _need(path: str, layer: nn.Module, sizes: tuple[Tensor, Tensor] | None, chip
     area, channels = after[0].numel(), dense.out_channels
     fan_in = dense.weight[0].numel()
     held = _held(path, fan_in, chip)
-    if dense.padding_mode == "zeros":
-        plane, kernel = torch.ones(1, 1, *before.shape[-2:]), torch.ones(1, 1, *dense.kernel_size)
-        pairs = nn.functional.conv2d(plane, kernel, None, dense.stride, dense.padding, dense.dilation).sum()
-        synapses = int(pairs) * channels * dense.weight.shape[1]
-    else:
-        synapses = area * channels * fan_in
+    synapses = int(convolution_fan_out(dense, dense.in_channels, *before.shape[-2:]).sum())
     units = chip.neurons_per_core
     if not chip.shared_kernels:
         cores, weights = -(-area * channels // min(units, held)), area * channels * fan_in

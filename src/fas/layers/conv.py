@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fas.errors import FASError
 from fas.layers.population import Population
@@ -129,3 +131,35 @@ class SpikingConv2d(nn.Module):
     def reset(self) -> None:
         """Forget an input that not every layer of the site has read."""
         self._view.reset()
+
+
+def convolution_fan_out(dense: nn.Module, channels: int, height: int, width: int) -> Tensor:
+    """Return how many products every input of a convolution takes part in, [H, W, C], float64 whole numbers.
+
+    It is the gradient of the sum of the outputs were every weight one, so that it holds for what the layer's own
+    forward does: stride, dilation, groups, padding of any kind. Circular and reflected padding repeat an input.
+
+    Args:
+        dense: ``nn.Conv2d`` or a subclass.
+        channels: C of the input.
+        height: H of the input.
+        width: W of the input.
+
+    Example:
+        >>> convolution_fan_out(nn.Conv2d(1, 2, 3, padding=1), 1, 2, 3)[..., 0].int().tolist()
+        [[8, 12, 8], [8, 12, 8]]
+    """
+    weight = next(dense.parameters())
+    with torch.enable_grad(), _Ones():
+        x = torch.zeros(1, channels, height, width, dtype=weight.dtype, device=weight.device, requires_grad=True)
+        found: Tensor = torch.autograd.grad(dense(x).sum(), x)[0]
+    return found[0].movedim(0, -1).double().round()
+
+
+class _Ones(TorchFunctionMode):
+    """Lets convolutions run with weights of one."""
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") == "conv2d":
+            args = args[0], torch.ones_like(args[1]), *args[2:]
+        return function(*args, **(kwargs or {}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from fas._version import __version__
 from fas.config import FASConfig
 from fas.errors import CheckpointError
-from fas.runtime.directory import CARD, MARK, is_ours, read_config
+from fas.runtime.directory import CARD, MARK, is_ours, read_config, whole_file
 from fas.types import Measurement, Record
 
 BASE = "base_model_name_or_path"
@@ -225,8 +224,5 @@ def _text(value: Any) -> str:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file that is whole or as it was."""
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as beside:
-        written = Path(beside) / file.name
-        written.write_text(text, encoding="utf-8")
-        os.replace(written, file)
+    with whole_file(file) as beside:
+        beside.write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,15 @@ from fas.types import Site
 
 CARD = "README.md"
 MARK = "<!-- Written by fas, and again with every save. Take this line out to keep your own text. -->"
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Write a file apart from its place and move it there when it has been written; the block gets where to write."""
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+        written = Path(beside) / target.name
+        yield written
+        os.replace(written, target)
 
 
 class whole_directory:
