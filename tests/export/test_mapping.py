@@ -191,7 +191,7 @@ def test_chips(name, tmp_path):
         (("value = 1\n", "value = 2\n"), "shared_kernels of chip own is 2; expected 0 or 1"),
         (('unit = "cores"', 'unit = "chips"'), "is in 'chips'; expected 'cores'"),
         (
-            ('source = "WikiChip, Loihi 2: 128', 'sauce = "128'),
+            ('source = "open-neuromorphic.org', 'sauce = "'),
             "cores_per_chip of chip own needs value, unit and source",
         ),
         (("assumption = true", "sure = true"), "unknown entries sure"),
