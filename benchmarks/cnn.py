@@ -32,8 +32,14 @@ from fas.methods.qcfs_only import QCFSOnly
 from fas.methods.rate_norm import RateNorm
 from fas.methods.threshold_balancing import ThresholdBalancing
 from fas.runtime.modules import load_module
+from fas.stages.descent import cross_entropy, descend
 from fas.stages.fast_snn import TuneLayers
+from fas.stages.rate_norm import rates
 from fas.stages.reduce_bits import ReduceBits
+from fas.stages.set_potential import SetPotential
+from fas.stages.train_quantised import dense_parameters
+from fas.stages.train_rates import TrainRates
+from fas.surgery.probe import evaluating
 from fas.types import Method
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
@@ -45,8 +51,10 @@ BITS = (3, 2)
 TRAINING_RATE = 2e-3
 TUNING: dict[str, Any] = {"epochs": 1, "learning_rate": 1e-2}
 TUNING_IMAGES = 1000
-# λ and passes of rate norm's second stage, chosen on the photographs that were held out.
+# λ and passes of rate norm's second stage, and the training behind it: chosen on the photographs that were held out.
 RATES: dict[str, Any] = {"omega_weight": 0.05, "fit_epochs": 20}
+RATES_TRAINED: dict[str, Any] = {"omega_weight": 0.1, "fit_epochs": 10}
+RATES_TRAINING: dict[str, Any] = {"epochs": 3, "learning_rate": 5e-3}
 
 
 class ChannelsLast(Sequence[Batch]):
@@ -87,6 +95,7 @@ class Comparison:
         self.training = ChannelsLast(image_batches(training, 100, seed=0))
         some = self.training[: a.training_images // 100]
         self.augmented = ChannelsLast(AugmentedBatches(some, seed=1))
+        self.training_augmented = ChannelsLast(AugmentedBatches(self.training, seed=1))
         self.calibration = [{"x": batch["x"]} for batch in self.training[: a.calibration // 100]]
         # Shuffled: spikes are counted on the first batches alone.
         test = image_batches(read_part(a.data, "test", a.test_per_class), 25, seed=0)
@@ -172,10 +181,47 @@ class Comparison:
             method = ThresholdBalancing(timesteps=max(self.steps), rule=rule)
             self.row(f"threshold_balancing, {rule}", self.convert(method), max(self.steps), curve=True)
 
+    def threshold_balancing_rounding(self) -> None:
+        """Neurons that start at half their threshold."""
+        method = ThresholdBalancing(timesteps=max(self.steps), rule="percentile", potential=0.5)
+        self.row("threshold_balancing, percentile, v₀ = θ/2", self.convert(method), max(self.steps), curve=True)
+
+    def threshold_balancing_control(self) -> None:
+        """Dense weights trained as those of ``rate_norm_trained``: what the training alone is worth."""
+        method = ThresholdBalancing(timesteps=max(self.steps), rule="percentile")
+
+        def train(made: Any) -> list[Any]:
+            with evaluating(made), made.simulation.using(network="ann"):
+                descend(
+                    dense_parameters(made), self.training_augmented, lambda batch: cross_entropy(made, batch),
+                    label="weights", weight_decay=TrainRates().weight_decay, **RATES_TRAINING,
+                )  # fmt: skip
+            return [stage.run(made, self.calibration) for stage in method.stages()]
+
+        model = self.trained("threshold_balancing-control", method, train)
+        model.network = "ann"
+        print(f"dense after training {100 * classify_images(model, self.test)['accuracy']:.1f} %", flush=True)
+        model.network = "snn"
+        self.row("threshold_balancing, percentile, trained weights", model, max(self.steps), curve=True)
+
     def rate_norm(self) -> None:
         """Stage 2 on the weights of the dense network, as the others: nothing but thresholds is fitted."""
         method = RateNorm(timesteps=max(self.steps), **RATES)
         self.row("rate_norm", self.convert(method), max(self.steps), curve=True)
+
+    def rate_norm_trained(self) -> None:
+        """Weights trained at the thresholds of stage 2, with neurons that start at rest and at half a threshold."""
+        method = RateNorm(timesteps=max(self.steps), **RATES_TRAINED)
+
+        def train(made: Any) -> list[Any]:
+            return [TrainRates(scale=None, **RATES_TRAINING).run(made, self.training_augmented)]
+
+        model = self.trained("rate_norm-trained", method, train)
+        with evaluating(model), rates(model, lambda population: population.threshold):
+            print(f"network of rates {100 * classify_images(model, self.test)['accuracy']:.1f} %", flush=True)
+        self.row("rate_norm, trained", model, max(self.steps), curve=True)
+        SetPotential(0.5).run(model, [])
+        self.row("rate_norm, trained, v₀ = θ/2", model, max(self.steps), curve=True)
 
     def by_steps(self, name: str, make: Callable[[int], Method]) -> None:
         """Measure a method that is calibrated for each T."""
@@ -240,7 +286,8 @@ class Comparison:
 
 
 ROWS = (
-    "threshold_balancing", "rate_norm", "qcfs_only", "fast_snn_untrained", "fast_snn", "qcfs_trained", "fas", "las"
+    "threshold_balancing", "threshold_balancing_rounding", "threshold_balancing_control", "rate_norm",
+    "rate_norm_trained", "qcfs_only", "fast_snn_untrained", "fast_snn", "qcfs_trained", "fas", "las"
 )  # fmt: skip
 
 

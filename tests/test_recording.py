@@ -124,6 +124,21 @@ def test_recording_changes_no_answer():
     assert len(recording.sites) == len(model.sites)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"execution": "stepped"}, {"schedule": "online"}, {"schedule": "online", "operators": "instant"}]
+)
+def test_spikes_are_counted_where_they_are_made(settings, monkeypatch):
+    model, batch = converted(), FAMILIES["gpt2"].batch()
+    expected = recorded(model, batch, trains=True, **settings)
+
+    def show(*arguments):
+        raise AssertionError("trains were produced to be counted")
+
+    monkeypatch.setattr(type(model.simulation), "show", show)
+    for path, site in recorded(model, batch, **settings).sites.items():
+        assert torch.equal(site.sent, expected.sites[path].sent) and site.windows == expected.sites[path].windows
+
+
 def test_the_recording_ends_with_an_error():
     model = converted()
     with pytest.raises(RuntimeError, match="inside"), fas.record(model, trains=True):

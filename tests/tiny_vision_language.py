@@ -31,8 +31,8 @@ class VisionLanguage:
     """One architecture.
 
     ``parts`` are patterns of the vision tower, the projector and the language model; ``linear`` is the number of
-    sites of linear coverage, counted by hand; ``full`` whether attention goes through transformers' interface.
-    ``marks`` is how many placeholders stand for an image in the text.
+    sites of linear coverage, counted by hand. ``marks`` is how many placeholders stand for an image in the
+    text.
     """
 
     name: str
@@ -41,7 +41,6 @@ class VisionLanguage:
     parts: tuple[str, ...]
     mlp: tuple[str, ...]
     linear: int
-    full: bool = True
     marks: int = 0
     patches: bool = False
     generates: bool = True
@@ -142,11 +141,11 @@ _ALL = [
     VisionLanguage(
         "git", "GitForCausalLM", _git, ("git.image_encoder.*", "git.visual_projection.*", "git.encoder.*"),
         _mlp("git.image_encoder.vision_model.encoder.layers.{}.mlp.fc2", "git.encoder.layer.{}.output.dense"),
-        18, full=False,
+        18,
     ),
     VisionLanguage(
         "blip", "BlipForConditionalGeneration", _blip, ("vision_model.*", "text_decoder.*"),
-        _mlp("vision_model.encoder.layers.{}.mlp.fc2", f"text_decoder.{_BLIP_OUTPUT}"), 23, full=False,
+        _mlp("vision_model.encoder.layers.{}.mlp.fc2", f"text_decoder.{_BLIP_OUTPUT}"), 23,
     ),
     VisionLanguage(
         "blip_vqa", "BlipForQuestionAnswering", _blip, ("vision_model.*", "text_encoder.*", "text_decoder.*"),
@@ -154,7 +153,7 @@ _ALL = [
             "vision_model.encoder.layers.{}.mlp.fc2", f"text_encoder.{_BLIP_OUTPUT}".replace("bert.", ""),
             f"text_decoder.{_BLIP_OUTPUT}",
         ),
-        36, full=False,
+        36,
     ),
     VisionLanguage(
         "llava", "LlavaForConditionalGeneration", _llava,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -37,11 +37,13 @@ class FASConfig(QuantizationConfigMixin):
 
     Raises:
         ValueError: unknown method, option or value.
-        CheckpointError: a format that this release does not read; sites or records that are malformed.
+        CheckpointError: a format that this release does not read; of another release, what this one does not know;
+            sites or records that are malformed, or sites without the time steps that they were calibrated for.
     """
 
     def __init__(
         self,
+        /,
         method: str = "fas",
         *,
         sites: Sequence[Any] | None = None,
@@ -59,10 +61,24 @@ class FASConfig(QuantizationConfigMixin):
             )
         self.quant_method = quant_method
         self.method = method
-        self.recipe: Method = build_method(method, options)
+        try:
+            self.recipe: Method = build_method(method, options)
+        except ValueError as error:
+            if version == __version__:
+                raise
+            raise CheckpointError(
+                f"the model was written by fas {version}, this is fas {__version__}: {error}; install a release that "
+                "reads it, or convert the dense model again"
+            ) from None
         self.sites = None if sites is None else [_site(site) for site in _listed("sites", sites)]
         if self.sites == []:
             raise CheckpointError("config.json has an empty list of sites; the directory is damaged or was edited")
+        # Fields that are younger than the directory have their default; this one every release has written.
+        if self.sites is not None and "timesteps" not in options:
+            raise CheckpointError(
+                "config.json names sites but no timesteps, which their thresholds were set for; the directory is "
+                "damaged or was edited"
+            )
         self.records = [_record(record) for record in _listed("records", records)]
         self.format, self.version = format, version
         if weights not in get_args(Weights):
@@ -94,13 +110,30 @@ def build_method(name: str, options: dict[str, Any]) -> Method:
     Raises:
         ValueError: unknown name or option; the known ones are listed.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"method is {name!r}; expected a name: {', '.join(registry.available('methods'))}")
     cls = registry.load("methods", name)
     known = [field.name for field in fields(cls)]
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"method {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    hints = get_type_hints(cls)
+    for option, value in options.items():
+        kind, expected = _KINDS.get(hints[option], (object, ""))
+        # A boolean is a number to Python, and "no" is true.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, int | float)):
+            raise ValueError(f"{option} is {value!r}; expected {expected}")
     method: Method = cls(**options)
     return method
+
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a name"),
+    tuple[str, ...]: (list | tuple, "a list of names"),
+}
 
 
 def _listed(name: str, value: Any) -> Sequence[Any]:
@@ -133,8 +166,12 @@ def _record(value: Any) -> Record:
     if isinstance(value, Record):
         return value
     try:
-        return Record(**value)
-    except TypeError:
-        raise CheckpointError(
-            "config.json has a malformed record of a stage; the directory is damaged or was edited"
-        ) from None
+        record = Record(**value)
+        figures = [record.results, *record.sites.values()]
+        sound = isinstance(record.stage, str) and isinstance(record.settings, Mapping)
+        sound = sound and all(isinstance(x, int | float) for found in figures for x in found.values())
+    except (TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise CheckpointError("config.json has a malformed record of a stage; the directory is damaged or was edited")
+    return record

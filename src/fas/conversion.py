@@ -19,12 +19,15 @@ from fas.config import FASConfig
 from fas.errors import SiteError
 from fas.methods.fas import FAS
 from fas.runtime.card import write_card
-from fas.runtime.directory import read_config, whole_directory
+from fas.runtime.checksums import write_sums
+from fas.runtime.directory import put, read_config
+from fas.runtime.foreign import check_parameters
 from fas.runtime.modules import ConvertedModule, install_module, uninstall_module
 from fas.runtime.sharded import Sharded
 from fas.runtime.transformers_ import ConvertedModel, install, uninstall
 from fas.stages.calibrate import Calibrate
 from fas.stages.layout import observe
+from fas.stages.ranks import place
 from fas.stages.residence import Finished, Residence
 from fas.stages.set_thresholds import SetThresholds
 from fas.surgery.probe import evaluating, is_convolutional, probe_inputs, reads_images_and_text
@@ -66,6 +69,7 @@ def convert(
     Raises:
         ValueError: a model that is converted already.
         SiteError: no place that could spike.
+        CheckpointError: a parameter with NaN or infinite values; it is named.
         CalibrationError: data on which the model yields NaN or infinite values.
 
     Example:
@@ -79,6 +83,7 @@ def convert(
     """
     if isinstance(model, ConvertedModel):
         raise ValueError("the model is converted already; fas.revert(model) gives the dense one back")
+    check_parameters(model, type(model).__name__)
     method = FAS() if method is None else method
     config = FASConfig(name_of(method), **_options(method))
     if probe is None and calibration and reads_images_and_text(model):
@@ -93,12 +98,17 @@ def convert(
     return model
 
 
-def calibrate(model: Any, batches: Batches, *, progress: Progress | None = None) -> list[Record]:
+def calibrate(
+    model: Any, batches: Batches, *, keep: str | os.PathLike[str] | None = None, progress: Progress | None = None
+) -> list[Record]:
     """Run the stages of the model's method that need no training, in place.
 
     Args:
         model: a converted model.
         batches: inputs of its forward.
+        keep: directory for what is found site by site. The same call with an equal model goes on behind what a call
+            that was interrupted has left there, and ends with the same parameters, bit for bit. Remove it when the
+            model is saved. Of several processes none keeps anything.
         progress: told what is done, with parts done and in all.
 
     Returns:
@@ -106,11 +116,17 @@ def calibrate(model: Any, batches: Batches, *, progress: Progress | None = None)
 
     Raises:
         ValueError: a model that is not converted.
+        CheckpointError: a parameter with NaN or infinite values; it is named.
         CalibrationError: no data, or NaN or infinite activations (the layer is named).
     """
     if not isinstance(model, ConvertedModel):
         raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")
-    records = [stage.run(model, batches, progress) for stage in model.fas_config.recipe.stages()]
+    check_parameters(model, type(model).__name__)
+    model.keep_sites = None if keep is None or place()[1] > 1 else Path(keep)
+    try:
+        records = [stage.run(model, batches, progress) for stage in model.fas_config.recipe.stages()]
+    finally:
+        del model.keep_sites
     model.records.extend(records)
     return records
 
@@ -178,6 +194,11 @@ def stream(
             f"{type(model).__name__} cannot be streamed: its decoder reads what its encoder returns. Convert it in "
             "memory (fas.convert)"
         )
+    if reads_images_and_text(model):
+        raise SiteError(
+            f"{type(model).__name__} cannot be streamed: it reads images beside text. Convert it in "
+            "memory (fas.convert)"
+        )
     config = FASConfig(name_of(method), **_options(method))
     config.sites = method.select(model)
     install(model, config)
@@ -216,20 +237,10 @@ def stream(
         tokenizer.save_pretrained(partial / "model")
     sharded.write_configuration(partial / "model")
     write_card(partial / "model")
-    _put(partial / "model", target)
+    write_sums(partial / "model")
+    put(partial / "model", target)
     shutil.rmtree(partial)
     return config.records
-
-
-def _put(written: Path, target: Path) -> None:
-    """Move a directory to its place, or its files into the directory that is there."""
-    if not target.exists():
-        written.rename(target)
-        return
-    with whole_directory(target) as beside:
-        for file in written.iterdir():
-            # Under two names, so that nothing is lost if this is interrupted.
-            os.link(file, beside / file.name)
 
 
 def _digest(parts: Any) -> str:

@@ -19,18 +19,26 @@ class SiteSpikes:
     """Spikes of one site.
 
     Attributes:
-        spikes: their number, over all samples, positions and steps.
+        sent: their number by channel, over all samples, positions and steps, int64 (C,).
         windows: neurons times samples and positions: how many windows of T steps were counted.
         timesteps: T of the last run.
-        silent: neurons that have not fired in any window, bool (C,).
         trains: spikes per step [n, *B, C] of every run, if they were asked for (uint8).
     """
 
-    spikes: float = 0.0
+    sent: Tensor | None = None
     windows: int = 0
     timesteps: int = 0
-    silent: Tensor | None = None
     trains: list[Tensor] = field(default_factory=list)
+
+    @property
+    def spikes(self) -> int:
+        """Number of spikes of all channels."""
+        return 0 if self.sent is None else int(self.sent.sum())
+
+    @property
+    def silent(self) -> Tensor | None:
+        """Channels that have not fired in any window, bool (C,)."""
+        return None if self.sent is None else self.sent == 0
 
     @property
     def spikes_per_neuron(self) -> float:
@@ -49,25 +57,19 @@ class Recording:
 
     Attributes:
         sites: spikes by path.
-        keep_trains: whether every step is kept.
         simulation: of the model, to tell where a window begins that several calls share.
     """
 
     sites: dict[str, SiteSpikes] = field(default_factory=dict)
-    keep_trains: bool = False
     simulation: Simulation | None = None
 
-    def observe(self, path: str, spikes: Tensor, timesteps: int) -> None:
-        """Take note of one call of one site (see ``Observer``)."""
+    def tally(self, path: str, sent: Tensor, windows: int, timesteps: int) -> None:
+        """Take note of one call of one site (see ``Tally``)."""
         site = self.sites.setdefault(path, SiteSpikes())
-        site.spikes += float(spikes.sum(dtype=torch.float64))
+        site.sent = sent if site.sent is None else site.sent + sent
         if not self._continues:
-            site.windows += spikes[0].numel()
+            site.windows += windows
         site.timesteps = timesteps
-        quiet = spikes.flatten(0, -2).sum(0) == 0
-        site.silent = quiet if site.silent is None else site.silent & quiet
-        if self.keep_trains:
-            site.trains.append(spikes.to(torch.uint8))
 
     @property
     def _continues(self) -> bool:
@@ -81,9 +83,22 @@ class Recording:
         return sum(s.spikes for s in self.sites.values()) / max(1, sum(s.windows for s in self.sites.values()))
 
 
+@dataclass
+class _Trains:
+    """Keeps every spike beside what a recording counts."""
+
+    recording: Recording
+
+    def observe(self, path: str, spikes: Tensor, timesteps: int) -> None:
+        """Keep the spikes of one call of one site (see ``Observer``)."""
+        self.recording.sites.setdefault(path, SiteSpikes()).trains.append(spikes.to(torch.uint8))
+
+
 @contextmanager
 def record(model: Any, *, trains: bool = False) -> Iterator[Recording]:
     """Record the spikes of a converted model while the block runs; nothing is kept outside of it.
+
+    Kernels count spikes where they make them, without another pass over memory; only trains have to be produced.
 
     Args:
         model: a converted model.
@@ -105,9 +120,10 @@ def record(model: Any, *, trains: bool = False) -> Iterator[Recording]:
     if not isinstance(model, SpikingModel):
         raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")
     simulation: Simulation = model.simulation
-    recording = Recording(keep_trains=trains, simulation=simulation)
+    recording = Recording(simulation=simulation)
     settings: dict[str, Any] = {"observers": [*simulation.observers, recording]}
     if trains:
+        settings["observers"].append(_Trains(recording))
         settings["execution"] = "stepped"
     with simulation.using(**settings):
         yield recording

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
+from torch._inductor.exc import InvalidCxxCompiler
 
 import fas
+from fas.bench import subjects
+from fas.bench.absent import AbsentError
 from fas.bench.contender import Contender
 from fas.bench.sizes import random_tokens
 from fas.bench.stock import Stock
@@ -34,6 +39,36 @@ def test_decoding_writes_what_generate_writes(stock: Stock, name: str) -> None:
         # The prompt gives the first token; five passes more end with the sixth. Each run begins anew.
         for _ in range(2):
             assert decoding()().equal(written[:, -1:])
+
+
+def test_a_compiled_step_is_compiled_beforehand_and_writes_the_same(
+    stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The graph without machine code made of it: a test is no place for a C++ compiler.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(subjects, "get_cpp_compiler", lambda: "c++")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    ids = random_tokens(stock.dense, 2, 7, seed=3)
+    expected = make(stock, "collapsed").decode(ids, 5)
+    compiled = make(stock, "collapsed-compiled").decode(ids, 5)
+    # One for a token that comes from outside, one for those that the graph itself has made.
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 1 <= graphs <= 2
+    with torch.inference_mode():
+        for _ in range(2):
+            assert compiled()().equal(expected()())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_without_a_compiler_it_is_absent(stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(subjects, "get_cpp_compiler", none)
+    with pytest.raises(AbsentError, match=r"there is no compiler: install g\+\+ or clang"):
+        make(stock, "collapsed-compiled")
 
 
 def test_prefill_gives_the_logits_of_the_last_position(stock: Stock) -> None:

@@ -83,6 +83,40 @@ def test_training_brings_the_control(run, rows, dense: Path, text: Path, held_ou
     assert "training s" in shown and "las was not trained" in shown
 
 
+def test_rate_norm_is_trained_at_the_thresholds_of_its_second_stage(
+    rows, dense: Path, text: Path, held_out: Path
+) -> None:
+    method = "rate_norm:coverage=mlp:replace_activation=true"
+    arguments = ["--methods", method, "--timesteps", "2", "--data", text, "--test-data", held_out, *SMALL]
+    trained = rows("compare", dense, *arguments, "--train-steps", 2)
+    plain = rows("compare", dense, *arguments)
+    values = {}
+    for name, found in (("trained", trained), ("plain", plain)):
+        (values[name],) = (
+            row["value"]
+            for row in found
+            if row["quantity"] == "perplexity" and row["conditions"].get("network") == "snn"
+        )
+    assert values["trained"] != values["plain"]
+    plans = [row["conditions"].get("plan") for row in trained if row["quantity"] == "perplexity"]
+    assert plans == [None, "control", "rate_norm replace_activation=true"]
+    # The control has other weights and the very operations of the dense network.
+    of_ann = {
+        row["conditions"]["plan"]: row["value"]
+        for row in trained
+        if row["quantity"] == "energy" and row["conditions"]["energy_of"] == "ann"
+    }
+    assert of_ann["control"] == of_ann["rate_norm replace_activation=true"]
+
+
+def test_what_the_neurons_of_a_method_refuse_is_a_row(rows, dense: Path, text: Path, held_out: Path) -> None:
+    arguments = ["--data", text, "--test-data", held_out, "--accounting", "none", *SMALL]
+    found = rows("compare", dense, "--methods", "fas", "--neuron", "ternary_phase", "--timesteps", "16,2", *arguments)
+    (refused,) = (row["conditions"] for row in found if row["quantity"] == "refused")
+    assert refused["timesteps"] == 16 and "ternary_phase runs at most 15 steps" in refused["reason"]
+    assert [r["conditions"]["timesteps"] for r in found if r["quantity"] == "spikes_per_neuron"] == [2]
+
+
 def test_a_combination_that_a_method_does_not_offer_is_said(run, dense: Path, text: Path, held_out: Path) -> None:
     arguments = ["--data", text, "--test-data", held_out, *SMALL]
     done = run("compare", dense, "--timesteps", "0,2", *arguments)
@@ -135,16 +169,34 @@ def test_a_plain_network(run, rows, photographs: Path, tmp_path: Path) -> None:
     assert "µJ/image" in run("compare", tmp_path, *arguments).stdout
 
 
+def test_a_plain_network_is_trained_beside_its_control(run, rows, photographs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "code.py"
+    file.write_text("import tiny_cnns\n\ndef load_network(directory):\n    return tiny_cnns.build('vgg')\n")
+    methods = "fas,fast_snn,qcfs_only,rate_norm:fit_epochs=1,threshold_balancing"
+    arguments = ["--network", file, "--data", photographs, "--images", 8, "--test-images", 12, "--timesteps", "2"]
+    arguments += ["--methods", methods, "--train-steps", 3]
+    found = rows("compare", tmp_path, *arguments)
+    plans = [row["conditions"].get("plan") for row in found if row["quantity"] == "accuracy"]
+    # The control is measured once, behind the first method that trains.
+    trained = ["fas", "fast_snn", "qcfs_only", "rate_norm fit_epochs=1"]
+    assert sorted(map(str, plans)) == sorted([*trained, "None", "control", "threshold_balancing"])
+    assert [r["conditions"]["plan"] for r in found if r["quantity"] == "training_time"] == trained
+    energies = [row for row in found if row["quantity"] == "energy"]
+    assert {row["unit"] for row in energies} == {"pJ/image"}
+    (control,) = (row["value"] for row in energies if row["conditions"]["plan"] == "control")
+    assert control in [r["value"] for r in energies if r["conditions"]["energy_of"] == "ann"][:-1]
+    shown = run("compare", tmp_path, *arguments).stdout
+    assert "threshold_balancing was not trained" in shown and "fas was not" not in shown and "refused" not in shown
+
+
 def test_a_plain_network_without_its_code(run, photographs: Path, tmp_path: Path) -> None:
-    def message(source: str, *others: object) -> str:
+    def message(source: str) -> str:
         file = tmp_path / "code.py"
         file.write_text(source)
-        arguments = ["--network", file, "--data", photographs, *others]
+        arguments = ["--network", file, "--data", photographs]
         return " ".join(run("compare", tmp_path, *arguments, code=1).stderr.split())
 
     assert "has no function load_network" in message("x = 1\n")
     assert "expected a plain module" in message("def load_network(directory):\n    return 3\n")
-    plain = "import tiny_cnns\n\ndef load_network(directory):\n    return tiny_cnns.build('vgg')\n"
-    assert "--train-steps trains transformers" in message(plain, "--train-steps", 2)
     missing = run("compare", tmp_path, "--network", tmp_path / "none.py", "--data", photographs, code=1).stderr
     assert "is no Python file" in " ".join(missing.split())

@@ -4,6 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import tiny_cnns
+import torch
+
+import fas
 
 
 def test_rows_of_a_converted_model(rows, snn: Path, text: Path) -> None:
@@ -48,6 +52,60 @@ def test_a_classifier(rows, classifier: Path, table: Path) -> None:
         "energy", classifier, "--data", table, "--tokens", 16, "--calibration-tokens", 16, "--coverage", "linear"
     )
     assert {row["conditions"].get("phase") for row in found} == {"prefill"}
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> tuple[Path, Path]:
+    """The code of a plain network, and noise in two classes."""
+    image = pytest.importorskip("PIL.Image", reason="images need Pillow")
+    generator = torch.Generator().manual_seed(0)
+    for label in "ab":
+        folder = tmp_path / "images" / label
+        folder.mkdir(parents=True)
+        for i in range(4):
+            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
+            image.fromarray(pixels).save(folder / f"{i}.png")
+    file = tmp_path / "code.py"
+    file.write_text("import tiny_cnns\n\ndef load_network(directory):\n    return tiny_cnns.build('vgg')\n")
+    return file, tmp_path / "images"
+
+
+def test_a_plain_network(rows, run, plain: tuple[Path, Path], tmp_path: Path) -> None:
+    file, images = plain
+    arguments = ["energy", tmp_path, "--network", file, "--data", images, "--images", 4]
+    found = rows(*arguments, "--calibration-images", 4, "--timesteps", 2)
+    assert {row["conditions"]["coverage"] for row in found} == {"linear"}
+    (energy,) = (
+        row
+        for row in found
+        if row["quantity"] == "energy" and row["conditions"]["accounting"] == "compute"
+        and row["conditions"]["energy_of"] == "ann"
+    )  # fmt: skip
+    # Every multiplication of the dense network at 4.6 pJ: nothing but convolutions and linear layers computes.
+    layers = [(3, 6, 144), (6, 7, 36), (7, 8, 36), (8, 9, 9)]
+    inside = sum(outs * ins * _taps(round(size**0.5)) for ins, outs, size in layers) + 36 * 10 + 10 * 5
+    assert energy["value"] == pytest.approx(4.6 * inside) and energy["unit"] == "pJ/image"
+    assert "Per image, counted" in run(*arguments, "--calibration-images", 4).stdout
+
+
+def _taps(side: int) -> int:
+    """Return the products of a kernel of 3 × 3 and one channel, padded by zeros that are not multiplied."""
+    return (3 * side - 2) ** 2
+
+
+def test_a_plain_network_that_was_converted(rows, run, plain: tuple[Path, Path], tmp_path: Path) -> None:
+    file, images = plain
+    x = tiny_cnns.images(4)
+    for coverage, encoded in (("linear", True), ("mlp", False)):
+        method = fas.FAS(timesteps=3, coverage=coverage)
+        model = fas.convert(tiny_cnns.build("vgg"), method, probe={"x": x[:1]}, calibration=[{"x": x}])
+        place = tmp_path / f"snn-{coverage}"
+        model.save_pretrained(place)
+        found = rows("energy", tmp_path, "--network", file, "--spiking", place, "--data", images, "--images", 4)
+        about = found[0]["conditions"]
+        assert (about["coverage"], about["timesteps"], about["model"]) == (coverage, 3, str(place)), encoded
+    message = run("energy", tmp_path, "--spiking", place, "--data", images, code=1).stderr
+    assert "--spiking is for plain networks" in message
 
 
 def test_neurobench(run, rows, snn: Path, text: Path) -> None:

@@ -102,3 +102,25 @@ def test_whole_scores_of_a_regressor(rows, classifier: Path, tmp_path: Path) -> 
     AutoTokenizer.from_pretrained(classifier).save_pretrained(place)
     data.write_text("sentence\tlabel\ngood film\t3\nbad film\t1\nfilm\t2\n")
     assert {row["quantity"] for row in rows("evaluate", place, "--data", data)} == {"pearson", "spearman"}
+
+
+def test_a_run_that_was_interrupted_goes_on(run, rows, snn: Path, text: Path, tmp_path: Path, monkeypatch) -> None:
+    from fas.cli import _measured
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = ["evaluate", snn, "--data", text, "--window", 16, "--limit-tokens", 64, "--timesteps", "2,3,4"]
+    whole, of, measured = rows(*command), _measured.Scores.of, []
+
+    def stopping(self, loaded, advance=None):
+        measured.append(loaded.model.timesteps)
+        if measured == [2, 3]:
+            raise KeyboardInterrupt
+        return of(self, loaded, advance)
+
+    monkeypatch.setattr(_measured.Scores, "of", stopping)
+    run(*command, "--json", code=130)
+    (kept,) = (tmp_path / "fas").glob("*.jsonl")
+    # A line that a full disk cut short is measured again.
+    kept.write_text(kept.read_text() + '["mlp', encoding="utf-8")
+    assert rows(*command) == whole and measured == [2, 3, 3, 4]
+    assert not list((tmp_path / "fas").iterdir())

@@ -113,8 +113,33 @@ def test_an_answer_for_a_decoder_of_its_own(tmp_path):
 def test_batches_join_equal_shapes():
     rows = [{"input_ids": torch.full((1, n), i), "pixel_values": torch.zeros(4, 2)} for i, n in enumerate((2, 3, 2, 2))]
     found = [(places, batch["input_ids"].tolist()) for places, batch in picture_batches(rows, 2)]
-    assert found == [([0, 2], [[0, 0], [2, 2]]), ([3], [[3, 3]]), ([1], [[1, 1, 1]])]
+    assert found == [([0, 2], [[0, 0], [2, 2]]), ([1], [[1, 1, 1]]), ([3], [[3, 3]])]
     # Patches of all images lie in one dimension.
     assert next(iter(picture_batches(rows, 2)))[1]["pixel_values"].shape == (8, 2)
     with pytest.raises(ValueError, match="batch_size is 0"):
         next(iter(picture_batches(rows, 0)))
+
+
+def test_batches_hold_few_rows():
+    taken = []
+
+    def rows(shapes):
+        for i, n in enumerate(shapes):
+            taken.append(i)
+            yield {"x": torch.full((1, n), i)}
+
+    # A batch goes when it is full.
+    for places, _ in picture_batches(rows([3] * 10), 4):
+        assert len(taken) == places[-1] + 1
+    taken.clear()
+    # Shapes of which there are few wait, of eight batches in all, and the commonest go first.
+    shapes = [5, 5, *range(10, 100)]
+    batches = list(picture_batches(rows(shapes), 4))
+    assert batches[0][0] == [0, 1]
+    assert sorted(place for places, _ in batches for place in places) == list(range(len(shapes)))
+    taken.clear()
+    given = 0
+    for places, inputs in picture_batches(rows(shapes), 4):
+        assert len(taken) - given <= 32
+        given += len(places)
+        assert inputs["x"].tolist() == [[place] * shapes[place] for place in places]

@@ -168,9 +168,9 @@ def visible(length, causal=True):
 
 
 @pytest.mark.parametrize("neuron", ["signed_if", "clipped_count"])
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
 def test_attention_factors_against_a_loop(name, neuron):
-    batch, heads = FAMILIES[name].batch(), {"gpt2": 2, "llama": 4}[name]
+    batch, heads = FAMILIES[name].batch(), {"gpt2": 2, "llama": 4, "bloom": 2}[name]
     model = converted(name, coverage="full", neuron=neuron)
     counts = counted(model, batch).by_place()
     trains = trains_of(model, lambda: model(**batch), execution="stepped")

@@ -143,6 +143,25 @@ def test_texts_do_not_depend_on_the_batch(tmp_path, git):
     git.eval()
 
 
+def test_images_are_opened_as_they_are_needed(tmp_path, git):
+    opened, largest = [], []
+
+    class Counting:
+        def __init__(self, picture):
+            self.picture, self.question = picture, picture.question
+
+        def opened(self):
+            opened.append(self)
+            return self.picture.opened()
+
+    pictures = [Counting(picture) for picture in load_pictures(write_pictures(tmp_path)[0]) * 3]
+    describe(
+        git, git_processor(), pictures, max_new_tokens=1, batch_size=2,
+        progress=lambda done, total: largest.append((len(opened) - done, done, total)),
+    )  # fmt: skip
+    assert largest == [(0, 2, 9), (0, 4, 9), (0, 6, 9), (0, 8, 9), (0, 9, 9)]
+
+
 def test_scores_of_a_converted_model(tmp_path):
     captions, questions = (load_pictures(file) for file in write_pictures(tmp_path))
     family = VISION_LANGUAGE["git"]

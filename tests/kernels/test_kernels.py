@@ -30,7 +30,7 @@ backends = pytest.mark.parametrize("kernels", fast, ids=["torch", "cpu"])
 dtypes = st.sampled_from([torch.float32, torch.float64])
 seeds = st.integers(0, 2**32 - 1)
 timesteps = st.integers(1, 11)
-shapes = st.sampled_from([(7,), (3, 1), (2, 3, 7), (2, 33), (0, 7), (2, 0, 7)])
+shapes = st.sampled_from([(7,), (3, 1), (2, 3, 7), (2, 33), (2, 51), (0, 7), (2, 0, 7)])
 few = settings(max_examples=settings.default.max_examples // 8)
 
 
@@ -89,6 +89,14 @@ def test_even_input(kernels, neuron, seed, steps, shape, dtype):
     for op in ("encode", "counts", "emit"):
         got, expected = getattr(kernels, op)(x, code), getattr(naive, op)(x, code)
         assert got.dtype == expected.dtype and torch.equal(got, expected), op
+        # Spikes by channel come on top of those that were there, and change no answer.
+        sent, before = torch.arange(shape[-1]), torch.arange(shape[-1])
+        assert torch.equal(getattr(kernels, op)(x, code, sent), expected), op
+        fired = neuron.spikes(naive.counts(x, code).to(torch.float64), steps).reshape(-1, shape[-1]).sum(0)
+        assert torch.equal(sent - before, fired.long()), op
+        looped = before.clone()
+        getattr(naive, op)(x, code, looped)
+        assert torch.equal(looped, sent), op
     counts = naive.counts(x, code)
     assert torch.equal(kernels.decode(counts, code, dtype), kernels.encode(x, code))
 
@@ -107,6 +115,10 @@ def test_spikes_in_bits(kernels, neuron, seed, steps, shape, dtype):
     assert ones == neuron.spikes(naive.counts(x, code).to(dtype), steps).sum()
     for unpack in (kernels.unpack, naive.unpack):
         assert torch.equal(unpack(bits, code), naive.counts(x, code))
+        sent = torch.zeros(shape[-1], dtype=torch.int64)
+        assert torch.equal(unpack(bits, code, sent), naive.counts(x, code))
+        by_channel = sum((bits >> bit & 1).long().reshape(-1, shape[-1]).sum(0) for bit in range(8))
+        assert torch.equal(sent, by_channel)
 
 
 @backends
@@ -127,6 +139,14 @@ def test_uneven_input(kernels, neuron, seed, steps, shape, dtype, difference, ca
     spikes, *state = kernels.spikes(x, code, first=3, difference=difference, **before)
     assert spikes.dtype == torch.int8 and all(map(torch.equal, state, got[1:]))
     assert torch.equal(spikes, naive.spikes(x, code, first=3, difference=difference, **before)[0])
+    # Counted on the way: the loop's number, and |s| summed.
+    by_channel = naive.spikes(x, code, first=3, difference=difference, **before)[0].long().abs()
+    for module in (kernels, naive):
+        for op in ("scan", "spikes"):
+            sent = torch.zeros(shape[-1], dtype=torch.int64)
+            again = getattr(module, op)(x, code, first=3, difference=difference, **before, sent=sent)
+            assert torch.equal(again[0], got[0] if op == "scan" else spikes), op
+            assert torch.equal(sent, by_channel.reshape(-1, shape[-1]).sum(0)), op
     emitted = naive.scan(x, code, first=3, difference=False, **before)[0] if not difference else None
     if emitted is not None:
         assert torch.equal(spikes.to(dtype) * code.threshold + code.offset, emitted)
@@ -273,21 +293,57 @@ def test_many_threads_do_each_piece_once():
         torch.set_num_threads(threads)
 
 
+@pytest.mark.skipif(not able, reason=why)
+@pytest.mark.parametrize("most", [1, 3, 2**31 - 1])
+def test_many_threads_count_spikes_together(monkeypatch, most):
+    # More rows than sums in 32 bits are said to hold, so that threads hand them on in between.
+    monkeypatch.setattr(cpu, "_tally", lambda sent, largest: (0 if sent is None else sent.data_ptr(), most))
+    code, x = code_of(SignedIF(), 8, 96, torch.float32, 0), normal(0, 2, 700, 96, dtype=torch.float32)
+    threads, bits = torch.get_num_threads(), cpu.pack(x, code)
+    uneven = {"first": 1, "difference": True}
+    spikes = cpu.spikes(x, code, **uneven)[0].long().abs().flatten(0, 1).sum(0)
+    even = cpu.counts(x, code).long().abs().flatten(0, 1).sum(0)
+    calls = {
+        "encode": (x, even), "counts": (x, even), "emit": (x, even), "unpack": (bits, even), "spikes": (x, spikes),
+        "scan": (x, spikes),
+    }  # fmt: skip
+    try:
+        torch.set_num_threads(3)
+        for op, (given_to, expected) in calls.items():
+            sent = torch.zeros(96, dtype=torch.int64)
+            getattr(cpu, op)(given_to, code, sent=sent, **(uneven if expected is spikes else {}))
+            assert torch.equal(sent, expected), op
+    finally:
+        torch.set_num_threads(threads)
+
+
 TRITON = """
 import torch, sys
 sys.path.insert(0, {tests!r})
-from kernels.test_kernels import NEURONS, code_of, normal
+from kernels.test_kernels import NEURONS, PHASES, code_of, normal
 from fas.kernels import naive, triton_
-for steps in (1, 3, 8):
-    for neuron in NEURONS:
-        code, x = code_of(neuron, steps, 7, torch.float32, steps), normal(0, steps, 2, 7, dtype=torch.float32)
+
+def held(op, *arguments, channels, **named):
+    # The answer, the same with and without spikes counted, and their number by channel.
+    alone, sent = op(*arguments, **named), torch.arange(channels)
+    beside = op(*arguments, **named, sent=sent)
+    several = isinstance(alone, tuple)
+    assert all(map(torch.equal, alone, beside)) if several else torch.equal(alone, beside)
+    return (*(alone if several else (alone,)), sent)
+
+# One tile, partly filled, and several.
+for steps, rows, channels in ((1, 2, 7), (3, 2, 7), (8, 2, 7), (2, 17, 65)):
+    for neuron in [*NEURONS, *PHASES]:
+        code = code_of(neuron, steps, channels, torch.float32, steps)
+        x = normal(0, steps, rows, channels, dtype=torch.float32)
         for op in ("encode", "counts"):
-            assert torch.equal(getattr(triton_, op)(x[0], code), getattr(naive, op)(x[0], code)), (neuron, op)
-        for difference in (True, False):
+            ours, theirs = (held(getattr(k, op), x[0], code, channels=channels) for k in (triton_, naive))
+            assert all(map(torch.equal, ours, theirs)), (neuron, op)
+        for difference in (True, False) if neuron in NEURONS else ():
             # Eighths: sums in float32 and in float64 are the same.
-            ours = triton_.scan((8 * x).round() / 8, code, first=2, difference=difference)
-            theirs = naive.scan((8 * x).round() / 8, code, first=2, difference=difference)
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs)), (neuron, difference)
+            eighths, named = (8 * x).round() / 8, {{"first": 2, "difference": difference, "channels": channels}}
+            ours, theirs = (held(k.scan, eighths, code, **named) for k in (triton_, naive))
+            assert all(map(torch.equal, ours, theirs)), (neuron, difference)
 print("equal")
 """
 
@@ -300,3 +356,19 @@ def test_triton_in_its_interpreter():
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"}
     )
     assert run.stdout.strip() == "equal", run.stderr
+
+
+@pytest.mark.skipif(not able, reason=why)
+def test_large_answers_are_the_same_in_large_pages(monkeypatch):
+    from fas.kernels import _native
+
+    code, x = code_of(SignedIF(), 8, 512, torch.float32, 0), normal(0, 3000, 512, dtype=torch.float32)
+    asked = []
+    system = type("System", (), {"madvise": lambda self, *region: asked.append(region)})
+    monkeypatch.setattr(_native, "_system", system)
+    out = cpu.emit(x, code)
+    assert torch.equal(out, torch_.emit(x, code))
+    if sys.platform == "linux":
+        ((begin, size, _),) = asked
+        assert begin % 2**21 == size % 2**21 == 0
+        assert out.data_ptr() <= begin and begin + size <= out.data_ptr() + out.nbytes

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fas.layers.gated import gated, gated_functions
+from fas.layers.gated import DIGITS, gated, gated_functions
 
 NAMES = ["exp", "reciprocal", "square_root", "square", "gelu", "gelu_tanh", "silu", "tanh"]
 EXACT = {
@@ -134,3 +134,19 @@ def test_the_table_is_what_the_script_fits(tmp_path):
     settings = table["settings"]
     fitted = script.fit(script.FUNCTIONS["reciprocal"], settings["segments"], settings["digits"])
     assert json.loads(json.dumps(fitted)) == table["functions"]["reciprocal"]
+
+
+def test_a_product_of_digits_is_a_sum_of_shifted_copies():
+    xs, ys = torch.randn(2, 300, dtype=torch.float64) * torch.logspace(-6, 6, 300, dtype=torch.float64)
+    xs[:4] = torch.tensor([0.0, 1.0, -4.0, 1 - 2.0**-30])
+    found, fired = DIGITS(xs) * ys, DIGITS.spikes(xs)
+    for x, y, product, spikes in zip(xs.tolist(), ys.tolist(), found.tolist(), fired.tolist(), strict=True):
+        mantissa, octave = math.frexp(abs(x))
+        rest = round((2 * mantissa - 1) * 2**16)
+        digits = [rest >> lower & 1 for lower in range(16, -1, -1)] if x else []
+        # The leading one, then a copy of y for every spike, shifted by its step and the octave; nothing for zero.
+        copies = [y * 2.0 ** (octave - 1)] + [y * 2.0 ** (octave - 1 - t) for t, digit in enumerate(digits) if digit]
+        expected = math.copysign(math.fsum(copies), x * y) if x else 0.0
+        # The sum is exact, the product rounds once in float64.
+        assert product == pytest.approx(expected, rel=4e-16) and spikes == sum(digits)
+        assert abs(product - x * y) <= 1.0001 * DIGITS.max_error * abs(x * y)

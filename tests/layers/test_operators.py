@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fas.layers.gated import gated
+from fas.layers.gated import DIGITS, gated
 from fas.layers.operators import GatedActivation, GatedNorm
 from fas.layers.simulation import Simulation
 
@@ -29,8 +29,9 @@ def test_norms_are_within_the_errors_of_their_functions(centred, plus_one, scale
     expected = normal * (module.weight.double() + plus_one)
     if module.bias is not None:
         expected = expected + module.bias.double()
-    # Half the error of the square, that of the root, that of the reciprocal, all relative, and float32.
+    # Half the error of the square, those of the root, the reciprocal and its digits, all relative, and float32.
     largest = gated("square").max_error / 2 + gated("square_root").max_error + gated("reciprocal").max_error
+    largest += DIGITS.max_error
     bound = (1.01 * largest + 1e-6) * (normal * (module.weight + plus_one)).abs() + 1e-6
     found = module.double()(x)
     assert bool(((found - expected).abs() <= bound).all()) and not torch.equal(found, expected)
@@ -65,7 +66,7 @@ def test_activations():
     simulation = Simulation()
     module = GatedActivation(nn.SiLU(), gated("silu"), simulation)
     x = torch.randn(5, 7)
-    assert torch.equal(module(x), gated("silu")(x)) and not torch.equal(module(x), nn.SiLU()(x))
+    assert torch.equal(module(x), DIGITS(gated("silu")(x))) and not torch.equal(module(x), nn.SiLU()(x))
     simulation.network = "ann"
     assert torch.equal(module(x), nn.SiLU()(x))
     assert not list(module.children()) and not list(module.parameters())

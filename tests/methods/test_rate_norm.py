@@ -4,6 +4,7 @@ import math
 
 import pytest
 import tiny_cnns
+import tiny_models
 import torch
 from torch.nn import functional
 
@@ -11,7 +12,7 @@ import fas
 from fas.errors import CalibrationError, SiteError
 from fas.methods.rate_norm import RateNorm
 from fas.stages.fit_curve import fit_curve
-from fas.stages.rate_norm import FitRates, omega
+from fas.stages.rate_norm import FitRates, omega, rates
 from fas.stages.train_rates import TrainRates
 from fas.surgery.replace import populations
 
@@ -166,6 +167,58 @@ def test_stage_one_leaves_thresholds_at_the_share_of_the_running_maximum():
             threshold = share * value.max()
             torch.testing.assert_close(population.threshold.double(), threshold, rtol=1e-5, atol=0)  # ln θ in float32
             value = value.minimum(threshold)
+
+
+def test_weights_are_trained_at_thresholds_that_stay():
+    (batch,), rate, steps = [{**data(1)[0], "labels": torch.arange(4) % 5}], 0.05, 4
+    model = converted([{"x": batch["x"]}], scale=0.0)
+    thresholds = [p.threshold.detach().double() for p in populations(model).values()]
+    layers = [model.features[0], model.features[3], model.features[6], model.head]
+    own = [t.detach().clone().requires_grad_() for layer in layers for t in (layer.weight, layer.bias)]
+    optimizer = torch.optim.SGD(own, rate, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        value = batch["x"]
+        for i, (stride, padding) in enumerate(((1, 1), (2, 1), (2, 0))):
+            value = functional.conv2d(value, own[2 * i], own[2 * i + 1], stride, padding)
+            value = value.relu().minimum(thresholds[i])
+        loss = functional.cross_entropy(functional.linear(value.flatten(1), own[6], own[7]), batch["labels"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    record = TrainRates(scale=None, epochs=steps, learning_rate=rate).run(model, [batch])
+    # Doubles but for ln θ, whose threshold is read in float32.
+    assert record.results["loss_last"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    made = [t.detach() for layer in layers for t in (layer.weight, layer.bias)]
+    for found, wanted in zip(made, own, strict=True):
+        torch.testing.assert_close(found, wanted.detach(), rtol=1e-4, atol=1e-7)
+    kept = [p.threshold.detach().double() for p in populations(model).values()]
+    assert all(torch.equal(a, b) for a, b in zip(kept, thresholds, strict=True))
+
+
+def test_the_network_of_rates_has_no_gelu_where_neurons_replace_it():
+    model = tiny_models.FAMILIES["gpt2"].build()
+    inputs = tiny_models.FAMILIES["gpt2"].batch()
+    fas.convert(model, RateNorm(coverage="mlp", replace_activation=True, fit_epochs=0), calibration=[inputs])
+    seen = {}
+    for population in populations(model).values():
+        population.register_forward_pre_hook(lambda module, given: seen.update({module: given[0]}))
+    with torch.no_grad(), rates(model, lambda population: population.threshold) as found:
+        model(**inputs)
+    assert found
+    for population, rate in found.items():
+        assert torch.equal(rate, (seen[population] / population.threshold).clamp(0, 1))
+
+
+def test_the_initial_potential_is_an_option():
+    batches = data(1)
+    half, rest = converted(batches, potential=0.5), converted(batches)
+    for a, b in zip(populations(half).values(), populations(rest).values(), strict=True):
+        assert float(a.v_init.detach()) == 0.5 and float(b.v_init.detach()) == 0
+        assert torch.equal(a.threshold, b.threshold)
+    with pytest.raises(ValueError, match="share is 1"):
+        RateNorm(potential=1.0)
 
 
 def test_omega():

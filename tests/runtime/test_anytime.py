@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tiny_models import FAMILIES
+from tiny_vision_language import VISION_LANGUAGE
 
 import fas
 
@@ -47,3 +48,10 @@ def test_what_it_refuses(model):
     model.schedule = "layerwise"
     with pytest.raises(ValueError, match=r"set model\.schedule = 'online'"):
         generate(model, custom_generate=fas.Anytime(1.0))
+
+
+def test_images_are_refused():
+    family = VISION_LANGUAGE["llava"]
+    model = fas.convert(family.build(), fas.FAS(timesteps=2, schedule="online"), calibration=[family.batch()])
+    with pytest.raises(ValueError, match="reads text alone, and got pixel_values"):
+        model.generate(**family.batch(), max_new_tokens=2, custom_generate=fas.Anytime(1.0))

@@ -1,10 +1,14 @@
 """Time in the batch: rows are time-major, and only tensors of the right size are touched."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils import ModelOutput
 
+from fas.errors import FASError
 from fas.runtime import fold
 
 
@@ -32,10 +36,74 @@ def test_tuples_and_lists_are_entered():
 
 def test_inputs_of_a_forward():
     positions, ids = torch.arange(2), torch.ones(2, 5)
-    named = fold.fold_inputs({"input_ids": ids, "cache_position": positions, "logits_to_keep": positions}, 2, 3)
-    assert named["input_ids"].shape == (6, 5)
+    shared = {"cache_position": positions, "logits_to_keep": positions, "labels": ids}
+    named = fold.fold_inputs({"input_ids": ids, **shared}, 2, 3)
+    assert named["input_ids"].shape == (6, 5) and named["labels"] is ids
     # One entry per position, whatever the number of rows.
     assert named["cache_position"] is positions and named["logits_to_keep"] is positions
+
+
+def test_images_are_repeated_as_a_whole():
+    # Five patches of three images in two texts; and a list with an entry per video.
+    patches, grid = torch.arange(5).view(5, 1), torch.tensor([[1, 1, 2], [1, 1, 2], [1, 1, 1]])
+    named = fold.fold_inputs({"pixel_values": patches, "image_grid_thw": grid, "second_per_grid_ts": [0.5]}, 2, 4)
+    assert torch.equal(named["pixel_values"].view(4, 5, 1), patches.expand(4, 5, 1))
+    assert torch.equal(named["image_grid_thw"].view(4, 3, 3), grid.expand(4, 3, 3))
+    assert named["second_per_grid_ts"] == [0.5] * 4
+    assert fold.fold_inputs({"pixel_values": None, "position_ids": None}, 2, 4)["pixel_values"] is None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_positions_of_several_axes(rows):
+    # Three axes, and as many rows or not.
+    positions, plain = torch.arange(3 * rows * 5).view(3, rows, 5), torch.arange(rows * 5).view(rows, 5)
+    named = fold.fold_inputs({"position_ids": positions}, rows, 4)
+    assert torch.equal(named["position_ids"].view(3, 4, rows, 5), positions.unsqueeze(1).expand(3, 4, rows, 5))
+    assert torch.equal(fold.fold_inputs({"position_ids": plain}, rows, 4)["position_ids"], plain.repeat(4, 1))
+
+
+def test_remembered_positions():
+    owner, deltas = SimpleNamespace(rope_deltas=torch.tensor([[1], [2]])), torch.tensor([[1], [2]])
+    with fold.positions_folded(owner, 2, 3):
+        assert torch.equal(owner.rope_deltas, deltas.repeat(3, 1))
+        owner.rope_deltas = owner.rope_deltas + 1
+    assert torch.equal(owner.rope_deltas, deltas + 1)
+    owner.rope_deltas = None
+    with fold.positions_folded(owner, 2, 3):
+        owner.rope_deltas = deltas.repeat(3, 1)
+    assert torch.equal(owner.rope_deltas, deltas)
+
+
+def test_patches_for_every_beam():
+    ids, grid = torch.ones(2, 7), torch.tensor([[1, 2, 2], [1, 1, 3]])
+    patches = torch.arange(7).view(7, 1)
+    found = fold.repeated_images({"input_ids": ids, "pixel_values": patches, "image_grid_thw": grid}, 2)
+    assert list(found) == ["pixel_values"]
+    assert found["pixel_values"].flatten().tolist() == [*range(4), *range(4), 4, 5, 6, 4, 5, 6]
+    # Rows that are whole images are repeated by transformers.
+    assert fold.repeated_images({"input_ids": ids, "pixel_values": torch.ones(2, 3, 4, 4)}, 2) == {}
+    with pytest.raises(FASError, match=r"one image for every text; got 3 \(pixel_values\) for 2 texts"):
+        fold.repeated_images({"input_ids": ids, "pixel_values": torch.ones(3, 3, 4, 4)}, 2)
+
+
+def test_comparisons_are_those_of_equal_steps():
+    # Three steps, two images, four texts: the entry of step s, image i, step t, text j is known by its digits.
+    digits = [1000 * s + 100 * i + 10 * t + j for s in range(3) for i in range(2) for t in range(3) for j in range(4)]
+    logits = torch.tensor(digits, dtype=torch.float64).view(6, 12)
+    output = CLIPOutput(
+        logits_per_image=logits,
+        logits_per_text=logits.T,
+        image_embeds=torch.arange(6.0),
+        text_embeds=torch.arange(12.0),
+    )
+    reduced = fold.reduce_steps(output, 4, 3, fold.last)
+    assert type(reduced) is CLIPOutput
+    assert reduced.logits_per_image.tolist() == [[2020.0 + 100 * i + j for j in range(4)] for i in range(2)]
+    assert torch.equal(reduced.logits_per_text, reduced.logits_per_image.T)
+    assert reduced.image_embeds.tolist() == [4, 5] and reduced.text_embeds.tolist() == [8, 9, 10, 11]
+    every = fold.reduce_steps(output, 4, 3, lambda x: x)
+    assert every.logits_per_image.shape == (3, 2, 4) and every.logits_per_text.shape == (3, 4, 2)
+    assert every.logits_per_image[1, 1, 3] == every.logits_per_text[1, 3, 1] == 1113
 
 
 def test_one_row_and_one_step():

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from tiny_models import FAMILIES, logits
+from tiny_vision_language import VISION_LANGUAGE
 
 import fas
 from fas.runtime.loss import loss_from_output
@@ -140,6 +141,42 @@ def test_a_head_whose_loss_is_its_own():
     message = "BertForTokenClassification has a loss of kind 'ForTokenClassification'.*call the model without labels"
     with pytest.raises(ValueError, match=message):
         model(**batch, labels=torch.zeros_like(batch["input_ids"]))
+
+
+@pytest.mark.parametrize("name", [name for name, family in VISION_LANGUAGE.items() if family.generates])
+def test_images_and_text(name):
+    family = VISION_LANGUAGE[name]
+    batch = family.batch()
+    batch.setdefault("labels", labelled(batch["input_ids"]))
+    model = fas.convert(family.build(), fas.FAS(timesteps=TIMESTEPS, neuron="clipped_count"), calibration=[batch])
+    with torch.no_grad():
+        layerwise = model(**batch).loss
+        model.schedule = "online"
+        loss = model(**batch).loss
+    # Graded spikes end alike; float32.
+    torch.testing.assert_close(loss, layerwise, rtol=1e-4, atol=1e-5)
+
+
+# transformers' GPT-2 does not run with such a configuration.
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [("gpt2", "argument"), ("t5", "argument"), ("t5", "configuration"), ("bert_classifier", "configuration")],
+)
+def test_a_tuple_has_the_loss_in_front(name, by):
+    family = FAMILIES[name]
+    batch = family.batch()
+    model = online(family.build(), batch)
+    labels = (
+        torch.tensor([0, 1, 0]) if name == "bert_classifier" else batch.get("decoder_input_ids", batch["input_ids"])
+    )
+    named = {"return_dict": False} if by == "argument" else {}
+    with torch.no_grad():
+        output = model(**batch, labels=labels)
+        model.config.return_dict = by == "argument"
+        as_tuple, without = model(**batch, labels=labels, **named), model(**batch, **named)
+    assert type(as_tuple) is type(without) is tuple
+    assert torch.equal(as_tuple[0], output.loss) and torch.equal(as_tuple[1], output.logits)
+    assert torch.equal(without[0], output.logits)
 
 
 def test_labels_by_position_are_seen():

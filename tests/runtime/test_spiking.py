@@ -8,7 +8,8 @@ from tiny_models import FAMILIES, logits, spike_counts
 
 import fas
 from fas.errors import FASError
-from fas.runtime.spiking import Folding, SpikingModel
+from fas.runtime.parts import Folding
+from fas.runtime.spiking import SpikingModel
 from fas.surgery.replace import populations
 
 
@@ -331,3 +332,36 @@ def test_compiling_an_uncalibrated_model_says_so():
     torch._dynamo.reset()
     with torch.no_grad(), pytest.raises(RuntimeError, match="has no thresholds yet"):
         torch.compile(model, fullgraph=True, backend="eager")(**family.batch(), use_cache=False)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("schedule", ["layerwise", "online"])
+def test_blocks_computed_again_have_the_same_gradients(schedule, reentrant):
+    batch = FAMILIES["gpt2"].batch()
+    model, found = converted().train(), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for again in (False, True):
+        if again:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model.zero_grad()
+        # Backward runs outside, under other settings.
+        with model.simulation.using(schedule=schedule):
+            loss = model(**batch, labels=batch["input_ids"], use_cache=False).loss
+        loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert len(found[0]) > 30 and found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.equal(found[1][name], gradient), name
+
+
+def test_half_and_float_cast_the_model():
+    batch = FAMILIES["gpt2"].batch()
+    model = converted()
+    answer = logits(model, batch)
+    assert model.half() is model and model.dtype == torch.float16
+    found = logits(model, batch)
+    # Weights of 11 bits: some counts are one level off.
+    assert found.dtype == torch.float16 and 0 < float((found - answer).abs().mean()) < 0.1 * float(answer.std())
+    assert model.float() is model and logits(model, batch).dtype == torch.float32

@@ -51,3 +51,10 @@ def test_silent_channels_keep_the_scale_of_the_layer():
     fit = fit_uneven(x, OutlierAware(), 6, per_channel=True)
     assert float(fit.threshold[1]) == pytest.approx(float(x.abs().max()), rel=1e-6)
     assert bool((fit_uneven(0 * x, OutlierAware(), 6, per_channel=True).threshold > 0).all())
+
+
+def test_spare_levels_widen_the_range():
+    # At T = 16 the code has levels to spare: activations beyond the recorded ones will come.
+    x = torch.randn(512, 3, generator=torch.Generator().manual_seed(0))
+    fit = fit_uneven(x, OutlierAware(), 16, per_channel=True)
+    assert bool((fit.threshold > x.abs().amax(0)).all())

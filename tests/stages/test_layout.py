@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from tiny_models import FAMILIES, hooked
+from tiny_vision_language import VISION_LANGUAGE
 
 import fas
 from fas.stages.layout import left_out, observe, siblings
@@ -45,6 +46,18 @@ def test_a_block_that_reads_something_else():
     assert layout.handed == frozenset()
     blocks = siblings(model, "model.layers.0")
     assert layout.chain(blocks, blocks[0]) == blocks[:1] and layout.chain(blocks, blocks[1]) == blocks[1:]
+
+
+def test_blocks_whose_hidden_state_others_read_are_run():
+    # The projector reads what the last block but one of the tower returns.
+    family = VISION_LANGUAGE["llava"]
+    model = fas.convert(family.build(), fas.FAS(timesteps=4))
+    layout = layout_of(model, family.batch())
+    tower, language = (siblings(model, f"model.{part}.layers.0") for part in ("vision_tower.encoder", "language_model"))
+    assert layout.chain(tower, tower[0]) == tower and not layout.can_leave_out(tower)
+    assert layout.can_leave_out(language)
+    model.config.vision_feature_layer = -1
+    assert layout_of(model, family.batch()).can_leave_out(tower)
 
 
 def test_blocks_that_exchange_more_are_run():

@@ -52,7 +52,7 @@ def test_gpt2_in_full_coverage_is_what_one_counts_by_hand():
     spikes, binary = "ternary spikes", "binary spikes"
     norm = "multiplications, squares, one root and one reciprocal a row"
     assert table == {
-        ("in transformer (GPT2Model)", "add"): (SUMS, "additions", False, 1, 32),
+        ("in transformer (GPT2Model)", "add"): (SUMS, "graded accumulation, additions", False, 1, 32),
         (block + "ln_1", "normalisation"): (SUMS, norm, True, 2, 2 * 64),
         (block + "attn", "query · key"): (spikes, "additions of stored key counts", False, 2, 2 * 32),
         (block + "attn", "weights · values"): (binary, "additions of stored value counts", False, 2, 2 * 32),
@@ -60,7 +60,7 @@ def test_gpt2_in_full_coverage_is_what_one_counts_by_hand():
         (block + "attn", "division by the sum"): (SUMS, "multiplications", True, 2, 2 * 32),
         (block + "attn.c_attn", "linear"): (spikes, "additions", False, 2, 2 * 32 * 96),
         (block + "attn.c_proj", "linear"): (spikes, "additions", False, 2, 2 * 32 * 32),
-        ("in transformer.h.* (GPT2Block)", "add"): (SUMS, "additions", False, 4, 4 * 32),
+        ("in transformer.h.* (GPT2Block)", "add"): (SUMS, "graded accumulation, additions", False, 4, 4 * 32),
         (block + "ln_2", "normalisation"): (SUMS, norm, True, 2, 2 * 64),
         (block + "mlp.c_fc", "linear"): (spikes, "additions", False, 2, 2 * 32 * 48),
         (block + "mlp.act", "activation NewGELUActivation"): (SUMS, "evaluations", True, 2, 2 * 48),
@@ -70,19 +70,26 @@ def test_gpt2_in_full_coverage_is_what_one_counts_by_hand():
     }
 
 
-def test_gates_leave_products_only():
-    floats = [o for o in found("gpt2", LAS()) if o.floats]
-    assert {(o.what, o.left) for o in floats} == {
-        ("normalisation", "multiplications"),
-        ("division by the sum", "multiplications"),
-    }
+def test_gates_leave_no_float():
+    table = by_place(found("gpt2", LAS()))
+    shifted = ("gated digits", "additions of stored values, shifted", False)
+    for path, what in (("ln_1", "normalisation"), ("attn", "division by the sum")):
+        assert table[f"transformer.h.*.{path}", what][:3] == shifted
+    assert not [o for o in found("gpt2", LAS()) if o.floats]
+
+
+def test_the_gated_product_is_driven_by_digits_where_the_activation_is_gated():
+    place = "in model.layers.*.mlp (LlamaMLP)"
+    gated = by_place(found("llama", LAS()))
+    assert gated[place, "gated product"] == ("gated digits", "additions of stored values, shifted", False, 2, 2 * 48)
+    exact = by_place(found("llama", LAS(gated=False)))
+    assert exact[place, "mul"] == (SUMS, "multiplications", True, 2, 2 * 48)
 
 
 def test_what_no_module_stands_for_is_listed_by_its_name():
     table = by_place(found("llama", LAS()))
-    # The gated product, the turns of rotary positions and their sines.
-    assert table["in model.layers.*.mlp (LlamaMLP)", "mul"] == (SUMS, "multiplications", True, 2, 2 * 48)
-    assert ("in model.layers.*.self_attn (LlamaAttention)", "mul") in table
+    # The turns of rotary positions and their sines.
+    assert table["in model.layers.*.self_attn (LlamaAttention)", "mul"][1:3] == ("multiplications", True)
     assert table["in model.rotary_emb (LlamaRotaryEmbedding)", "cos"][:3] == (FLOATS, "evaluations", True)
 
 
@@ -160,7 +167,7 @@ def test_functions_and_normalisations_of_a_plain_module_are_listed():
     assert found["stem", "convolution"] == ("ternary spikes", "additions", False)
     assert found["in bn1 (BatchNorm2d)", "native_batch_norm"] == (SUMS, "multiplications and additions", True)
     assert found["in Functional", "relu"] == (SUMS, "comparisons", False)
-    assert found["in Functional", "add"] == (SUMS, "additions", False)
+    assert found["in Functional", "add"] == (SUMS, "graded accumulation, additions", False)
 
 
 def test_a_plain_module_needs_a_probe():

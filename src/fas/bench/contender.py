@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StaticCache
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Contender:
         model: takes ``input_ids``, ``past_key_values``, ``use_cache`` and ``logits_to_keep`` by name.
         settings: attributes that are set before every call: several subjects may share a model.
         cached: whether it keeps keys and values between tokens.
+        compiled: whether a decoding step is one compiled graph, with a cache of fixed size; a prompt is read as it is.
         about: what must be said beside its figures.
     """
 
@@ -27,6 +29,7 @@ class Contender:
     model: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
     cached: bool = True
+    compiled: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def ready(self) -> None:
@@ -70,10 +73,20 @@ class Decoding:
             extended = [ids, ids[:, :1].expand(-1, new // 2)]
             self._ids = torch.cat(extended, dim=1)
             return
+        model, cache = contender.model, None
+        if contender.compiled:
+            cache = StaticCache(config=model.config, max_cache_len=ids.shape[1] + new)
+        contender.ready()
         with torch.inference_mode():
-            answer = contender.prefill(ids)()
+            answer = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         self._cache = answer.past_key_values
         self._first = answer.logits[:, -1].argmax(-1, keepdim=True)
+        self._step = model
+        if contender.compiled:
+            self._step = torch.compile(model.forward, fullgraph=True)
+            with torch.inference_mode():
+                # It compiles in its first call, which is no part of what is timed.
+                self()()
 
     def __call__(self) -> Callable[[], Any]:
         """Make one run ready and return it."""
@@ -86,7 +99,7 @@ class Decoding:
     def _run(self, cache: Any) -> Tensor:
         token = self._first
         for _ in range(self.tokens):
-            answer = self._contender.model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            answer = self._step(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = answer.past_key_values
             token = answer.logits[:, -1].argmax(-1, keepdim=True)
         return token

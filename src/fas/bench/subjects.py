@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
 
 from fas.bench import dense_variants, spikingjelly
+from fas.bench.absent import AbsentError
 from fas.bench.contender import Contender
 from fas.bench.reference import Reference
 from fas.bench.sizes import random_tokens
@@ -61,6 +64,16 @@ def _ours_int8(stock: Stock, name: str) -> Contender:
     return Contender(name, model, settings, about=_stated(stock, **settings, weights="int8"))
 
 
+def _ours_compiled(stock: Stock, name: str) -> Contender:
+    if stock.device.type == "cpu":
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            reason = "torch.compile makes C++ on a CPU, and there is no compiler: install g++ or clang"
+            raise AbsentError(reason) from error
+    return replace(_ours(execution="collapsed")(stock, name), compiled=True)
+
+
 def _reference(stock: Stock, name: str) -> Contender:
     about = _stated(stock, network="snn", schedule="online", operators="instant")
     return Contender(name, Reference(stock.converted), cached=False, about=about)
@@ -88,6 +101,7 @@ _ALL = (
     Subject("dense-int8", "transformers, int8 by torch's dynamic quantisation", _int8),
     Subject("collapsed", "spiking, one pass on counts", _ours(execution="collapsed")),
     Subject("collapsed-int8", "spiking, one pass on counts, int8 weights", _ours_int8),
+    Subject("collapsed-compiled", "the same, decoding by one compiled graph on a static cache", _ours_compiled),
     Subject("stepped", "spiking, layer after layer, every step", _ours(execution="stepped")),
     Subject("online", "spiking, all layers step by step, difference operators", _ours(schedule="online")),
     Subject(

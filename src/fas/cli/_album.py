@@ -135,7 +135,10 @@ class Album:
         for row in (known["perplexity"], known["spikes_per_neuron"]):
             add(self._output, replace(row, conditions={**row.conditions, "plan": "coarse + fine"}))
         self._output.remark("for the page: losses")
-        model.records.append(Align(seed=self._seed).run(model, self._calibration))
+        with self._output.progress("aligning") as advance:
+            losses = Align(seed=self._seed)
+            record = losses.run(model, self._calibration, progress=lambda _, done, total: advance(done, total))
+        model.records.append(record)
         measure(self._output, self._loaded, self._scores, plan="coarse + fine + losses")
 
     def _quality(self) -> list[Quality]:
@@ -157,7 +160,9 @@ class Album:
     def _converted(self, plan: Any, batches: Sequence[Any]) -> None:
         from fas.conversion import convert
 
-        convert(self._loaded.model, plan, calibration=batches)
+        with self._output.progress("converting") as advance:
+            model = self._loaded.model
+            convert(model, plan, calibration=batches, progress=lambda _, done, total: advance(done, total))
 
     def _reverted(self) -> None:
         from fas.conversion import revert

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fas.cli._data import calibration_batches, default_data
 from fas.cli._models import Loaded
 from fas.cli._output import Output
+from fas.cli._rows_at_a_time import fewer
 
 
 def calibrate_and_report(
@@ -19,16 +21,26 @@ def calibrate_and_report(
     window: int | None,
     batch_size: int,
     seed: int,
+    keep: Path,
     losses: bool = False,
 ) -> None:
-    """Run the stages of the model's method on data, and the losses if asked for."""
+    """Run the stages of the model's method on data, and the losses if asked for; sites done are kept at a place."""
     from fas.conversion import calibrate
     from fas.stages.align import Align
 
     source = default_data(loaded, data)
-    batches = calibration_batches(loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed)
-    with output.progress("calibrating") as advance:
-        records = calibrate(loaded.model, batches, progress=lambda _, done, total: advance(done, total))
+    # A stage before the one that runs out of memory has changed the weights, and must not do so twice.
+    alone = len(loaded.model.fas_config.recipe.stages()) == 1
+    records: list[Any] = []
+    while not records:
+        batches = calibration_batches(loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed)
+        try:
+            with output.progress("calibrating") as advance:
+                records = calibrate(
+                    loaded.model, batches, keep=keep, progress=lambda _, done, total: advance(done, total)
+                )
+        except (RuntimeError, MemoryError) as error:
+            batch_size = fewer(output, batch_size if alone else 1, error)
     if losses:
         with output.progress("aligning") as advance:
             record = Align(seed=seed).run(loaded.model, batches, progress=lambda _, done, total: advance(done, total))

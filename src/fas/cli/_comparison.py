@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fas.cli._calibration import conditions
 from fas.cli._counted import add, held_out_batches
-from fas.cli._data import calibration_batches, default_data, is_classifier, training_rows
-from fas.cli._measured import Advance, Scores, measure
+from fas.cli._data import calibration_batches, default_data
+from fas.cli._measured import Scores, measure
 from fas.cli._models import Loaded
-from fas.cli._networks import is_plain, load_plain, photographs
+from fas.cli._networks import inputs_of, is_plain, load_either, photographs
 from fas.cli._output import Output
+from fas.cli._trained import TRAINED, Training, told
 from fas.types import Measurement, Method
 
 # Tokens, or images, whose operations are counted: counts per token settle quickly.
 _COUNTED, _COUNTED_IMAGES = 1024, 32
-# Methods whose papers train the quantised network on labels or text, which stage 1 does.
-TRAINED = ("fas", "qcfs_only", "fast_snn")
-_WHY_NOT = {
-    "las": "it is made without training",
-    "threshold_balancing": "it is made without training",
-    "rate_norm": "its first stage trains the network of rates (fas.stages.train_rates), which this command leaves out",
-}
+_CONTROL = {"plan": "control"}
 
 
 @dataclass(frozen=True)
@@ -151,13 +145,10 @@ def compare_plans(
         train_steps: steps of stage 1 for the methods that have it (``TRAINED``), and for the control.
 
     Raises:
-        ValueError: a model that is converted already; a file named for both calibration and measurement; training of
-            a plain network.
+        ValueError: a model that is converted already; a file named for both calibration and measurement.
         FASError: what loading or reading raises.
     """
-    from fas.cli._models import load
-
-    dense = load(model, device) if network is None else load_plain(model, network)
+    dense = load_either(model, device, network)
     if dense.converted:
         raise ValueError(f"{model} is converted already: name the dense model that it was made of")
     source = default_data(dense, data.data)
@@ -178,8 +169,6 @@ class _Bench:
         self.output, self.dense, self.source, self.data = output, dense, source, data
         self.accounting, self.train_steps = accounting, train_steps
         self.plain = is_plain(dense)
-        if self.plain and train_steps:
-            raise ValueError("--train-steps trains transformers models; train a plain network by fas.stages in Python")
         self.scores = Scores(
             dense, data.test_data or source, limit=data.test_tokens, window=data.window, batch_size=data.batch_size,
             images=data.test_images,
@@ -188,6 +177,9 @@ class _Bench:
         self.reference, _ = measure(output, dense, self.scores)
         self.chief = next(iter(self.reference))
         self.dense_energy: float | None = None
+        self.training = Training(
+            output, dense, source, steps=train_steps, window=data.window, batch_size=data.batch_size, seed=data.seed
+        )
         self.control: Row | None = None
 
     def _batches(self) -> tuple[list[Any], list[Any]]:
@@ -195,9 +187,8 @@ class _Bench:
         data = self.data
         if self.plain:
             labelled = photographs(self.dense, self.source, "train", limit=data.images, rows=64, seed=data.seed)
-            images = [{k: v for k, v in batch.items() if k != "labels"} for batch in labelled]
-            first = {k: v[:_COUNTED_IMAGES] for k, v in self.scores.images[0].items() if k != "labels"}
-            return images, [first]
+            first = {k: v[:_COUNTED_IMAGES] for k, v in self.scores.images[0].items()}
+            return inputs_of(labelled), inputs_of([first])
         how: dict[str, Any] = {"window": data.window, "batch_size": data.batch_size, "seed": data.seed}
         batches = calibration_batches(self.dense, self.source, limit=data.tokens, **how)
         if self.accounting is None:
@@ -224,10 +215,16 @@ class _Bench:
             self.output.measure("refused", 1, "1", **about, reason=reason)
         if all(row.refused for row in rows):
             raise ValueError(f"no combination is possible: {rows[0].refused if rows else 'no method was named'}")
-        return rows if self.control is None else [self.control, *rows]
+        if self.control is None:
+            return rows
+        if self.dense_energy is not None:
+            # Other weights, the same operations.
+            self._measure_energy(self.dense_energy, {"model": self.dense.name, "network": "ann", **_CONTROL}, "ann")
+        return [replace(self.control, energy=self.dense_energy), *rows]
 
     def _row(self, plan: Plan, method: Method) -> Row:
         from fas.conversion import convert, name_of
+        from fas.errors import FASError
         from fas.stages.align import Align
         from fas.surgery.operations import operations
 
@@ -236,10 +233,14 @@ class _Bench:
         probe = {name: value[:1] for name, value in self.batches[0].items()} if self.plain else None
         began = time.perf_counter()
         with self.output.progress("calibrating") as advance:
-            told = _told(advance)
-            convert(loaded.model, method, calibration=self.batches, probe=probe, progress=told)
+            try:
+                convert(loaded.model, method, calibration=self.batches, probe=probe, progress=told(advance))
+            except ValueError as error:
+                # Neurons refuse a T that their method cannot know of: no reason to lose the other rows.
+                raise FASError(str(error)) from error
             if plan.losses:
-                loaded.model.records.append(Align(seed=self.data.seed).run(loaded.model, self.batches, told))
+                aligned = Align(seed=self.data.seed).run(loaded.model, self.batches, told(advance))
+                loaded.model.records.append(aligned)
         seconds, training = time.perf_counter() - began, None
         if self.train_steps and name_of(method) in TRAINED:
             training = self._train(loaded, method)
@@ -250,7 +251,7 @@ class _Bench:
         if training is not None:
             self.output.measure("training_time", training, "s", **about, **stated)
         left = [o for o in operations(loaded.model, probe) if o.floats]
-        self.output.measure("float_operations", sum(o.amount for o in left), "1/token", **about, **stated)
+        self.output.measure("float_operations", sum(o.amount for o in left), f"1/{self._per}", **about, **stated)
         row = Row(plan.name, about["timesteps"], about["coverage"], about["neuron"], about["levels"], self.chief)
         return replace(
             row, value=found[self.chief], relation=self._relation(found[self.chief]), spikes=spikes,
@@ -263,32 +264,14 @@ class _Bench:
         return value / reference if self.chief == "perplexity" else value - reference
 
     def _train(self, loaded: Loaded, method: Any) -> float:
-        """Run stage 1 on the data of calibration, and the control beside it the first time; return the seconds."""
-        from fas.stages.finetune import Finetune, finetune, language_modelling
-
-        data, began = self.data, time.perf_counter()
-        limit = self.train_steps * data.batch_size * (data.window or 512)
-        rows = training_rows(self.dense, self.source, window=data.window, limit=limit, seed=data.seed)
-        dataset = rows if is_classifier(loaded) else language_modelling(rows)
-        settings = Finetune(max_steps=self.train_steps, batch_size=data.batch_size, seed=data.seed)
-        with self.output.progress("training") as advance, tempfile.TemporaryDirectory() as directory:
-            record, dense = finetune(
-                loaded.model, dataset, settings, output_dir=directory, tokenizer=loaded.tokenizer,
-                control=self.control is None, progress=_told(advance),
-            )  # fmt: skip
-        for stage in method.tuning() if hasattr(method, "tuning") else ():
-            loaded.model.records.append(stage.run(loaded.model, self.batches))
-        loaded.model.eval()
-        if dense is None:
-            return time.perf_counter() - began
-        seconds = time.perf_counter() - began - record.results["control_seconds"]
-        control = replace(self.dense, model=dense.to(self.dense.model.device).eval())
-        stated = {"plan": "control", "train_steps": self.train_steps}
-        found, _ = measure(self.output, control, self.scores, **stated)
-        self.control = Row(
-            "control", None, score=self.chief, value=found[self.chief], relation=self._relation(found[self.chief]),
-            training=record.results["control_seconds"],
-        )  # fmt: skip
+        """Run stage 1 and, the first time, measure the control that was trained beside it; return the seconds."""
+        seconds, control = self.training.run(loaded, method, self.batches), self.training.control
+        if self.control is None and control is not None:
+            found, _ = measure(self.output, control.loaded, self.scores, **_CONTROL, train_steps=self.train_steps)
+            value = found[self.chief]
+            self.control = Row(
+                "control", None, score=self.chief, value=value, relation=self._relation(value), training=control.seconds
+            )
         return seconds
 
     def _energy(self, loaded: Loaded, about: dict[str, Any]) -> float | None:
@@ -308,15 +291,21 @@ class _Bench:
         self.dense_energy = found.energy("prefill", accounting, "ann")
         for network, value in (("snn", energy), ("ann", self.dense_energy)):
             if value is not None:
-                stated = {"accounting": accounting, "prices": "45nm", "reuse": found.reuse, "energy_of": network}
-                add(self.output, Measurement("energy", value, "pJ/token", "estimated", {**about, **stated}))
+                self._measure_energy(value, {**about, "reuse": found.reuse}, network)
         return energy
+
+    def _measure_energy(self, value: float, about: dict[str, Any], network: str) -> None:
+        stated = {**about, "accounting": self.accounting, "prices": "45nm", "energy_of": network}
+        add(self.output, Measurement("energy", value, f"pJ/{self._per}", "estimated", stated))
+
+    @property
+    def _per(self) -> str:
+        return "image" if self.plain else "token"
 
     def show(self, rows: Sequence[Row], title: str) -> None:
         """Print the table and what must be said beside it."""
         shown = [row for row in rows if row.refused is None]
         kinds = list(dict.fromkeys(row.floats for row in shown if row.floats))
-        per = "image" if self.plain else "token"
         columns = [
             "plan",
             "coverage",
@@ -339,11 +328,11 @@ class _Bench:
             columns.append("training s")
             cells = [[*cell, row.training] for cell, row in zip(cells, shown, strict=True)]
         if self.accounting is not None:
-            columns.append(f"µJ/{per}, {self.accounting}")
+            columns.append(f"µJ/{self._per}, {self.accounting}")
             cells = [[*c, None if r.energy is None else r.energy / 1e6] for c, r in zip(cells, shown, strict=True)]
         dense = f"dense: {self.chief} {self.reference[self.chief]:.4g}"
         if self.dense_energy is not None:
-            dense += f", {self.dense_energy / 1e6:.4g} µJ/{per}"
+            dense += f", {self.dense_energy / 1e6:.4g} µJ/{self._per}"
         self.output.table(f"{title} {self.dense.name}, {self.scores.source}; {dense}", columns, cells)
         for kind in kinds:
             self.output.text(f"float {chr(ord('a') + kinds.index(kind) % 26)}: {', '.join(kind)}")
@@ -361,10 +350,6 @@ class _Bench:
         if not self.train_steps:
             self.output.text("No control: no weights were trained on data (--train-steps does, where a method has it).")
             return
-        for name in dict.fromkeys(row.name.partition(" ")[0] for row in rows):
-            if name in _WHY_NOT:
-                self.output.text(f"{name} was not trained: {_WHY_NOT[name]}.")
-
-
-def _told(advance: Advance) -> Callable[[str, int, int], None]:
-    return lambda _, done, total: advance(done, total)
+        untrained = dict.fromkeys(row.name.partition(" ")[0] for row in rows if row.training is None)
+        for name in [name for name in untrained if name not in TRAINED]:
+            self.output.text(f"{name} was not trained: it is made without training.")

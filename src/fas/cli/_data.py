@@ -56,7 +56,8 @@ def training_rows(loaded: Loaded, data: str, *, window: int | None, limit: int |
     if is_classifier(loaded):
         from fas.data.table import load_table, tokenise_table
 
-        return tokenise_table(load_table(Path(data)), loaded.need_tokenizer(), row_length(loaded))
+        table, tokenizer = load_table(Path(data)), loaded.need_tokenizer()
+        return tokenise_table(table, tokenizer, row_length(loaded), vocab_size=loaded.vocabulary)
     from fas.data.text import windows
 
     return windows(tokens(loaded, data, "train"), window_of(loaded, window), limit_tokens=limit, seed=seed)

@@ -7,11 +7,12 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
 from fas.cli._session import Session
+from fas.cli._terminal import printable
 from fas.errors import FASError
 
 _INTERRUPTED = "interrupted, nothing was written"
@@ -35,32 +36,77 @@ def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
             # Whoever read our output (head, less) has seen enough.
             sys.stdout = None
             raise typer.Exit(0) from None
+        except RuntimeError as error:
+            # What torch.save raises where the disk is full; any other one is a fault of this program.
+            if session.debug or not _is_full(error):
+                raise
+            _fail(error, arguments)
         except _documented() as error:
             if session.debug:
                 raise
-            _say(f"error: {message(error)}")
-            raise typer.Exit(1) from None
+            _fail(error, arguments)
 
     return guarded
 
 
+def _fail(error: BaseException, arguments: dict[str, Any]) -> NoReturn:
+    """End the command with its message and exit code 1."""
+    place = next((arguments[name] for name in ("out", "plot", "page") if arguments.get(name) is not None), None)
+    again = "" if _starts_anew(arguments) or not _is_full(error) else "; a second run goes on from where this one was"
+    _say(f"error: {message(error, place)}{again}")
+    try:
+        # What stdout still holds cannot be written either, where that is what failed.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        sys.stdout = None
+    raise typer.Exit(1) from None
+
+
 def _starts_anew(arguments: dict[str, Any]) -> bool:
-    """Whether an interrupted command has left nothing to go on from: no checkpoint of training, no finished block."""
+    """Whether an interrupted command has left nothing to go on from: no checkpoint of training, no calibrated site."""
     out = arguments.get("out")
-    began = isinstance(out, Path) and out.with_name(f"{out.name}.partial").exists()
+    endings = ("partial", "calibrating")
+    began = isinstance(out, Path) and any(Path(f"{out.absolute()}.{ending}").exists() for ending in endings)
     return not (began or arguments["context"].info_name == "finetune")
 
 
-def message(error: BaseException) -> str:
-    """Return one line that says what went wrong."""
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    # The writer of weights is not Python and reports the system's error as text.
-    if full or "No space left on device" in str(error):
-        where = getattr(error, "filename", None)
-        return f"no space left on the disk{f' for {where}' if where else ''}: free some, or name another directory"
+def message(error: BaseException, place: Path | None = None) -> str:
+    """Return one line that says what went wrong.
+
+    Args:
+        error: what was raised.
+        place: where the command writes, for errors that do not say so.
+    """
+    if _is_full(error):
+        where = getattr(error, "filename", None) or place
+        limited = getattr(error, "errno", None) == errno.EFBIG or "File too large" in str(error)
+        what = "a file would exceed the limit of the system (ulimit -f)" if limited else "no space left on the disk"
+        return (
+            f"{what}{f' for {where}' if where else ''}: free some and run again, or name another directory; what was "
+            "there before is as it was"
+        )
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}{_REMEDIES.get(error.errno or 0, '')}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+_REMEDIES = {
+    errno.EROFS: ", nothing was written: name a place that can be written to",
+    errno.EACCES: ": take the rights to it, or name another place",
+    errno.EPERM: ": take the rights to it, or name another place",
+    errno.EEXIST: ", and is no directory: name another place",
+    errno.ENOTDIR: ", but a file where a directory should be: name another place",
+}
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk, or the user's share of it, is full: writers that are not Python say so as text."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error)
+    torchs = "inline_container" in text and "unexpected pos" in text
+    return torchs or "No space left on device" in text or "File too large" in text
 
 
 def _documented() -> tuple[type[Exception], ...]:
@@ -71,4 +117,4 @@ def _documented() -> tuple[type[Exception], ...]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)

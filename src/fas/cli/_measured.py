@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fas.cli._calibration import conditions
 from fas.cli._data import is_classifier, row_length, tokens
 from fas.cli._models import Loaded
 from fas.cli._networks import is_plain, photographs
 from fas.cli._output import Output
+from fas.cli._parts import Parts
+from fas.cli._rows_at_a_time import with_fewer
+from fas.runtime.journal import Once, directly
+
+if TYPE_CHECKING:
+    from fas.recording import Recording
 
 Advance = Callable[[int, int], None]
 
@@ -29,9 +35,14 @@ class Scores:
         batch_size: windows or rows per call.
         images: for a network that reads these, how many.
 
+    Attributes:
+        once: does every batch, or returns what an earlier run has found (see ``fas.runtime.journal``).
+
     Raises:
         DataError: text, a table or images that cannot be read.
     """
+
+    once: Once = staticmethod(directly)
 
     def __init__(
         self,
@@ -85,23 +96,27 @@ class Scores:
                 batch_size=self.batch_size,
                 max_length=row_length(loaded),
                 progress=advance,
+                once=self.once,
             )
         from fas.evaluate.perplexity import perplexity
 
         found = perplexity(
             loaded.model, self.stream, window=self.window, stride=self.stride, batch_size=self.batch_size,
-            progress=advance,
+            progress=advance, once=self.once,
         )  # fmt: skip
         return {"perplexity": found.value}
 
 
-def measure(output: Output, loaded: Loaded, scores: Scores, **about: Any) -> tuple[dict[str, float], float | None]:
+def measure(
+    output: Output, loaded: Loaded, scores: Scores, parts: Parts | None = None, /, **about: Any
+) -> tuple[dict[str, float], float | None]:
     """Score a model and count its spikes, as rows of the output.
 
     Args:
         output: of the command.
         loaded: set to the network that is meant.
         scores: on what.
+        parts: keeps the batches that are done.
         about: further conditions to state.
 
     Returns:
@@ -110,8 +125,15 @@ def measure(output: Output, loaded: Loaded, scores: Scores, **about: Any) -> tup
     import fas
 
     spiking = loaded.converted and loaded.model.network == "snn"
-    with fas.record(loaded.model) if spiking else nullcontext() as spikes, output.progress("measuring") as advance:
-        found = scores.of(loaded, advance)
+
+    def scored(batch_size: int) -> tuple[dict[str, float], Recording | None]:
+        scores.batch_size = batch_size
+        with fas.record(loaded.model) if spiking else nullcontext() as spikes:
+            scores.once = directly if parts is None else parts.within(f"{conditions(loaded)}", lambda: spikes)
+            with output.progress("measuring") as advance:
+                return scores.of(loaded, advance), spikes
+
+    found, spikes = with_fewer(output, scores.batch_size, scored)
     stated = {**conditions(loaded), **scores.about, **about}
     for name, value in found.items():
         output.measure(name, value, "1", **stated)

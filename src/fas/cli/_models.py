@@ -109,7 +109,9 @@ class Loaded:
             CheckpointError: the model has none.
         """
         if self.tokenizer is None:
-            raise CheckpointError(f"{self.name} has no tokenizer: copy the tokenizer's files into its directory")
+            raise CheckpointError(
+                f"{self.name} has no tokenizer that can be read: copy the tokenizer's files into its directory"
+            )
         return self.tokenizer
 
 
@@ -127,16 +129,34 @@ def load(name: str, device: str = "cpu") -> Loaded:
     place = location(name)
     import transformers
 
+    from fas.runtime.foreign import check_parameters, reading
+    from fas.stages.ranks import join
+
+    join(device)
     transformers.utils.logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(place)
-        cls = _class(config)
-        model, loading = cls.from_pretrained(place, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {name!r} cannot be loaded: {_first_sentence(error)}") from error
+    if Path(place).is_dir():
+        _check_directory(Path(place))
+    with reading(name):
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+        if getattr(config, "auto_map", None):
+            logger.warning("%s brings code of its own (auto_map in config.json), which is not run", name)
+        model, loading = _class(config).from_pretrained(
+            place, output_loading_info=True, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True
+        )
+    for parameter, stored, wanted in loading["mismatched_keys"]:
+        raise CheckpointError(
+            f"{parameter} of {name} is {list(stored)} in the file, but config.json makes it {list(wanted)}: the two "
+            "belong to different models; copy the directory again"
+        )
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
+        if stated_method(config.to_dict()) == "fas":
+            raise CheckpointError(
+                f"{name} lacks {', '.join(missing[:4])} ({len(missing)} parameters): it was not copied to the end; "
+                "copy it again, or convert the dense model again"
+            )
         logger.warning("%s lacks weights, which are random now: %s", name, ", ".join(missing[:4]))
+    check_parameters(model, name)
     loaded = Loaded(name, _to(model.eval(), device), _tokenizer(place))
     if loaded.reads_images_and_text:
         loaded = replace(loaded, processor=_processor(place))
@@ -190,7 +210,7 @@ def directory_method(directory: Path) -> str | None:
     """Return the quantisation method of a model directory, None for a dense one or an unreadable file."""
     try:
         return stated_method(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -198,10 +218,11 @@ def _class(config: Any) -> Any:
     """Return the model class that the checkpoint names, else the one that generates text."""
     import transformers
 
-    for architecture in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, architecture, None)
-        if found is not None:
-            return found
+    from fas.runtime.foreign import model_class
+
+    found = model_class(config)
+    if found is not None:
+        return found
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM):
         if type(config) in auto._model_mapping:
             return auto
@@ -212,35 +233,51 @@ def _tokenizer(place: str) -> Any:
     """Return the tokenizer of a model, None where there is none."""
     import transformers
 
-    try:
-        return transformers.AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError) as error:
-        logger.info("no tokenizer in %s: %s", place, _first_sentence(error))
-        return None
+    found = _part(transformers.AutoTokenizer, place, "tokenizer", ("tokenizer.json", "tokenizer_config.json"))
+    # Where a directory has none, transformers makes one that knows its special tokens and nothing else.
+    return None if found is None or len(found) <= len(found.all_special_tokens) else found
 
 
 def _processor(place: str) -> Any:
     """Return the processor of images and text of a model, None where there is none."""
     import transformers
 
-    try:
-        found = transformers.AutoProcessor.from_pretrained(place)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        logger.info("no processor in %s: %s", place, _first_sentence(error))
-        return None
+    found = _part(transformers.AutoProcessor, place, "processor", ("processor_config.json", "preprocessor_config.json"))
     # Where a directory has none, transformers hands out the tokenizer, or the half for images.
     return found if hasattr(found, "tokenizer") else None
 
 
+def _part(auto: Any, place: str, what: str, files: tuple[str, ...]) -> Any:
+    """Return what stands beside a model; say so where its files are there and cannot be read."""
+    from fas.runtime.foreign import reason, unfit
+
+    try:
+        return auto.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:
+        # The library of tokenizers raises Exception itself; another kind is a fault of this program.
+        if type(error) is not Exception and not isinstance(error, unfit()):
+            raise
+        there = any((Path(place) / file).exists() for file in files)
+        level = logging.WARNING if there else logging.INFO
+        logger.log(level, "the %s of %s cannot be read: %s", what, place, reason(error))
+        return None
+
+
+def _check_directory(directory: Path) -> None:
+    """Refuse weights that are damaged, a pickle or not those of their checksums, before transformers sees them."""
+    from fas.runtime.checksums import check_sums
+    from fas.runtime.directory import check_files
+    from fas.runtime.foreign import weight_files
+
+    check_files([str(file) for file in weight_files(directory)[0]], [])
+    check_sums(directory)
+
+
 def _to(model: Any, device: str) -> Any:
+    from fas.runtime.foreign import first_sentence
+
     # torch reports a device that is not there as RuntimeError or AssertionError, an unknown name too.
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise FASError(f"device {device!r} cannot be used: {_first_sentence(error)}") from error
-
-
-def _first_sentence(error: BaseException) -> str:
-    """Return the first sentence of a long message: transformers adds paragraphs of advice."""
-    line = " ".join(str(error).split())
-    return re.split(r"(?<=[.!])\s", line, maxsplit=1)[0][:300]
+        raise FASError(f"device {device!r} cannot be used: {first_sentence(error)}") from error

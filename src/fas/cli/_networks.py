@@ -4,27 +4,55 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fas.cli._models import Loaded
+from fas.cli._models import Loaded, _to
 from fas.errors import CheckpointError, DataError
 
 _FUNCTION = "load_network"
 
 
-def load_plain(directory: str, file: Path) -> Loaded:
+def load_either(name: str, device: str, network: Path | None, spiking: Path | None = None) -> Loaded:
+    """Load a transformers model, or a plain network where a file is named that builds it.
+
+    Args:
+        name: of the model, or the directory of the plain network.
+        device: where to put it.
+        network: see ``load_plain``.
+        spiking: see ``load_plain``.
+
+    Raises:
+        ValueError: ``spiking`` without ``network``.
+        CheckpointError: as ``load`` and ``load_plain``.
+    """
+    from fas.cli._models import load
+
+    if network is not None:
+        return load_plain(name, network, device, spiking)
+    if spiking is not None:
+        raise ValueError("--spiking is for plain networks (--network): a converted transformers model is MODEL itself")
+    return load(name, device)
+
+
+def load_plain(directory: str, file: Path, device: str = "cpu", spiking: Path | None = None) -> Loaded:
     """Load a network that is no transformers model by the user's own code.
 
     Args:
         directory: what the function is given.
         file: a Python file with ``load_network(directory)``, which returns the module, alone or first in a tuple.
+        device: where to put it.
+        spiking: what ``save_pretrained`` wrote of that network, converted; None leaves it dense.
 
     Raises:
-        CheckpointError: no such file or function, or something else than a module with convolutions.
+        CheckpointError: no such file or function, something else than a module with convolutions, or a damaged
+            directory.
+        SiteError: ``spiking`` was made of another network.
     """
     from torch import nn
 
+    from fas.runtime.foreign import check_parameters
     from fas.surgery.probe import is_convolutional
 
     spec = importlib.util.spec_from_file_location(file.stem, file) if file.is_file() else None
@@ -43,7 +71,14 @@ def load_plain(directory: str, file: Path) -> Loaded:
         raise CheckpointError(
             f"{_FUNCTION} of {file} returned a {type(model).__name__}; expected a plain module with convolutions"
         )
-    return Loaded(directory, model.eval(), None)
+    if spiking is not None:
+        from fas.runtime.checksums import check_sums
+        from fas.runtime.modules import load_module
+
+        check_sums(spiking)
+        model = load_module(model, spiking)
+    check_parameters(model, directory)
+    return Loaded(directory if spiking is None else str(spiking), _to(model.eval(), device), None)
 
 
 def is_plain(loaded: Loaded) -> bool:
@@ -75,7 +110,14 @@ def photographs(loaded: Loaded, source: str, part: str, *, limit: int, rows: int
     name = next(iter(inspect.signature(loaded.model.forward).parameters), None)
     if name is None:
         raise DataError(f"{type(loaded.model).__name__}.forward names no argument that images could be")
-    return image_batches(images, rows, name=name, seed=seed)
+    device = next(loaded.model.parameters()).device
+    found = image_batches(images, rows, name=name, seed=seed)
+    return [{key: value.to(device) for key, value in batch.items()} for batch in found]
+
+
+def inputs_of(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return labelled batches without their labels."""
+    return [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
 
 
 def _part(source: Path, part: str) -> Path:

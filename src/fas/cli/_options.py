@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,13 @@ TestTokens = Annotated[int, typer.Option(help="Tokens to measure on, from the fi
 Window = Annotated[
     int | None,
     typer.Option(help="Tokens per window; as many as the model takes, at most 512, if not given.", min=1),
+]
+PlainNetwork = Annotated[
+    Path | None,
+    typer.Option(help="Python file whose load_network(MODEL) returns a plain network; it is run. Data are images."),
+]
+SpikingNetwork = Annotated[
+    Path | None, typer.Option(help="What save_pretrained wrote of that plain network, converted.")
 ]
 BatchSize = Annotated[int, typer.Option(help="Windows or rows per call of the model.", min=1)]
 

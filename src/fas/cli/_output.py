@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from typing import IO, Any
 import typer
 
 from fas import __version__
-from fas.cli._session import Session
+from fas.cli._session import Session, is_first
+from fas.cli._terminal import printable
 from fas.errors import DataError
 from fas.types import Measurement
 
@@ -41,31 +43,37 @@ class Output:
     @contextmanager
     def opened(cls, context: typer.Context, as_json: bool) -> Iterator[Output]:
         """Open the output of one command; with JSON the rows are written when all has gone well."""
-        output = cls(context.obj, as_json=as_json, stream=sys.stdout)
+        stream = sys.stdout if is_first() else open(os.devnull, "w", encoding="utf-8")
+        output = cls(context.obj, as_json=as_json, stream=stream)
         # Whatever another library prints must not stand between the rows.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             yield output
         if as_json:
             rows = [_finite(row.to_dict()) for row in output.measurements]
             print(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False), file=output._stream)
+        # A full disk behind stdout is an error of this command, not of the interpreter's end.
+        output._stream.flush()
 
     def measure(self, quantity: str, value: float, unit: str, **conditions: Any) -> Measurement:
         """Take note of one figure, with the command and the versions that made it."""
-        versions = {"fas": __version__, **{name: version(name) for name in ("torch", "transformers")}}
-        stated = {**conditions, "command": self._session.command, "versions": versions}
-        row = Measurement(quantity, float(value), unit, conditions=stated)
+        row = Measurement(quantity, float(value), unit, conditions={**conditions, **self.conditions()})
         self.measurements.append(row)
         return row
+
+    def conditions(self) -> dict[str, Any]:
+        """Return the command and the versions that make all figures of this run."""
+        versions = {"fas": __version__, **{name: version(name) for name in ("torch", "transformers")}}
+        return {"command": self._session.command, "versions": versions}
 
     def text(self, line: str) -> None:
         """Show a line, unless JSON was asked for."""
         if not self.json:
-            print(line, file=self._stream)
+            print(printable(line), file=self._stream)
 
     def remark(self, line: str) -> None:
         """Tell on stderr what is going on."""
         if not self._session.quiet:
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show a table, unless JSON was asked for; columns of numbers stand to the right."""
@@ -75,12 +83,13 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title, title_justify="left", header_style="bold")
+        # As Text: square brackets in the name of a model or layer are no markup.
+        table = Table(title=Text(printable(title), "table.title"), title_justify="left", header_style="bold")
         for i, name in enumerate(columns):
             numeric = all(isinstance(row[i], int | float) or row[i] is None for row in rows)
-            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(Text(printable(name)), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(number(cell)) for cell in row))
+            table.add_row(*(Text(printable(number(cell))) for cell in row))
         terminal = self._stream.isatty()
         Console(file=self._stream, width=None if terminal else _FILE_WIDTH).print(table)
 
@@ -111,7 +120,7 @@ def read_rows(path: Path) -> list[Measurement]:
         found = [Measurement(**row) for row in rows]
         if not all(isinstance(row.conditions, dict) for row in found):
             raise TypeError("conditions are no table")
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} holds no rows of a fas command ({error}): write them with --json > {path}") from None
     return found
 

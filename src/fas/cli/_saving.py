@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from fas.cli._models import Loaded, directory_method
+from fas.cli._session import is_first
 from fas.errors import FASError
+
+# In the place of what is unfinished: a model that is to replace the one it was made of, and who has written it.
+_WRITTEN, _COMMAND = "model", "command"
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def check_place(directory: Path) -> None:
@@ -13,7 +23,9 @@ def check_place(directory: Path) -> None:
 
     Raises:
         FASError: a file, a dense model, or a directory with other things in it.
+        OSError: a place where nothing can be written.
     """
+    check_writable(directory)
     if directory.exists() and not directory.is_dir():
         raise FASError(f"{directory} is a file: name a directory to save to")
     if not directory.is_dir() or not any(directory.iterdir()):
@@ -24,8 +36,110 @@ def check_place(directory: Path) -> None:
         raise FASError(f"{directory} holds a dense model, which would be lost: name another directory")
 
 
+def check_writable(place: Path) -> None:
+    """Refuse, before the work begins, a file or directory that could not be written.
+
+    Raises:
+        OSError: the nearest place that exists is no directory, or takes nothing.
+    """
+    nearest = _nearest(place.absolute())
+    # What lies at the place itself is replaced by something beside it.
+    folder = nearest.parent if nearest == place.absolute() and not nearest.is_dir() else nearest
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+def check_room(place: Path, model: Any) -> None:
+    """Refuse, before the work begins, a disk that the weights of a model would not fit on.
+
+    Raises:
+        FASError: less space than the weights take.
+    """
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    free = shutil.disk_usage(_nearest(place.absolute())).free
+    if needed > free:
+        raise FASError(
+            f"{place} takes {_size(needed)} and more, and its disk has {_size(free)} free: free some, or name "
+            "another directory"
+        )
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes in the unit that fits it."""
+    unit = next((u for u in ("GiB", "MiB") if count >= _UNITS[u]), "KiB")
+    return f"{count / _UNITS[unit]:.1f} {unit}"
+
+
+def _nearest(place: Path) -> Path:
+    return next(path for path in (place, *place.parents) if path.exists())
+
+
+def unfinished(directory: Path) -> Path:
+    """Return where calibration keeps what is done until ``save`` has written the directory."""
+    return directory.absolute().with_name(f"{directory.absolute().name}.calibrating")
+
+
 def save(loaded: Loaded, directory: Path) -> None:
     """Write model and processor or tokenizer; a new directory appears whole or not at all."""
+    if not is_first():
+        return
+    _write(loaded, directory)
+    shutil.rmtree(unfinished(directory), ignore_errors=True)
+
+
+def is_in_place(directory: Path, model: str) -> bool:
+    """Return whether a model would replace the one that it is made of, by one process alone."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return alone and directory.is_dir() and Path(model).is_dir() and directory.samefile(model)
+
+
+def save_in_place(loaded: Loaded, directory: Path, command: str) -> None:
+    """Write a model over the one that it was made of, so that ``finish`` can end this if it is killed.
+
+    Args:
+        loaded: the model.
+        directory: where it was loaded from.
+        command: that is running.
+    """
+    from fas.runtime.directory import whole_file
+
+    if not is_first():
+        return
+    work = unfinished(directory)
+    _write(loaded, work / _WRITTEN)
+    with whole_file(work / _COMMAND) as beside:
+        beside.write_text(command, encoding="utf-8")
+    finish(directory, command)
+
+
+def finish(directory: Path, command: str) -> bool:
+    """Move to its place what ``save_in_place`` has written; return whether the same command had written it.
+
+    From the moment that the command is noted the new model is whole beside the directory, whose files may be of both.
+    """
+    from fas.runtime.directory import put
+
+    work = unfinished(directory)
+    noted, written = work / _COMMAND, work / _WRITTEN
+    if not noted.is_file():
+        return False
+    if written.is_dir():
+        put(written, directory.resolve())
+        # What is half removed must not be moved again.
+        written.rename(work / "placed")
+    same = noted.read_text(encoding="utf-8") == command
+    for path in work.iterdir():
+        if path != noted:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(work)
+    return same
+
+
+def _write(loaded: Loaded, directory: Path) -> None:
     from fas.runtime.directory import whole_directory
 
     with whole_directory(directory) as beside:

@@ -12,6 +12,16 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from fas.cli._terminal import printable
+
+# Commands that share their work where torchrun or accelerate starts several processes.
+_SHARED = ("calibrate", "convert", "finetune")
+
+
+def is_first() -> bool:
+    """Return whether this process writes and speaks: the first of several does."""
+    return os.environ.get("RANK", "0") == "0"
+
 
 @dataclass(frozen=True)
 class Session:
@@ -31,7 +41,15 @@ class Session:
 
     @classmethod
     def begin(cls, context: typer.Context, *, debug: bool, verbose: bool, quiet: bool) -> Session:
-        """Start a run: send the library's log to stderr and keep other libraries from chatting."""
+        """Start a run: send the library's log to stderr and keep other libraries from chatting.
+
+        Raises:
+            typer.BadParameter: one of several processes of a command that does not share its work.
+        """
+        name = str(context.invoked_subcommand)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name not in _SHARED:
+            raise typer.BadParameter(f"fas {name} runs in one process, {', '.join(_SHARED)} in several: start it alone")
+        quiet = quiet or not is_first()
         _log_to_stderr(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
         # Read once, when transformers and its hub client are imported.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -76,4 +94,4 @@ def _log_to_stderr(level: int) -> None:
 
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: {record.getMessage()}"
+        return printable(f"{record.levelname.lower()}: {record.getMessage()}")

@@ -28,7 +28,7 @@ def bench(
         typer.Option(help="Models: embedded, gpt2-small, qwen2-small, opt-1.3b (5 GB), or directories of dense ones."),
     ] = _SIZES,
     subjects: Annotated[
-        str, typer.Option(help="What to compare; spikingjelly-qwen2 too, for Qwen2 models.")
+        str, typer.Option(help="What to compare; collapsed-compiled too, and spikingjelly-qwen2 for Qwen2 models.")
     ] = _SUBJECTS,
     timesteps: Annotated[int, typer.Option(help="T.", min=1)] = 8,
     coverage: Annotated[Coverage, typer.Option(help="Which sites spike.")] = "linear",
@@ -70,8 +70,11 @@ def bench(
         from fas.bench import machine, results
         from fas.bench.subjects import chosen
         from fas.bench.suite import Suite
+        from fas.cli._saving import check_writable
         from fas.methods.fas import FAS
 
+        if out is not None:
+            check_writable(out / "bench.json")
         if threads is not None:
             torch.set_num_threads(threads)
         plan = Suite(
@@ -126,7 +129,7 @@ def _bar(output: Output, *, quiet: bool) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (BarColumn(20), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(20), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=None)
         yield lambda what, done, total: bars.update(task, description=what, completed=done, total=total)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fas.cli._calibration import calibrate_and_report
+from fas.cli._calibration import calibrate_and_report, conditions, report_records
+from fas.cli._data import default_data
 from fas.cli._options import BatchSize, Device, Json, Model, Seed, Tokens, Window
 from fas.cli._output import Output
 
@@ -38,12 +39,22 @@ def calibrate(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
-        from fas.cli._saving import check_place, save
+        from fas.cli._saving import check_place, check_room, finish, is_in_place, save, save_in_place, unfinished
 
+        place, command = out or Path(model), context.obj.command
+        in_place = is_in_place(place, model)
         if out is not None:
             check_place(out)
+        done = in_place and finish(place, command)
         loaded = load(model, device)
         loaded.need_converted()
+        check_room(place, loaded.model)
+        if done:
+            stages = len(loaded.model.fas_config.recipe.stages()) + losses
+            about = {**conditions(loaded), "data": default_data(loaded, data)}
+            report_records(output, loaded.model.records[-stages:], about)
+            output.remark(f"written to {place} by the run that was interrupted: T = {loaded.model.timesteps}")
+            return
         if timesteps is not None:
             loaded.set_timesteps(timesteps)
         if spike_price is not None:
@@ -60,6 +71,10 @@ def calibrate(
             batch_size=batch_size,
             seed=seed,
             losses=losses,
+            keep=unfinished(place),
         )
-        save(loaded, out or Path(model))
-        output.remark(f"written to {out or model}: T = {loaded.model.timesteps}")
+        if in_place:
+            save_in_place(loaded, place, command)
+        else:
+            save(loaded, place)
+        output.remark(f"written to {place}: T = {loaded.model.timesteps}")

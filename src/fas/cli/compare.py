@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from fas.cli._options import (
     Device,
     Json,
     Model,
+    PlainNetwork,
     Seed,
     TestData,
     TestTokens,
@@ -46,10 +48,7 @@ def compare(
     ] = None,
     data: Data = None,
     test_data: TestData = None,
-    network: Annotated[
-        Path | None,
-        typer.Option(help="Python file whose load_network(MODEL) returns a plain network; it is run. Data are images."),
-    ] = None,
+    network: PlainNetwork = None,
     accounting: Annotated[
         str, typer.Option(help="Of the energy column, with 45nm prices: paper, compute, memory, or none.")
     ] = "compute",
@@ -77,8 +76,15 @@ def compare(
     Example: `fas compare embedded --methods fas --neuron signed_if,phase --timesteps 2,4,8 --plot build/compare.svg`
     """
     with Output.opened(context, as_json) as output:
+        from fas.cli._saving import check_writable
+        from fas.errors import MissingExtraError
+
         if accounting not in ("paper", "compute", "memory", "none"):
             raise ValueError(f"--accounting is {accounting!r}; choose one of paper, compute, memory, none")
+        if plot is not None:
+            check_writable(plot)
+            if find_spec("matplotlib") is None:
+                raise MissingExtraError("--plot needs matplotlib: pip install 'fas[plot]'")
         plans = list(_plans(methods, whole_numbers(timesteps, "--timesteps"), words(coverage), words(neuron or "")))
         seen = Seen(data, test_data, tokens, test_tokens, window, batch_size, images, test_images, seed)
         rows = compare_plans(
@@ -129,10 +135,10 @@ def _setting(method: str, text: str, known: set[str]) -> tuple[str, Any]:
 
 def _draw(rows: list[Row], path: Path) -> None:
     """Draw the chief score against spikes per neuron, a line for each kind of network."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("--plot needs matplotlib: pip install 'fas[plot]'") from error
+    from matplotlib.figure import Figure
+
+    from fas.runtime.directory import whole_file
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     lines: dict[str, list[Row]] = {}
@@ -151,4 +157,5 @@ def _draw(rows: list[Row], path: Path) -> None:
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with whole_file(path) as beside:
+        figure.savefig(beside)

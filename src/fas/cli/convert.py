@@ -45,7 +45,7 @@ def convert(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
-        from fas.cli._saving import check_place, save
+        from fas.cli._saving import check_place, check_room, save, unfinished
         from fas.cli._streaming import is_large, size, stream_and_report
         from fas.config import build_method
         from fas.conversion import convert as convert_model
@@ -64,8 +64,12 @@ def convert(
         loaded = load(model, device)
         if loaded.converted:
             raise ValueError(f"{model} is converted already: calibrate it again with fas calibrate {model} {out}")
+        check_room(out, loaded.model)
         convert_model(loaded.model, recipe)
         if calibrate:
-            calibrate_and_report(output, loaded, data, tokens=tokens, window=window, batch_size=batch_size, seed=seed)
+            calibrate_and_report(
+                output, loaded, data, tokens=tokens, window=window, batch_size=batch_size, seed=seed,
+                keep=unfinished(out),
+            )  # fmt: skip
         save(loaded, out)
         output.remark(f"written to {out}: {len(loaded.model.sites)} sites, T = {loaded.model.timesteps}")

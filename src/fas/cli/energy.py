@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from fas.cli._calibration import conditions
 from fas.cli._counted import add
-from fas.cli._options import BatchSize, Data, Device, Json, Model, Seed, Tokens, Window, words
+from fas.cli._networks import inputs_of, load_either, photographs
+from fas.cli._options import (
+    BatchSize,
+    Data,
+    Device,
+    Json,
+    Model,
+    PlainNetwork,
+    Seed,
+    SpikingNetwork,
+    Tokens,
+    Window,
+    words,
+)
 from fas.cli._output import Output
+from fas.cli._trained import told
 
 
 def energy(
     context: typer.Context,
     model: Model,
-    data: Annotated[str | None, typer.Option(help="Text source, or table, to run on: its test part.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Text source, table, or folder of images, to run on: its test part.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to run on.", min=1)] = 2048,
     new_tokens: Annotated[
         int | None, typer.Option(help="Tokens to generate behind each window; 16 where the model writes text.", min=0)
@@ -32,11 +49,18 @@ def energy(
     neurobench: Annotated[
         bool, typer.Option("--neurobench", help="Add NeuroBench's metrics, by its key names.")
     ] = False,
-    coverage: Annotated[str, typer.Option(help="Of a dense model: what to convert, one or several.")] = (
-        "mlp,linear,full"
-    ),
+    network: PlainNetwork = None,
+    spiking: SpikingNetwork = None,
+    images: Annotated[int, typer.Option(help="Images to run on, of every class as many.", min=1)] = 32,
+    coverage: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a dense model: what to convert, one or several; mlp,linear,full, of a plain network linear."
+        ),
+    ] = None,
     timesteps: Annotated[int, typer.Option(help="Of a dense model: T.", min=1)] = 8,
     calibration_tokens: Tokens = 4096,
+    calibration_images: Annotated[int, typer.Option(help="Images to calibrate on.", min=1)] = 256,
     calibration_data: Data = None,
     window: Window = None,
     batch_size: BatchSize = 8,
@@ -44,7 +68,7 @@ def energy(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Count additions, multiply-adds, events and fetched weights per token, and estimate their energy.
+    """Count additions, multiply-adds, events and fetched weights per token or image, and estimate their energy.
 
     A dense model is converted first, once for each coverage, and nothing is saved. Counts are measured, energies
     are estimates: three accountings stand side by side, and the dense network, the dense network that skips
@@ -55,7 +79,6 @@ def energy(
     with Output.opened(context, as_json) as output:
         from fas.cli._counted import count, generates, held_out_batches
         from fas.cli._data import calibration_batches, default_data
-        from fas.cli._models import load
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
 
@@ -63,27 +86,37 @@ def energy(
         if not cost_models:
             raise ValueError("--prices names no cost model: pass 45nm, or another one")
         _check(reuse, precision)
-        loaded = load(model, device)
+        loaded = load_either(model, device, network, spiking)
         source = default_data(loaded, data)
-        new = (16 if generates(loaded) else 0) if new_tokens is None else new_tokens
-        batches = held_out_batches(
-            loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed, new_tokens=new
-        )
-        calibration: list[dict[str, Any]] = []
-        if not loaded.converted:
+        plain, calibration, new = network is not None, list[dict[str, Any]](), 0
+        if plain:
+            batches = inputs_of(photographs(loaded, source, "test", limit=images, rows=batch_size, seed=seed))
+        else:
+            new = (16 if generates(loaded) else 0) if new_tokens is None else new_tokens
+            batches = held_out_batches(
+                loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed, new_tokens=new
+            )
+        if plain and not loaded.converted:
+            place = calibration_data or source
+            calibration = inputs_of(
+                photographs(loaded, place, "train", limit=calibration_images, rows=64, seed=seed)
+            )  # fmt: skip
+        elif not loaded.converted:
             calibration = calibration_batches(
                 loaded, calibration_data or source, window=window, limit=calibration_tokens, batch_size=batch_size,
                 seed=seed,
             )  # fmt: skip
-        for name in [""] if loaded.converted else words(coverage):
+        covered = coverage or ("linear" if plain else "mlp,linear,full")
+        per = "image" if plain else "token"
+        for name in [""] if loaded.converted else words(covered):
             if name:
-                _convert(output, loaded, name, timesteps, calibration)
+                _convert(output, loaded, name, timesteps, calibration, plain=plain)
             about = {**conditions(loaded), "data": source}
             spiking, dense = count(output, loaded, batches, new)
-            _counts(output, spiking, dense, about, by_layer=by_layer)
+            _counts(output, spiking, dense, about, per, by_layer=by_layer)
             for cost in cost_models:
                 found = Estimate(spiking, dense, levels_of(loaded.model), cost, reuse, precision)  # type: ignore[arg-type]
-                _estimates(output, found, about)
+                _estimates(output, found, about, per)
             if neurobench:
                 _neurobench(output, loaded, batches[0], about)
             if name:
@@ -101,14 +134,17 @@ def _check(reuse: str, precision: str) -> None:
             raise ValueError(f"--{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def _convert(output: Output, loaded: Any, coverage: str, timesteps: int, calibration: Any) -> None:
+def _convert(
+    output: Output, loaded: Any, coverage: str, timesteps: int, calibration: list[dict[str, Any]], *, plain: bool
+) -> None:
     from fas.conversion import convert
     from fas.methods.fas import FAS
 
     plan = FAS(coverage=coverage, timesteps=timesteps)  # type: ignore[arg-type]
     output.remark(f"converting, coverage {coverage}, T = {timesteps}")
     with output.progress("calibrating") as advance:
-        convert(loaded.model, plan, calibration=calibration, progress=lambda _, done, total: advance(done, total))
+        probe = {name: value[:1] for name, value in calibration[0].items()} if plain else None
+        convert(loaded.model, plan, calibration=calibration, probe=probe, progress=told(advance))
 
 
 def _revert(loaded: Any) -> None:
@@ -138,11 +174,9 @@ _SHOWN = (
 )
 
 
-def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], *, by_layer: bool) -> None:
-    for row in spiking.measurements(**about):
-        add(output, row)
-    for row in dense.measurements(**{**about, "network": "ann"}):
-        add(output, row)
+def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], per: str, *, by_layer: bool) -> None:
+    for row in [*spiking.measurements(**about), *dense.measurements(**{**about, "network": "ann"})]:
+        add(output, replace(row, unit=row.unit.replace("token", per)))
     totals = {phase: spiking.total(phase) for phase in spiking.phases}
     for phase, total in totals.items():
         per_neuron = total.spikes / max(1, total.windows)
@@ -153,8 +187,8 @@ def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], *, 
         if any(values):
             rows.append([title, *values])
     output.table(
-        f"Per token, counted: coverage {about['coverage']}, {about['neuron']}, T = {about['timesteps']}, "
-        + ", ".join(f"{spiking.tokens[phase]} tokens of {phase}" for phase in totals),
+        f"Per {per}, counted: coverage {about['coverage']}, {about['neuron']}, T = {about['timesteps']}, "
+        + ", ".join(f"{spiking.tokens[phase]} {per}s of {phase}" for phase in totals),
         ["quantity", *totals],
         rows,
     )
@@ -163,7 +197,7 @@ def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], *, 
             tokens = spiking.tokens[phase]
             sites = [(p, f) for (of, p), f in spiking.places.items() if of == phase and f.windows]
             output.table(
-                f"Sites, {phase}, per token",
+                f"Sites, {phase}, per {per}",
                 ["site", "spikes per neuron", "events", "additions", "dense multiply-adds"],
                 [
                     [path, f.spikes / f.windows, f.events / tokens, f.synaptic / tokens, f.dense_multiply_adds / tokens]
@@ -172,11 +206,11 @@ def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], *, 
             )
 
 
-def _estimates(output: Output, found: Any, about: dict[str, Any]) -> None:
+def _estimates(output: Output, found: Any, about: dict[str, Any], per: str) -> None:
     from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES
 
     for row in found.measurements(**about):
-        add(output, row)
+        add(output, replace(row, unit=row.unit.replace("token", per)))
     energies, limits = [], []
     for phase in found.spiking.phases:
         for accounting in ACCOUNTINGS:
@@ -189,7 +223,7 @@ def _estimates(output: Output, found: Any, about: dict[str, Any]) -> None:
             points = [found.break_even(phase, accounting, baseline) for baseline in BASELINES]
             if any(point is not None for point in points):
                 limits.append([phase, accounting, found.spikes_per_neuron(phase), *map(_point, points)])
-    title = f"Energy, µJ per token, estimated with {found.prices.name}: {found.prices.title}"
+    title = f"Energy, µJ per {per}, estimated with {found.prices.name}: {found.prices.title}"
     output.table(title, ["phase", "accounting", *NAMES.values()], energies)
     if any(accounting != "paper" for _, accounting, *_ in limits):
         output.table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 from fas.cli._calibration import conditions
 from fas.cli._data import default_data
 from fas.cli._measured import Scores, measure
+from fas.cli._models import Loaded
 from fas.cli._options import BatchSize, Device, Json, Model, whole_numbers, words
 from fas.cli._output import Output
+from fas.cli._parts import Parts, Rows
 from fas.cli._tasks import COLUMNS, score_tasks
 from fas.types import Network, Schedule
 
@@ -79,7 +82,7 @@ def evaluate(
         loaded = load(model, device)
         if network in ("quantised", "snn") or timesteps is not None or schedule is not None:
             loaded.need_converted()
-        rows: list[list[Any]] = []
+        rows: Rows = []
         scores: Scores | None = None
         if not named and loaded.processor is not None:
             from fas.cli._pictures import PictureScores
@@ -98,6 +101,7 @@ def evaluate(
                 loaded, default_data(loaded, data), split=split, limit=limit_tokens, window=window, stride=stride,
                 batch_size=batch_size,
             )  # fmt: skip
+        parts = Parts(output, model, data, task_path, images)
         for timestep in steps:
             if loaded.converted:
                 loaded.model.network = network or "snn"
@@ -107,17 +111,30 @@ def evaluate(
                     loaded.model.schedule = schedule
             if scores is None:
                 rows += score_tasks(
-                    output, loaded, named, task_path=task_path, limit=limit, fewshot=fewshot, batch_size=batch_size
+                    output,
+                    loaded,
+                    named,
+                    task_path=task_path,
+                    limit=limit,
+                    fewshot=fewshot,
+                    batch_size=batch_size,
+                    parts=parts,
                 )
                 continue
-            found, spikes = measure(output, loaded, scores)
-            shown = found if spikes is None else {**found, "spikes_per_neuron": spikes}
             about = conditions(loaded)
-            rows += [
-                [about["network"], about.get("timesteps"), about.get("levels"), name, float(value)]
-                for name, value in shown.items()
-            ]
+            rows += parts.run(f"{about}", partial(_measured, output, loaded, scores, about, parts))
         if scores is None:
             output.table(f"{model}, {len(named)} tasks" if len(named) > 1 else f"{model}, {named[0]}", COLUMNS, rows)
         else:
             output.table(f"{model} on {scores.source}", ["network", "T", "levels", "quantity", "value"], rows)
+    parts.close()
+
+
+def _measured(output: Output, loaded: Loaded, scores: Scores, about: dict[str, Any], parts: Parts) -> Rows:
+    """Measure one setting of a model; return rows of the table."""
+    found, spikes = measure(output, loaded, scores, parts)
+    shown = found if spikes is None else {**found, "spikes_per_neuron": spikes}
+    return [
+        [about["network"], about.get("timesteps"), about.get("levels"), name, float(value)]
+        for name, value in shown.items()
+    ]

@@ -164,9 +164,11 @@ def _score(output: Output, loaded: Any, file: Path, source: str, limit: int, abo
 
 def _check_place(out: Path, to: _Target) -> None:
     """Refuse, before the work begins, a place that holds something else."""
+    from fas.cli._saving import check_writable
     from fas.errors import FASError
     from fas.export.nir import SIDECAR
 
+    check_writable(out)
     if to is _Target.FIXED_POINT:
         if out.is_dir():
             raise FASError(f"{out} is a directory: name a file, as {out / 'model.safetensors'}")

@@ -11,6 +11,7 @@ from fas.cli._calibration import conditions
 from fas.cli._data import default_data, is_classifier, training_rows
 from fas.cli._options import Device, Json, Model, Seed, Window
 from fas.cli._output import Output
+from fas.cli._session import is_first
 
 
 def finetune(
@@ -44,7 +45,7 @@ def finetune(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
-        from fas.cli._saving import check_place, save
+        from fas.cli._saving import check_place, check_room, save
         from fas.runtime.directory import whole_directory
         from fas.stages.finetune import Finetune, finetune, language_modelling
 
@@ -57,6 +58,7 @@ def finetune(
         check_place(out)
         loaded = load(model, device)
         loaded.need_converted()
+        check_room(out, loaded.model)
         source = default_data(loaded, data)
         rows = training_rows(loaded, source, window=window, limit=None, seed=seed)
         dataset = rows if is_classifier(loaded) else language_modelling(rows)
@@ -68,7 +70,7 @@ def finetune(
                 control=control, progress=lambda _, done, total: advance(done, total),
             )  # fmt: skip
         save(loaded, out)
-        if dense is not None:
+        if dense is not None and is_first():
             with whole_directory(out.with_name(f"{out.name}-control")) as beside:
                 dense.save_pretrained(beside)
                 loaded.need_tokenizer().save_pretrained(beside)

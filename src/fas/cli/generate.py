@@ -11,6 +11,7 @@ import typer
 from fas.cli._calibration import conditions
 from fas.cli._options import Device, Json, Model, Seed
 from fas.cli._output import Output
+from fas.cli._terminal import printable
 from fas.types import Schedule
 
 
@@ -46,6 +47,7 @@ def generate(
 
         from fas.cli._models import load
         from fas.cli._pictures import image_inputs
+        from fas.data.table import check_ids
         from fas.evaluate.captions import prompt_length
         from fas.runtime.anytime import Anytime
 
@@ -65,6 +67,7 @@ def generate(
         given = inputs["input_ids"][0].clone()
         if not inputs["input_ids"].numel():
             raise ValueError("the prompt is empty: --prompt needs at least one token")
+        check_ids(inputs["input_ids"].tolist(), tokenizer, loaded.vocabulary)
         _check_length(loaded, inputs["input_ids"].shape[1], max_new_tokens)
         set_seed(seed)
         arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
@@ -79,7 +82,11 @@ def generate(
         if tokenizer.pad_token_id is None:
             arguments["pad_token_id"] = tokenizer.eos_token_id
         if stream and num_beams == 1 and not as_json:
-            arguments["streamer"] = TextStreamer(tokenizer, skip_prompt=image is not None)
+            streamer = TextStreamer(tokenizer, skip_prompt=image is not None)
+            # What a model writes is shown as text, and never steers the terminal.
+            show = streamer.on_finalized_text
+            streamer.on_finalized_text = lambda text, stream_end=False: show(printable(text), stream_end=stream_end)
+            arguments["streamer"] = streamer
         began = time.perf_counter()
         with torch.no_grad():
             ids = loaded.model.generate(**inputs, **arguments)

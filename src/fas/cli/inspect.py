@@ -8,15 +8,21 @@ import typer
 
 from fas.cli._calibration import conditions
 from fas.cli._data import calibration_batches
-from fas.cli._options import BatchSize, Device, Json, Model, Seed, Window
+from fas.cli._networks import inputs_of, load_either, photographs
+from fas.cli._options import BatchSize, Device, Json, Model, PlainNetwork, Seed, SpikingNetwork, Window
 from fas.cli._output import Output
 
 
 def inspect(
     context: typer.Context,
     model: Model,
-    data: Annotated[str | None, typer.Option(help="Text source to fire on: adds firing rates.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Text source, or folder of images, to fire on: adds firing rates.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to fire on.", min=1)] = 2048,
+    network: PlainNetwork = None,
+    spiking: SpikingNetwork = None,
+    images: Annotated[int, typer.Option(help="Images to fire on, of every class as many.", min=1)] = 32,
     window: Window = None,
     batch_size: BatchSize = 8,
     device: Device = "cpu",
@@ -28,22 +34,25 @@ def inspect(
     Example: `fas inspect gpt2-snn --data wikitext`
     """
     with Output.opened(context, as_json) as output:
-        from fas.cli._models import load
-
-        loaded = load(model, device)
-        if not loaded.converted:
-            _dense(output, loaded)
-            return
-        fired = None
-        if data is not None:
-            fired = _fire(loaded, calibration_batches(
+        loaded = load_either(model, device, network, spiking)
+        batches, probe = [], None
+        if network is not None:
+            if data is None:
+                raise ValueError("a plain network does not say what it reads: name a folder of images with --data")
+            batches = inputs_of(photographs(loaded, data, "test", limit=images, rows=batch_size, seed=seed))
+            probe = {name: value[:1] for name, value in batches[0].items()}
+        elif data is not None and loaded.converted:
+            batches = calibration_batches(
                 loaded, data, window=window, limit=tokens, batch_size=batch_size, seed=seed
-            ))  # fmt: skip
-        _converted(output, loaded, fired)
-        _operations(output, loaded)
+            )  # fmt: skip
+        if not loaded.converted:
+            _dense(output, loaded, probe)
+            return
+        _converted(output, loaded, _fire(loaded, batches) if batches else None)
+        _operations(output, loaded, probe)
 
 
-def _dense(output: Output, loaded: Any) -> None:
+def _dense(output: Output, loaded: Any, probe: Any) -> None:
     from typing import get_args
 
     from fas.errors import SiteError
@@ -52,7 +61,7 @@ def _dense(output: Output, loaded: Any) -> None:
 
     for coverage in get_args(Coverage):
         try:
-            sites = find_sites(loaded.model, coverage)
+            sites = find_sites(loaded.model, coverage, probe=probe)
         except SiteError as error:
             output.text(f"coverage {coverage}: {error}")
             continue
@@ -112,18 +121,20 @@ def _converted(output: Output, loaded: Any, fired: Any) -> None:
     output.table(f"{loaded.name}: {len(rows)} sites, T = {loaded.model.timesteps}", columns, rows)
 
 
-def _operations(output: Output, loaded: Any) -> None:
+def _operations(output: Output, loaded: Any, probe: Any) -> None:
     """Say of every operation what arrives there and what is left to compute."""
     from fas.surgery.operations import operations
 
-    found, about = operations(loaded.model), conditions(loaded)
+    found, about = operations(loaded.model, probe), conditions(loaded)
+    per = "token" if probe is None else "image"
+    article = "a" if probe is None else "an"
     output.table(
         f"{loaded.name}: operations, * for the number of a block",
-        ["where", "operation", "how many", "arrives", "left", "a token"],
+        ["where", "operation", "how many", "arrives", "left", f"{article} {per}"],
         [[o.path, o.what, o.count, o.arrives, o.left, o.amount] for o in found],
     )
     for o in found:
         described = {"path": o.path, "operation": o.what, "arrives": o.arrives, "left": o.left, "floats": o.floats}
-        output.measure("operations", o.amount, "1/token", **described, **about)
+        output.measure("operations", o.amount, f"1/{per}", **described, **about)
     floats = [f"{o.what} {'' if o.path.startswith('in ') else 'at '}{o.path} ({o.left})" for o in found if o.floats]
     output.text(f"Stays float: {'; '.join(floats)}." if floats else "Nothing stays float.")

@@ -57,6 +57,7 @@ def report(
         from fas.cli._findings import look
         from fas.cli._measured import Scores
         from fas.cli._models import load
+        from fas.cli._saving import check_writable
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
         from fas.report import measure
@@ -64,6 +65,8 @@ def report(
         from fas.report.theme import style
 
         page = out or Path(f"{Path(model).name}-report.html")
+        for place in (page, *([] if figures is None else [figures / "any.svg"])):
+            check_writable(place)
         with style():  # a missing library is said before the work
             rows = [row for path in results or () for row in read_rows(path)]
         # JSON has no infinity; what was not finite cannot be drawn.

@@ -32,21 +32,21 @@ def read_described(name: str | Path, folder: Any, kind: str) -> tuple[str, dict[
         ValueError: neither a known name nor a file; the known ones are listed.
         DataError: no TOML file, or one without title or reference.
     """
-    own, known = Path(name), shipped(folder)
+    own: Any = Path(name)
+    stem, known = own.stem, shipped(folder)
     if str(name) in known:
-        text = (folder / f"{name}.toml").read_text(encoding="utf-8")
-    elif own.is_file():
-        text = own.read_text(encoding="utf-8")
-    else:
+        own = folder / f"{name}.toml"
+    elif not own.is_file():
         raise ValueError(f"no {kind} {str(name)!r}: choose one of {', '.join(known)}, or name a TOML file")
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(own.read_text(encoding="utf-8"))
+    # RecursionError: brackets in brackets.
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{name} is no TOML file: {error}") from None
     for key in ("title", "reference"):
         if not isinstance(table.get(key), str):
-            raise DataError(f"{kind} {own.stem} has no {key}: say what it stands for, as a string")
-    return own.stem, table
+            raise DataError(f"{kind} {stem} has no {key}: say what it stands for, as a string")
+    return stem, table
 
 
 def check_described(where: str, entry: Any, further: Collection[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from fas.errors import DataError, MissingExtraError
 # Names of columns here and in data sets of the hub (Flickr30k, COCO, VQAv2).
 _CAPTIONS = ("captions", "caption", "sentences")
 _ANSWERS = ("answers", "answer", "multiple_choice_answer")
+
+# Batches of images that wait for others of their shape.
+_WAITING = 8
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,12 @@ def model_inputs(model: Any, processor: Any, image: Any, prompt: str, answer: st
 
 
 def picture_batches(
-    rows: Sequence[Mapping[str, Tensor]], batch_size: int
+    rows: Iterable[Mapping[str, Tensor]], batch_size: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Join inputs of equal shapes into batches: nothing is padded.
+
+    Rows are taken as they are needed, and at most eight batches of them wait for others of their shape; then those of
+    the commonest shape go as a smaller batch.
 
     Args:
         rows: inputs of single images.
@@ -160,10 +166,18 @@ def picture_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; a batch has at least 1 image")
-    alike: dict[Any, list[int]] = {}
+    waiting: dict[Any, list[tuple[int, Mapping[str, Tensor]]]] = {}
     for i, row in enumerate(rows):
-        alike.setdefault(tuple((name, tuple(x.shape)) for name, x in row.items()), []).append(i)
-    for places in alike.values():
-        for start in range(0, len(places), batch_size):
-            chosen = places[start : start + batch_size]
-            yield chosen, {name: torch.cat([rows[i][name] for i in chosen]) for name in rows[chosen[0]]}
+        shape = tuple((name, tuple(x.shape)) for name, x in row.items())
+        waiting.setdefault(shape, []).append((i, row))
+        if len(waiting[shape]) == batch_size:
+            yield _joined(waiting.pop(shape))
+        elif sum(map(len, waiting.values())) >= _WAITING * batch_size:
+            yield _joined(waiting.pop(max(waiting, key=lambda known: len(waiting[known]))))
+    for alike in waiting.values():
+        yield _joined(alike)
+
+
+def _joined(rows: Sequence[tuple[int, Mapping[str, Tensor]]]) -> tuple[list[int], dict[str, Tensor]]:
+    inputs = {name: torch.cat([row[name] for _, row in rows]) for name in rows[0][1]}
+    return [place for place, _ in rows], inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -148,20 +148,49 @@ def load_table(
     return Table(texts, seconds, labels, kind, names)
 
 
-def tokenise_table(table: Table, tokenizer: Any, max_length: int = 128) -> list[dict[str, Any]]:
+def tokenise_table(
+    table: Table, tokenizer: Any, max_length: int = 128, *, vocab_size: int | None = None
+) -> list[dict[str, Any]]:
     """Return one dict per row: the tokenizer's lists of ids, cut at ``max_length``, and ``labels``.
 
     The list serves as a map-style data set for ``torch.utils.data`` and for transformers' Trainer
     with ``DataCollatorWithPadding``; rows are not padded here.
 
+    Args:
+        table: the rows.
+        tokenizer: a transformers tokenizer.
+        max_length: tokens of a row at most.
+        vocab_size: entries of the model's embedding; ids are checked against it if given.
+
     Raises:
-        DataError: ``table`` is empty.
+        DataError: ``table`` is empty, or an id that the model has no embedding for.
     """
     if not len(table):
         raise DataError("the table has no rows: load a file with at least one labelled row")
     encoded = tokenizer(table.sentences, table.pairs, truncation=True, max_length=max_length)
+    check_ids(encoded["input_ids"], tokenizer, vocab_size)
     keys = list(encoded.keys())
     return [{**{key: encoded[key][row] for key in keys}, "labels": label} for row, label in enumerate(table.labels)]
+
+
+def check_ids(rows: Iterable[Sequence[int]], tokenizer: Any, vocab_size: int | None) -> None:
+    """Refuse token ids that a model has no embedding for.
+
+    Args:
+        rows: ids.
+        tokenizer: that made them.
+        vocab_size: entries of the embedding; None checks nothing.
+
+    Raises:
+        DataError: such an id.
+    """
+    highest = max((max(row, default=-1) for row in rows), default=-1)
+    if vocab_size is not None and highest >= vocab_size:
+        raise DataError(
+            f"token id {highest} does not fit a model of {vocab_size} embeddings: "
+            f"{type(tokenizer).__name__} ({len(tokenizer)} entries) belongs to another model; "
+            "load the tokenizer saved with this one, or call model.resize_token_embeddings"
+        )
 
 
 def _json_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -172,7 +201,8 @@ def _json_records(path: Path) -> Iterator[dict[str, Any]]:
         else:
             # Not splitlines: JSON strings may hold U+2028 and other characters that it splits at.
             items = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
+    # RecursionError: brackets in brackets; ValueError: a number of thousands of digits, too.
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not valid JSON ({error}): expected a list of objects, or one object per line"
         ) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fas.data.hub import hub_rows
-from fas.data.table import read_records, read_utf8
+from fas.data.table import check_ids, read_records, read_utf8
 from fas.errors import DataError
 
 HUB_ALIASES = {"wikitext": "Salesforce/wikitext:wikitext-2-raw-v1"}
@@ -106,12 +106,7 @@ def token_stream(
     if len(ids) <= len(between) * max(len(texts) - 1, 0):
         raise DataError(f"{len(texts)} documents hold no tokens: expected text, check source, split and column")
     tokens = torch.tensor(ids, dtype=torch.int64)
-    if vocab_size is not None and int(tokens.max()) >= vocab_size:
-        raise DataError(
-            f"token id {int(tokens.max())} does not fit a model of {vocab_size} embeddings: "
-            f"{type(tokenizer).__name__} ({len(tokenizer)} entries) belongs to another model; "
-            "load the tokenizer saved with this one, or call model.resize_token_embeddings"
-        )
+    check_ids([ids], tokenizer, vocab_size)
     return tokens
 
 

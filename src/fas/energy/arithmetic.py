@@ -16,6 +16,8 @@ from fas.energy.operations import Operations
 # No score of a trained model is as low; masks are, in half precision too.
 _MASKED = -3e4
 _PRODUCTS = frozenset({"linear", "addmm", "addmv", "mm", "mv", "bmm", "matmul", "__matmul__", "__rmatmul__", "baddbmm"})
+# nn.MultiheadAttention: projections with packed weights and attention in one call, which returns a tuple.
+_PACKED = frozenset({"multi_head_attention_forward", "_native_multi_head_attention"})
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 _MULTIPLICATIONS = frozenset({"mul", "mul_", "__mul__", "__imul__"})
 _ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__"})
@@ -95,6 +97,9 @@ class Arithmetic(TorchFunctionMode):
         named = kwargs or {}
         result = function(*args, **named)
         name = getattr(function, "__name__", "")
+        if name in _PACKED and not self.opaque:
+            query, key, value, _, heads = args[:5]
+            self._attend_packed(query, key, value, heads, keys=key.shape[0 if name.startswith("m") else 1])
         if self.opaque or not isinstance(result, Tensor) or not result.is_floating_point():
             return result
         if name in _PRODUCTS:
@@ -105,8 +110,7 @@ class Arithmetic(TorchFunctionMode):
             (scores,) = _named(("input",), args, named)
             self._softmax(scores, fused=name == "softmax")
         elif name in _CONVOLUTIONS:
-            _, weight = _named(("input", "weight"), args, named)
-            self._count(result.numel() * weight[0].numel(), weight.numel())
+            self._convolve(function, args, named)
         elif name in _UNKNOWN:
             self.uncounted[name] = self.uncounted.get(name, 0) + 1
         elif self._scores is not None and self._scores.place == self.place:
@@ -128,6 +132,25 @@ class Arithmetic(TorchFunctionMode):
         found.weight_words += number
         found.weight_words_time += number
         found.weight_words_pass += words
+
+    def _convolve(self, function: Any, args: Any, named: Any) -> None:
+        """Count a convolution; what padding adds is not multiplied."""
+        names = ("input", "weight", "bias", "stride", "padding", "dilation")
+        x, weight, _, *where = _named(names, args, named)
+        given = {name: value for name, value in zip(names[3:], where, strict=True) if value is not None}
+        inside = function(torch.ones_like(x[:1, :1]), torch.ones_like(weight[:1, :1]), **given)
+        self._count(len(x) * int(inside.sum()) * weight.shape[:2].numel(), weight.numel())
+
+    def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, heads: int, *, keys: int) -> None:
+        """Count attention with its projections; pairs that a mask forbids are not left out."""
+        width = query.shape[-1]
+        pairs = query.numel() // width * heads * keys
+        self._count((2 * query.numel() + key.numel() + value.numel()) * width, 4 * width * width)
+        self._count(2 * pairs * (width // heads), key.numel() + value.numel())
+        found = self._at(self.place)
+        found.exponentials += pairs
+        found.multiplications += pairs
+        found.divisions += pairs // keys
 
     def _multiply(self, left: Tensor, right: Tensor, result: Tensor) -> None:
         inner = left.shape[-1]

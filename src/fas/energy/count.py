@@ -20,7 +20,8 @@ from fas.layers.conv import SpikingConv2d
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
-from fas.runtime.spiking import Folding, SpikingModel
+from fas.runtime.parts import Folding
+from fas.runtime.spiking import SpikingModel
 from fas.surgery.replace import populations, spiking_layers
 from fas.surgery.trace import is_activation
 

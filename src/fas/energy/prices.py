@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -109,7 +110,8 @@ def _constant(model: str, name: str, entry: Any) -> Constant:
         raise DataError(f"{where} is unknown; the known ones are {', '.join(_UNITS)}")
     check_described(where, entry, ("unverified", "why"))
     value = entry["value"]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    # Whole numbers can be larger than any real one.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
         raise DataError(f"{where} has value {value!r}; expected a number of at least 0")
     if entry["unit"] != _UNITS[name]:
         raise DataError(f"{where} is in {entry['unit']!r}; expected {_UNITS[name]}")

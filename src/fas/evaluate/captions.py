@@ -75,8 +75,9 @@ def describe(
         raise DataError("no pictures: expected at least one")
     if not hasattr(model, "generate"):
         raise ValueError(f"{type(model).__name__} generates no text: take a model that writes about images")
-    rows = [model_inputs(model, processor, picture.opened(), asked(prompt, picture.question)) for picture in pictures]
-    said, done, training = [""] * len(rows), 0, model.training
+    # One by one, as batches ask for them: a few hundred images are as large as a model.
+    rows = (model_inputs(model, processor, picture.opened(), asked(prompt, picture.question)) for picture in pictures)
+    said, done, training = [""] * len(pictures), 0, model.training
     model.eval()
     try:
         for places, inputs in picture_batches(rows, batch_size):
@@ -89,7 +90,7 @@ def describe(
                 said[place] = text.strip()
             done += len(places)
             if progress is not None:
-                progress(done, len(rows))
+                progress(done, len(pictures))
     finally:
         model.train(training)
     return said

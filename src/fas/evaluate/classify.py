@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from fas.data.table import Table, tokenise_table
 from fas.errors import DataError
 from fas.evaluate import metrics
+from fas.runtime.journal import Once, directly
 
 
 def classify(
@@ -22,6 +24,7 @@ def classify(
     batch_size: int = 32,
     max_length: int = 128,
     progress: Callable[[int, int], None] | None = None,
+    once: Once = directly,
 ) -> dict[str, float]:
     """Score a model with a sequence classification head on labelled rows.
 
@@ -38,6 +41,7 @@ def classify(
         batch_size: rows per call.
         max_length: tokens at which the rows of a table are cut.
         progress: called as (rows done, rows in all) after each call of the model.
+        once: does every call, or returns what an earlier run has found (see ``fas.runtime.journal``).
 
     Returns:
         For classes ``accuracy``, ``f1`` (of class 1, for two classes) or ``f1_macro`` (for more),
@@ -55,7 +59,7 @@ def classify(
     encoded = tokenise_table(rows, tokenizer, max_length) if isinstance(rows, Table) else rows
     labels, inputs = _split_labels(encoded)
     _check_inputs(inputs, getattr(model, "config", None))
-    logits = _logits(model, inputs, tokenizer, batch_size, progress)
+    logits = _logits(model, inputs, tokenizer, batch_size, progress, once)
     scores = _scores(logits, labels, _class_map(model, names))
     # argmax would turn a NaN into a class.
     return dict.fromkeys(scores, math.nan) if logits.isnan().any() else scores
@@ -97,6 +101,7 @@ def _logits(
     tokenizer: Any,
     batch_size: int,
     progress: Callable[[int, int], None] | None,
+    once: Once,
 ) -> Tensor:
     """Return float32 logits [N, classes] on the CPU, in the order of ``inputs``."""
     from transformers import DataCollatorWithPadding
@@ -104,21 +109,29 @@ def _logits(
     pad = DataCollatorWithPadding(tokenizer)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     order = sorted(range(len(inputs)), key=lambda row: -len(inputs[row]["input_ids"]))
-    parts: list[Tensor] = []
+
+    def answers(rows: list[int]) -> list[list[float]]:
+        batch = pad([inputs[row] for row in rows])
+        output = model(**{key: value.to(device) for key, value in batch.items()})
+        found: list[list[float]] = output.logits.float().tolist()
+        return found
+
+    parts: list[list[float]] = []
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             for start in range(0, len(order), batch_size):
-                batch = pad([inputs[row] for row in order[start : start + batch_size]])
-                output = model(**{key: value.to(device) for key, value in batch.items()})
-                parts.append(output.logits.float().cpu())
+                rows = order[start : start + batch_size]
+                # float32 passes through Python's numbers, and through JSON, unchanged.
+                parts += once(f"rows {start} to {start + len(rows)}", partial(answers, rows))
                 if progress is not None:
                     progress(min(start + batch_size, len(order)), len(order))
     finally:
         model.train(was_training)
-    in_order = torch.empty_like(torch.cat(parts))
-    in_order[torch.tensor(order)] = torch.cat(parts)
+    logits = torch.tensor(parts, dtype=torch.float32)
+    in_order = torch.empty_like(logits)
+    in_order[torch.tensor(order)] = logits
     return in_order
 
 

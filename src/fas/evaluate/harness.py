@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from fas.errors import CheckpointError, DataError, MissingExtraError
 from fas.evaluate.local_tasks import local_names, local_task
 from fas.recording import Recording
+from fas.runtime.journal import Once, directly
 from fas.runtime.transformers_ import ConvertedModel
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Execution, Network, Operators, Schedule
@@ -32,10 +35,45 @@ except ModuleNotFoundError as error:
 
 # Draws for the standard error of a perplexity or a correlation; the error of the error is 2 %.
 DRAWS = 1000
+# Requests that are answered together: many batches, and minutes rather than hours of work.
+STRETCH = 512
+
+
+class Stretches(HFLM):
+    """The harness's backend ``hf``, whose answers come in stretches that an interrupted run need not repeat.
+
+    A stretch is batched by itself, so that its answers are the same whichever others have been given already.
+
+    Attributes:
+        once: answers a stretch, or returns what an earlier run has answered (see ``fas.runtime.journal``).
+    """
+
+    once: Once = staticmethod(directly)
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return log-likelihood and whether it is the greedy answer, for each (context, continuation)."""
+        answers = self._answered(super().loglikelihood, requests, disable_tqdm)
+        return [(value, greedy) for value, greedy in answers]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-likelihood of each text."""
+        return self._answered(super().loglikelihood_rolling, requests, disable_tqdm)
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model writes behind each context."""
+        return self._answered(super().generate_until, requests, disable_tqdm)
+
+    def _answered(self, answer: Callable[..., Any], requests: Sequence[Any], quiet: bool) -> list[Any]:
+        found: list[Any] = []
+        for start in range(0, len(requests), STRETCH):
+            stretch = requests[start : start + STRETCH]
+            asked = hashlib.sha256(repr([request.args for request in stretch]).encode()).hexdigest()[:16]
+            found += self.once(f"{answer.__name__} {asked}", partial(answer, stretch, quiet))
+        return found
 
 
 @register_model("fas")
-class SpikingLM(HFLM):
+class SpikingLM(Stretches):
     """A converted model as a backend of lm-evaluation-harness, which counts its spikes.
 
     ``python -m fas.evaluate.harness --model fas --model_args pretrained=DIR,timesteps=8 --tasks …`` is the

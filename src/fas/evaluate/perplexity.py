@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fas.errors import DataError
+from fas.runtime.journal import Once, directly
 
 DEFAULT_WINDOW = 1024
 # math.exp overflows above the logarithm of the largest float64.
@@ -47,6 +49,7 @@ def perplexity(
     stride: int | None = None,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
+    once: Once = directly,
 ) -> Perplexity:
     """Measure exp(-1/N sum_i log p(x_i | the tokens before x_i in its window)).
 
@@ -66,6 +69,7 @@ def perplexity(
         stride: tokens between windows, 1 to ``window``; None takes ``window // 2``.
         batch_size: windows of equal length per call.
         progress: called as (windows done, windows in all) after each call of the model.
+        once: does every call, or returns what an earlier run has found (see ``fas.runtime.journal``).
 
     Raises:
         DataError: fewer than two tokens, or an id outside the model's vocabulary.
@@ -85,18 +89,10 @@ def perplexity(
     try:
         with torch.no_grad():
             for batch in _equal_lengths(spans, batch_size):
-                rows = torch.stack([tokens[begin:end] for begin, end, _ in batch]).to(device)
-                logits = model(input_ids=rows).logits
-                if logits.shape[:-1] != rows.shape:
-                    raise ValueError(
-                        f"{type(model).__name__} gives logits {list(logits.shape)} for input_ids "
-                        f"{list(rows.shape)}: expected [B, L, vocabulary], load it as a causal language model"
-                    )
-                for row, scores, (_, _, first) in zip(rows, logits, batch, strict=True):
-                    # Row by row: float32 logits of a whole batch would double the peak memory.
-                    nll = cross_entropy(scores[first - 1 : -1].float(), row[first:], reduction="none")
-                    total += float(nll.double().sum())
-                    scored += len(nll)
+                key = f"windows {done} to {done + len(batch)}"
+                for nll, count in once(key, partial(_scored, model, tokens, batch, device)):
+                    total += nll
+                    scored += count
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(spans))
@@ -105,6 +101,25 @@ def perplexity(
     mean = total / scored
     value = math.inf if mean > LARGEST_EXPONENT else math.exp(mean)
     return Perplexity(value, mean, scored, window, stride)
+
+
+def _scored(
+    model: nn.Module, tokens: Tensor, batch: list[tuple[int, int, int]], device: torch.device
+) -> list[tuple[float, int]]:
+    """Return negative log likelihood (nats) and scored tokens of each window of one call."""
+    rows = torch.stack([tokens[begin:end] for begin, end, _ in batch]).to(device)
+    logits = model(input_ids=rows).logits
+    if logits.shape[:-1] != rows.shape:
+        raise ValueError(
+            f"{type(model).__name__} gives logits {list(logits.shape)} for input_ids "
+            f"{list(rows.shape)}: expected [B, L, vocabulary], load it as a causal language model"
+        )
+    found = []
+    for row, scores, (_, _, first) in zip(rows, logits, batch, strict=True):
+        # Row by row: float32 logits of a whole batch would double the peak memory.
+        nll = cross_entropy(scores[first - 1 : -1].float(), row[first:], reduction="none")
+        found.append((float(nll.double().sum()), len(nll)))
+    return found
 
 
 def _spans(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:

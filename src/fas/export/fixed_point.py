@@ -286,7 +286,7 @@ def load_fixed_point(file: str | Path) -> list[FixedBlock]:
         with safe_open(file, framework="pt") as opened:
             about = json.loads((opened.metadata() or {}).get("fixed_point", "null"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}): export the model again") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         kind = "no model in whole numbers" if about is None else f"of format {about.get('format')!r}"
@@ -295,6 +295,8 @@ def load_fixed_point(file: str | Path) -> list[FixedBlock]:
         return [_loaded(entry, tensors) for entry in about["blocks"]]
     except KeyError as error:
         raise CheckpointError(f"{file} lacks {error}: it is damaged or was edited; export the model again") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file} is damaged or was edited ({error}): export the model again") from None
 
 
 _NEURON_TENSORS = ("threshold", "v_init", "offset", "exponent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from fas.export.folded import TIE, Folded, fold
 from fas.export.simulators import SETTINGS
 from fas.layers.population import Population
 from fas.runtime.directory import whole_directory
+from fas.runtime.foreign import is_plain_name
 
 FORMAT = 1
 SIDECAR, TRACES = "export.json", "traces.safetensors"
@@ -154,7 +156,8 @@ def import_nir(directory: str | Path) -> dict[str, Exported]:
     same arrays.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, of another format, or does not fit the others.
+        CheckpointError: a file that is missing, damaged, of another format, outside of the directory, or does not fit
+            the others; a graph that refers to further files.
         MissingExtraError: the package nir is not installed.
     """
     nir = _package()
@@ -166,15 +169,24 @@ def import_nir(directory: str | Path) -> dict[str, Exported]:
         raise CheckpointError(f"{place} is no export: {Path(error.filename or SIDECAR).name} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(f"{place} is damaged ({error}): export the model again") from None
-    if sidecar.get("format") != FORMAT:
+    if not isinstance(sidecar, dict) or sidecar.get("format") != FORMAT:
+        stated = sidecar.get("format") if isinstance(sidecar, dict) else None
         raise CheckpointError(
-            f"{place} is of format {sidecar.get('format')!r}, this is fas {__version__} with format {FORMAT}: export "
-            "the model again"
+            f"{place} is of format {stated!r}, this is fas {__version__} with format {FORMAT}: export the model again"
         )
-    return {
-        entry["site"]: _exported(nir, place, entry, sidecar["timesteps"], sidecar["schedule"], tensors)
-        for entry in sidecar["blocks"]
-    }
+    try:
+        return {
+            entry["site"]: _exported(nir, place, entry, sidecar["timesteps"], sidecar["schedule"], tensors)
+            for entry in sidecar["blocks"]
+        }
+    except _MALFORMED as error:
+        raise CheckpointError(
+            f"{place} is damaged or was edited ({type(error).__name__}: {error}): export the model again"
+        ) from None
+
+
+# What reading raises where a file says something else than an export does.
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError)
 
 
 def _package() -> Any:
@@ -207,13 +219,46 @@ def _graph(nir: Any, block: Block, folded: Folded) -> Any:
 def _write(nir: Any, file: Path, graph: Any) -> None:
     import h5py
 
-    nir.write(str(file), graph)
-    with h5py.File(file, "r+") as opened:
+    # In memory, then as bytes: the library of HDF5 ends the process where the disk is full.
+    content = io.BytesIO()
+    nir.write(content, graph)
+    with h5py.File(content, "r+") as opened:
         # Releases from 1.0.6 write a potential to reset to, which our neurons do not do, and with which releases up
         # to 1.0.4 cannot read the file; all read it without.
         neurons = opened["node/nodes/neurons"]
         if "v_reset" in neurons:
             del neurons["v_reset"]
+    file.write_bytes(content.getvalue())
+
+
+def _read(nir: Any, place: Path, name: Any) -> Any:
+    """Return the nodes of a graph that lies in a directory and holds its own data."""
+    import h5py
+
+    if not is_plain_name(name):
+        raise CheckpointError(
+            f"{place / SIDECAR} names the file {name!r}: expected one beside it; take the export from its author"
+        )
+    file = place / name
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: {SIDECAR} names it; export the model again")
+    with h5py.File(file, "r") as opened:
+        _check_own(opened, file)
+    return nir.read(str(file)).nodes
+
+
+def _check_own(group: Any, file: Path) -> None:
+    """Refuse links and data sets of HDF5 that lead to other files."""
+    import h5py
+
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise CheckpointError(f"{file} has a link at {group.name}/{name}: no export has one; nothing was read")
+        member = group[name]
+        if isinstance(member, h5py.Group):
+            _check_own(member, file)
+        elif member.external or member.is_virtual:
+            raise CheckpointError(f"{file} keeps {member.name} in another file: no export does; nothing was read")
 
 
 def _shape(width: int) -> Any:
@@ -273,7 +318,7 @@ def _exported(
 ) -> Exported:
     path = entry["site"]
     try:
-        nodes = nir.read(str(place / entry["file"])).nodes
+        nodes = _read(nir, place, entry["file"])
         own = {name.partition("/")[2]: t for name, t in tensors.items() if name.rpartition("/")[0] == path}
         weight, bias = _tensor(nodes["layers"].weight), _tensor(nodes["layers"].bias)
         entered = nodes.get("before")

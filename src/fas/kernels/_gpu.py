@@ -1,4 +1,8 @@
-"""Neurons in Triton: one pass over the activation, a scan in registers."""
+"""Neurons in Triton: one pass over the activation, a scan in registers.
+
+A program has a tile of rows and channels, so that it reads the parameters of a channel once and adds the spikes of its
+rows up before it adds them to those of all others.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-BLOCK = 1024
+ROWS, CHANNELS = 16, 64
 BINARY, TERNARY = tl.constexpr(0), tl.constexpr(1)
 
 
@@ -19,27 +23,44 @@ def encode(
     unit: Any,
     v_init: Any,
     offset: Any,
-    size: Any,
+    sent: Any,
+    rows: Any,
     channels: Any,
     lower: Any,
     upper: Any,
+    steps: Any,
     WHOLE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TALLY: tl.constexpr,
+    DIGITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ) -> None:
     """Write clip(⌊(x − μ) · scale + v_0⌋) · unit + μ, or the count itself if WHOLE."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    c = i % channels
-    mu = tl.load(offset + c, inside, other=0.0)
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    known, inside = c < channels, (r < rows) & (c < channels)
+    i = r * channels + c
+    mu = tl.load(offset + c, known, other=0.0)
     reached = tl.floor(
-        (tl.load(x + i, inside, other=0.0) - mu) * tl.load(scale + c, inside, other=0.0)
-        + tl.load(v_init + c, inside, other=0.0)
+        (tl.load(x + i, inside, other=0.0) - mu) * tl.load(scale + c, known, other=0.0)
+        + tl.load(v_init + c, known, other=0.0)
     )
     count = tl.minimum(tl.maximum(reached, lower), upper)
+    if TALLY:
+        fired = tl.where(inside, tl.abs(count), 0.0).to(tl.int32)
+        if DIGITS:
+            left = fired
+            fired = left * 0
+            for _ in range(steps):
+                fired += left & 1
+                left = left >> 1
+        total = tl.sum(fired, 0)
+        own = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        tl.atomic_add(sent + own, total.to(tl.int64), own < channels)
     if WHOLE:
         tl.store(out + i, count.to(tl.int16), inside)
     else:
-        tl.store(out + i, count * tl.load(unit + c, inside, other=0.0) + mu, inside)
+        tl.store(out + i, count * tl.load(unit + c, known, other=0.0) + mu, inside)
 
 
 @triton.jit
@@ -51,7 +72,8 @@ def scan(
     offset: Any,
     total: Any,
     count: Any,
-    size: Any,
+    sent: Any,
+    rows: Any,
     channels: Any,
     lower: Any,
     upper: Any,
@@ -59,15 +81,20 @@ def scan(
     steps: Any,
     RECURSION: tl.constexpr,
     DIFFERENCE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TALLY: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ) -> None:
     """Neurons over steps of uneven input; Σ x and N are read from and written to ``total`` and ``count``."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    c = i % channels
-    theta = tl.load(threshold + c, inside, other=1.0)
-    v, mu = tl.load(v_init + c, inside, other=0.0), tl.load(offset + c, inside, other=0.0)
+    r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    known, inside = c < channels, (r < rows) & (c < channels)
+    i = r * channels + c
+    size = rows.to(tl.int64) * channels
+    theta = tl.load(threshold + c, known, other=1.0)
+    v, mu = tl.load(v_init + c, known, other=0.0), tl.load(offset + c, known, other=0.0)
     summed, number = tl.load(total + i, inside, other=0.0), tl.load(count + i, inside, other=0.0)
+    fired = number * 0
     for n in range(steps):
         t = (first + n).to(tl.float32)
         here = tl.load(x + n * size + i, inside, other=0.0)
@@ -80,8 +107,13 @@ def scan(
             after = tl.minimum(tl.maximum(number + change, lower), upper)
         else:
             after = tl.minimum(tl.maximum(target, lower), upper)
+        if TALLY:
+            fired += tl.abs(after - number)
         answer = after * tl.div_rn(theta, t) + mu if DIFFERENCE else (after - number) * theta + mu
         tl.store(out + n * size + i, answer, inside)
         number = after
     tl.store(total + i, summed, inside)
     tl.store(count + i, number, inside)
+    if TALLY:
+        own = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        tl.atomic_add(sent + own, tl.sum(tl.where(inside, fired, 0.0).to(tl.int32), 0).to(tl.int64), own < channels)

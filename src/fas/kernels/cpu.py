@@ -39,6 +39,8 @@ SPARSE = 0.5
 # Rows of spikes from which tables of sums beat a dense product, which they do at any density.
 TABLE_ROWS = 128
 _RECURSIONS = {"binary": 0, "ternary": 1, "graded": 2, "digits": 3}
+_DRIVES = {"values": 0, "means": 1, "even": 2}
+_ANSWERS = {"emitted": 0, "counted": 1, "bytes": 2}
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
@@ -70,6 +72,16 @@ def _neuron(op: str, dtype: torch.dtype) -> Any:
 
 
 @functools.cache
+def _scanning(drive: str, recursion: str, answer: str, dtype: torch.dtype) -> Any:
+    import numpy as np
+
+    from fas.kernels._scan import scan_kernel
+
+    real = np.float32 if dtype == torch.float32 else np.float64
+    return scan_kernel(_DRIVES[drive], _RECURSIONS[recursion], _ANSWERS[answer], real)
+
+
+@functools.cache
 def _products() -> Any:
     from fas.kernels import _product
 
@@ -81,6 +93,12 @@ def _run() -> Any:
     from fas.kernels._native import run
 
     return run
+
+
+def _written(out: Tensor) -> Tensor:
+    from fas.kernels import _native
+
+    return _native.written(out)
 
 
 def _rows(x: Tensor, channels: int) -> tuple[int, int, int]:
@@ -100,40 +118,47 @@ def _parameters(code: Code, dtype: torch.dtype, unit: Tensor) -> tuple[int, ...]
     )
 
 
-def encode(x: Tensor, code: Code) -> Tensor:
-    """Return N_T · unit + μ for even input x [*B, C]."""
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.unit))
-    _run()(_neuron("encode", x.dtype), 2 * x.nbytes, *work)
-    return out
+def _tally(sent: Tensor | None, most: int) -> tuple[int, int]:
+    """Where spikes are added up by channel, int64, and how many rows with up to ``most`` of them 32 bits hold."""
+    return (0 if sent is None else sent.data_ptr()), (2**31 - 1) // max(1, most)
 
 
-def counts(x: Tensor, code: Code) -> Tensor:
-    """Return N_T for even input x [*B, C], int16."""
+def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    """Return N_T · unit + μ for even input x [*B, C]; see ``naive.encode``."""
     x = x.contiguous()
-    out = torch.empty(x.shape, dtype=torch.int16)
+    return _encode("encode", x, _written(torch.empty_like(x)), code, sent)
+
+
+def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    """Return N_T for even input x [*B, C], int16; see ``naive.counts``."""
+    return _encode("counts", x.contiguous(), torch.empty(x.shape, dtype=torch.int16), code, sent)
+
+
+def _encode(op: str, x: Tensor, out: Tensor, code: Code, sent: Tensor | None) -> Tensor:
     work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.unit))
-    _run()(_neuron("counts", x.dtype), x.nbytes, *work)
+    tally = code.recursion == "digits", *_tally(sent, max(code.upper, -code.lower))
+    _run()(_neuron(op, x.dtype), x.nbytes + out.nbytes, *work, *tally)
     return out
 
 
 def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
-    """Return N · unit + μ for whole counts [*B, C]."""
+    """Return N · unit + μ for counts [*B, C], int16."""
     counts = counts.contiguous()
     out = torch.empty(counts.shape, dtype=dtype)
-    work = (*_rows(out, out.shape[-1]), counts.data_ptr(), out.data_ptr())
-    _run()(_neuron("decode", dtype), out.nbytes, *work, 0, code.unit.data_ptr(), 0, code.offset.data_ptr())
+    work = (*_rows(counts, counts.shape[-1]), counts.data_ptr(), out.data_ptr())
+    _run()(_neuron("decode", dtype), out.nbytes, *work, *_parameters(code, dtype, code.unit)[:4])
     return out
 
 
-def emit(x: Tensor, code: Code) -> Tensor:
+def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
     assert code.recursion is not None
     x = x.contiguous()
-    out = x.new_empty(code.timesteps, *x.shape)
+    out = _written(x.new_empty(code.timesteps, *x.shape))
     work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.step_unit))
-    _run()(_neuron("emit", x.dtype), out.nbytes, *work, code.timesteps, _RECURSIONS[code.recursion])
+    # Neither Σ x nor N is asked for; the first step is 1.
+    more = (code.timesteps, 0, 1, 0, 0, 0, 0, *_tally(sent, code.timesteps * max(code.upper, -code.lower)))
+    _run()(_scanning("even", code.recursion, "emitted", x.dtype), out.nbytes, *work, *more)
     return out
 
 
@@ -147,14 +172,14 @@ def pack(x: Tensor, code: Code) -> Tensor:
     return out
 
 
-def unpack(bits: Tensor, code: Code) -> Tensor:
-    """Return the counts of packed spikes, int16 [*B, C]."""
+def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    """Return the counts of packed spikes, int16 [*B, C]; see ``naive.unpack``."""
     from fas.kernels._neuron import unpack as kernel
 
     bits = bits.contiguous()
     out = torch.empty(bits.shape[2:], dtype=torch.int16)
     work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), *bits.shape[:2], code.recursion == "digits")
-    _run()(kernel, out.nbytes, *work)
+    _run()(kernel, out.nbytes, *work, *_tally(sent, bits.shape[0] * code.timesteps))
     return out
 
 
@@ -166,9 +191,11 @@ def scan(
     difference: bool,
     total: Tensor | None = None,
     count: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run neurons over steps of uneven input; see ``naive.scan``."""
-    return _scan("scan", x, code, first, difference, total, count, torch.empty_like(x, memory_format=_DENSE))
+    out = _written(torch.empty_like(x, memory_format=_DENSE))
+    return _scan("counted" if difference else "emitted", x, code, first, difference, total, count, sent, out)
 
 
 def spikes(
@@ -179,20 +206,22 @@ def spikes(
     difference: bool,
     total: Tensor | None = None,
     count: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with the spikes for an answer, int8; see ``naive.spikes``."""
-    out = torch.empty(x.shape, dtype=torch.int8)
-    return _scan("spikes", x, code, first, difference, total, count, out)
+    out = _written(torch.empty(x.shape, dtype=torch.int8))
+    return _scan("bytes", x, code, first, difference, total, count, sent, out)
 
 
 def _scan(
-    op: str,
+    answer: str,
     x: Tensor,
     code: Code,
     first: int,
     difference: bool,
     total: Tensor | None,
     count: Tensor | None,
+    sent: Tensor | None,
     out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert code.recursion is not None
@@ -201,9 +230,10 @@ def _scan(
     number = torch.zeros_like(sums) if count is None else count.clone(memory_format=_DENSE)
     start = sums if total is None else total.contiguous()
     work = (*_rows(sums, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.threshold))
-    more = (len(x), _RECURSIONS[code.recursion], first, difference, total is not None)
     places = (start.data_ptr(), sums.data_ptr(), number.data_ptr())
-    _run()(_neuron(op, x.dtype), x.nbytes + out.nbytes, *work, *more, *places)
+    more = (len(x), 0, first, total is not None, *places, *_tally(sent, len(x) * (code.upper - code.lower)))
+    kernel = _scanning("means" if difference else "values", code.recursion, answer, x.dtype)
+    _run()(kernel, x.nbytes + out.nbytes, *work, *more)
     return out, sums, number
 
 

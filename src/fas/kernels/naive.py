@@ -50,16 +50,21 @@ def window(x: Tensor, code: Code) -> list[int]:
     return counts
 
 
-def encode(x: Tensor, code: Code) -> Tensor:
-    """Return N_T · unit + μ for even input x [*B, C]: what the layers behind receive."""
-    return decode(counts(x, code), code, x.dtype)
+def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    """Return N_T · unit + μ for even input x [*B, C]: what the layers behind receive.
+
+    Here as in all that makes spikes, their number by channel is added to ``sent`` [C], int64, if it is given.
+    """
+    return decode(counts(x, code, sent), code, x.dtype)
 
 
-def counts(x: Tensor, code: Code) -> Tensor:
+def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     """Return N_T for even input x [*B, C], int16."""
     out = torch.empty(x.shape, dtype=torch.int16)
     for index, one in _neurons(x, code):
-        out[index] = window(x[index], one)[-1]
+        numbers = window(x[index], one)
+        out[index] = numbers[-1]
+        _tally(numbers, one, sent, index[-1])
     return out
 
 
@@ -68,14 +73,15 @@ def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
     return counts.to(dtype) * code.unit + code.offset
 
 
-def emit(x: Tensor, code: Code) -> Tensor:
+def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
     out = x.new_empty(code.timesteps, *x.shape)
     for index, one in _neurons(x, code):
-        before = 0
-        for t, count in enumerate(window(x[index], one)):
+        before, numbers = 0, window(x[index], one)
+        for t, count in enumerate(numbers):
             out[(t, *index)] = (count - before) * one.step_unit + one.offset
             before = count
+        _tally(numbers, one, sent, index[-1])
     return out
 
 
@@ -87,6 +93,7 @@ def scan(
     difference: bool,
     total: Tensor | None = None,
     count: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run neurons over steps of uneven input.
 
@@ -97,11 +104,12 @@ def scan(
         difference: which of the two ``x`` is; the answer is of the same kind.
         total: Σ x before the first step [*B, C]; zero if None.
         count: N before the first step [*B, C]; zero if None.
+        sent: spikes by channel so far, see ``encode``; a graded spike counts as many.
 
     Returns:
         What the layers receive, N_t θ/t + μ or s_t θ + μ [n, *B, C]; Σ x and N after the last step [*B, C].
     """
-    numbers, sums = _numbers(x, code, first, difference, total, count)
+    numbers, sums = _numbers(x, code, first, difference, total, count, sent)
     out = torch.empty_like(x)
     for n, (before, after) in enumerate(pairwise(numbers)):
         if difference:
@@ -119,17 +127,24 @@ def spikes(
     difference: bool,
     total: Tensor | None = None,
     count: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run neurons over steps of uneven input as ``scan`` does, and return the spikes s_t [n, *B, C], int8.
 
     Graded spikes beyond ±127 are not for it.
     """
-    numbers, sums = _numbers(x, code, first, difference, total, count)
+    numbers, sums = _numbers(x, code, first, difference, total, count, sent)
     return numbers.diff(dim=0).to(torch.int8), sums, numbers[-1]
 
 
 def _numbers(
-    x: Tensor, code: Code, first: int, difference: bool, total: Tensor | None, count: Tensor | None
+    x: Tensor,
+    code: Code,
+    first: int,
+    difference: bool,
+    total: Tensor | None,
+    count: Tensor | None,
+    sent: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return N before the first step and after each, [n + 1, *B, C], and Σ x after the last."""
     numbers, sums = x.new_zeros(len(x) + 1, *x.shape[1:]), x.new_empty(x.shape[1:])
@@ -148,6 +163,8 @@ def _numbers(
             number = step(number, target, one)
             numbers[(n + 1, *index)] = number
         sums[index] = here
+        if sent is not None:
+            sent[index[-1]] += int(numbers.movedim(0, -1)[index].diff().abs().sum())
     return numbers, sums
 
 
@@ -179,13 +196,16 @@ def pack(x: Tensor, code: Code) -> Tensor:
     return out
 
 
-def unpack(bits: Tensor, code: Code) -> Tensor:
+def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     """Return the counts of packed spikes, int16 [*B, C]: number of ones, or digits put together."""
     out = torch.zeros(bits.shape[2:], dtype=torch.int16)
     for plane, sign in zip(bits, (1, -1), strict=False):
         for bit in range(code.timesteps):
             weight = 2**bit if code.recursion == "digits" else 1
-            out += sign * weight * (plane[bit // 8] >> bit % 8 & 1).to(torch.int16)
+            fired = (plane[bit // 8] >> bit % 8 & 1).to(torch.int16)
+            out += sign * weight * fired
+            if sent is not None:
+                sent += fired.reshape(-1, len(sent)).sum(0)
     return out
 
 
@@ -238,6 +258,13 @@ def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, 
         for o in range(len(weight)):
             out[r, o] = sum(int(counts[r, i]) * int(weight[o, i]) for i in range(counts.shape[1]))
     return out.to(scale.dtype) * scale + bias
+
+
+def _tally(numbers: list[int], code: Code, sent: Tensor | None, channel: int) -> None:
+    """Add the spikes that lead to N_1 … N_T: as many as a step changes the count by, or one for any digit."""
+    if sent is not None:
+        changes = [abs(after - before) for before, after in pairwise([0, *numbers])]
+        sent[channel] += sum(map(bool, changes)) if code.recursion == "digits" else sum(changes)
 
 
 def clip(value: int, lower: int, upper: int) -> int:

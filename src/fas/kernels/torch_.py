@@ -24,14 +24,18 @@ def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, s
     return True, ""
 
 
-def encode(x: Tensor, code: Code) -> Tensor:
-    """Return N_T · unit + μ for even input x [*B, C]."""
-    return _counts(x, code) * code.unit + code.offset
+def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    """Return N_T · unit + μ for even input x [*B, C]; see ``naive.encode``."""
+    found = _counts(x, code)
+    _tally_counts(found, code, sent)
+    return found * code.unit + code.offset
 
 
-def counts(x: Tensor, code: Code) -> Tensor:
-    """Return N_T for even input x [*B, C], int16."""
-    return _counts(x, code).to(torch.int16)
+def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    """Return N_T for even input x [*B, C], int16; see ``naive.counts``."""
+    found = _counts(x, code)
+    _tally_counts(found, code, sent)
+    return found.to(torch.int16)
 
 
 def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
@@ -50,13 +54,15 @@ def window(x: Tensor, code: Code, t: int) -> Tensor:
     return reached.clamp(max(code.lower, -most), min(code.upper, most))
 
 
-def emit(x: Tensor, code: Code) -> Tensor:
+def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
     out = x.new_empty(code.timesteps, *x.shape)
     before = torch.zeros_like(x)
     for t in range(code.timesteps):
         after = window(x, code, t + 1)
-        out[t] = (after - before) * code.step_unit + code.offset
+        fired = after - before
+        tally(fired.sign() if code.recursion == "digits" else fired, sent)
+        out[t] = fired * code.step_unit + code.offset
         before = after
     return out
 
@@ -69,13 +75,18 @@ def scan(
     difference: bool,
     total: Tensor | None = None,
     count: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run neurons over steps of uneven input; see ``naive.scan``."""
     after, total = _numbers(x, code, first, difference, total, count)
+    fired = None if difference and sent is None else after.diff(dim=0)
+    if fired is not None:
+        tally(fired, sent)
     if difference:
         out = after[1:] * (code.threshold / _clock(x, first)) + code.offset
     else:
-        out = after.diff(dim=0) * code.threshold + code.offset
+        assert fired is not None
+        out = fired * code.threshold + code.offset
     return out, total, after[-1]
 
 
@@ -87,10 +98,13 @@ def spikes(
     difference: bool,
     total: Tensor | None = None,
     count: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with the spikes for an answer, int8; see ``naive.spikes``."""
     after, total = _numbers(x, code, first, difference, total, count)
-    return after.diff(dim=0).to(torch.int8), total, after[-1]
+    fired = after.diff(dim=0)
+    tally(fired, sent)
+    return fired.to(torch.int8), total, after[-1]
 
 
 def _clock(x: Tensor, first: int) -> Tensor:
@@ -134,8 +148,10 @@ def pack(x: Tensor, code: Code) -> Tensor:
     return out
 
 
-def unpack(bits: Tensor, code: Code) -> Tensor:
+def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     """Return the counts of packed spikes, int16 [*B, C]: number of ones, or digits put together."""
+    if sent is not None:
+        tally(_ONES.to(bits.device)[bits.int()], sent)
     if code.recursion == "digits":
         weights = [256**byte for byte in range(bits.shape[1])]
         sizes = sum(bits[:, byte].to(torch.int16) * weight for byte, weight in enumerate(weights))
@@ -143,6 +159,24 @@ def unpack(bits: Tensor, code: Code) -> Tensor:
     else:
         sizes = _ONES.to(bits.device)[bits.int()].sum(1, dtype=torch.int16)
     return sizes[0] if len(sizes) == 1 else sizes[0] - sizes[1]
+
+
+def tally(fired: Tensor, sent: Tensor | None) -> None:
+    """Add |s| [*B, C] to the spikes by channel [C], int64, if they are asked for."""
+    if sent is not None:
+        # Whole numbers below 2^53: exact.
+        sent += fired.abs().reshape(-1, len(sent)).sum(0, dtype=torch.float64).long()
+
+
+def _tally_counts(counts: Tensor, code: Code, sent: Tensor | None) -> None:
+    if sent is None or code.recursion != "digits":
+        tally(counts, sent)
+        return
+    left = counts.abs()
+    for _ in range(code.timesteps):
+        half = (left / 2).floor()
+        tally(left - 2 * half, sent)
+        left = half
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

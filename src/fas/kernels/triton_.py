@@ -35,14 +35,14 @@ def _gpu() -> Any:
     return _gpu
 
 
-def encode(x: Tensor, code: Code) -> Tensor:
-    """Return N_T · unit + μ for even input x [*B, C]."""
-    return _encode(x, code, torch.empty_like(x, memory_format=torch.contiguous_format))
+def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    """Return N_T · unit + μ for even input x [*B, C]; see ``naive.encode``."""
+    return _encode(x, code, torch.empty_like(x, memory_format=torch.contiguous_format), sent)
 
 
-def counts(x: Tensor, code: Code) -> Tensor:
-    """Return N_T for even input x [*B, C], int16."""
-    return _encode(x, code, torch.empty(x.shape, dtype=torch.int16, device=x.device))
+def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    """Return N_T for even input x [*B, C], int16; see ``naive.counts``."""
+    return _encode(x, code, torch.empty(x.shape, dtype=torch.int16, device=x.device), sent)
 
 
 def scan(
@@ -53,6 +53,7 @@ def scan(
     difference: bool,
     total: Tensor | None = None,
     count: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run neurons over steps of uneven input; see ``naive.scan``. Deviation: Σ x is added up in float32."""
     assert code.recursion is not None
@@ -61,8 +62,9 @@ def scan(
     sums = torch.zeros_like(x[0]) if total is None else total.clone(memory_format=torch.contiguous_format)
     number = torch.zeros_like(x[0]) if count is None else count.clone(memory_format=torch.contiguous_format)
     if sums.numel():
+        rows, grid = _grid(sums)
         # Without fused multiply-adds, so that a count is that of every other backend.
-        gpu.scan[-(-sums.numel() // gpu.BLOCK),](
+        gpu.scan[grid](
             x,
             out,
             code.threshold,
@@ -70,7 +72,8 @@ def scan(
             code.offset,
             sums,
             number,
-            sums.numel(),
+            number if sent is None else sent,
+            rows,
             x.shape[-1],
             code.lower,
             code.upper,
@@ -78,28 +81,43 @@ def scan(
             len(x),
             RECURSION=_RECURSIONS[code.recursion],
             DIFFERENCE=difference,
-            BLOCK=gpu.BLOCK,
+            TALLY=sent is not None,
+            ROWS=gpu.ROWS,
+            CHANNELS=gpu.CHANNELS,
             enable_fp_fusion=False,
         )
     return out, sums, number
 
 
-def _encode(x: Tensor, code: Code, out: Tensor) -> Tensor:
+def _grid(x: Tensor) -> tuple[int, tuple[int, int]]:
+    """Return the rows of [*B, C] and how many tiles cover them."""
+    gpu, channels = _gpu(), x.shape[-1]
+    rows = x.numel() // channels
+    return rows, (-(-rows // gpu.ROWS), -(-channels // gpu.CHANNELS))
+
+
+def _encode(x: Tensor, code: Code, out: Tensor, sent: Tensor | None) -> Tensor:
     gpu, x = _gpu(), x.contiguous()
     if x.numel():
-        gpu.encode[-(-x.numel() // gpu.BLOCK),](
+        rows, grid = _grid(x)
+        gpu.encode[grid](
             x,
             out,
             code.scale,
             code.unit,
             code.v_init,
             code.offset,
-            x.numel(),
+            x if sent is None else sent,
+            rows,
             x.shape[-1],
             code.lower,
             code.upper,
+            code.timesteps,
             WHOLE=out.dtype == torch.int16,
-            BLOCK=gpu.BLOCK,
+            TALLY=sent is not None,
+            DIGITS=code.recursion == "digits",
+            ROWS=gpu.ROWS,
+            CHANNELS=gpu.CHANNELS,
             enable_fp_fusion=False,
         )
     return out

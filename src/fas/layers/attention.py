@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fas.layers.gated import gated
+from fas.layers.gated import DIGITS, gated
 from fas.layers.population import Population
 
 
@@ -63,6 +63,14 @@ class AttentionOperands(nn.Module):
         operand = getattr(self, role, None)
         return x if operand is None else cast(Tensor, operand(x))
 
+    def heads(self, width: int) -> int | None:
+        """Return how many heads there are, of queries and keys of a width; None if no population tells."""
+        for role, one in (("attention_weight", 1), ("query", width), ("key", width)):
+            operand = getattr(self, role, None)
+            if operand is not None:
+                return int(operand.neuron.channels) // one
+        return None
+
     def watches(self, role: str) -> bool:
         """Whether somebody looks at the input of a factor (calibration)."""
         operand = getattr(self, role, None)
@@ -92,7 +100,7 @@ def attention_scores(
         softcap: c of c·tanh(x/c) before the mask (Gemma 2).
         softmax_gated: whether that function is a gated one.
     """
-    scores = _collapsed(query @ _repeated(key, query).transpose(-1, -2)) * scaling
+    scores = collapsed(query @ _repeated(key, query).transpose(-1, -2)) * scaling
     if softcap is not None:
         scores = (gated("tanh") if softmax_gated else torch.tanh)(scores / softcap) * softcap
     if bias is not None:
@@ -123,7 +131,8 @@ def spiking_attention(
 
     The weights are coded before they are divided by their sum: the largest of a query is 1 then, however
     many keys share its attention, and the coded weights of a query sum to one exactly. The division moves
-    behind the product with the values, one per query and head as in any softmax.
+    behind the product with the values, one per query and head as in any softmax; with gated populations it is driven
+    by the digits of the reciprocal.
 
     Keys and values are decoded once and kept; the spikes of a query then select keys to add, and those of
     a weight select values. They are encoded where they are read, so that a cache holds what the dense model
@@ -145,20 +154,18 @@ def spiking_attention(
         [B, queries, heads, width of the values] and the coded weights [B, heads, queries, keys].
     """
     spikes = operands.encode("query", query)
-    keys = _collapsed(operands.encode("key", key))
-    values = _collapsed(operands.encode("value", value))
+    keys = collapsed(operands.encode("key", key))
+    values = collapsed(operands.encode("value", value))
     by_gates = operands.softmax_gated
     how = {"scaling": scaling, "mask": mask, "causal": causal, "bias": bias, "softcap": softcap}
     scores = attention_scores(spikes, keys, **how, softmax_gated=by_gates)  # type: ignore[arg-type]
     coded = operands.encode("attention_weight", exponentials(scores, by_gates=by_gates))
     # Whatever training has made of v_0, a hidden key says nothing.
-    coded = coded.masked_fill(_hidden(scores), 0)
-    # Without any spike: a query to which a mask hides every key, a single step (operators "instant").
-    total = _collapsed(coded).sum(-1, keepdim=True).clamp_min(torch.finfo(coded.dtype).tiny)
-    share = gated("reciprocal")(total) if by_gates else total.reciprocal()
+    coded = coded.masked_fill(hidden_keys(scores), 0)
+    share = share_of(collapsed(coded), by_gates=by_gates)
     kept = functional.dropout(coded, p=dropout) if dropout else coded
-    output = _collapsed(kept.to(values.dtype) @ _repeated(values, scores)) * share.to(values.dtype)
-    return output.transpose(1, 2).contiguous(), (_collapsed(coded) * share).to(query.dtype)
+    output = collapsed(kept.to(values.dtype) @ _repeated(values, scores)) * share.to(values.dtype)
+    return output.transpose(1, 2).contiguous(), (collapsed(coded) * share).to(query.dtype)
 
 
 def exponentials(scores: Tensor, *, by_gates: bool = False) -> Tensor:
@@ -166,7 +173,7 @@ def exponentials(scores: Tensor, *, by_gates: bool = False) -> Tensor:
 
     What a mask hides is 0, all else above 0: calibration tells the two apart.
     """
-    hidden = _hidden(scores)
+    hidden = hidden_keys(scores)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # A sum of −∞ masks has no difference to itself.
     below = scores - scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
@@ -174,12 +181,19 @@ def exponentials(scores: Tensor, *, by_gates: bool = False) -> Tensor:
     return found.clamp_min(torch.finfo(found.dtype).tiny).masked_fill(hidden, 0)
 
 
-def _hidden(scores: Tensor) -> Tensor:
+def share_of(coded: Tensor, *, by_gates: bool = False) -> Tensor:
+    """Return 1 over the sum of the coded weights of a query, [*B, 1] of [*B, keys]; by gates, in digits."""
+    # Without any spike: a query to which a mask hides every key, a single step (operators "instant").
+    total = coded.sum(-1, keepdim=True).clamp_min(torch.finfo(coded.dtype).tiny)
+    return DIGITS(gated("reciprocal")(total)) if by_gates else total.reciprocal()
+
+
+def hidden_keys(scores: Tensor) -> Tensor:
     """Where a mask hides a key, bool of the same shape."""
     return scores <= torch.finfo(scores.dtype).min / 2
 
 
-def _collapsed(x: Tensor) -> Tensor:
+def collapsed(x: Tensor) -> Tensor:
     """The mean over the steps of a stepped tensor [T, B, …]."""
     return x.mean(0) if x.ndim == 5 else x
 

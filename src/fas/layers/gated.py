@@ -85,7 +85,7 @@ class Gated:
         if self.reduction == "exponent":
             return result.to(x.dtype)
         result = torch.where(work == 0, torch.zeros_like(result), result)
-        odd = self.name == "reciprocal"
+        odd = self.name in ("reciprocal", "digits")
         return (result * work.sign() if odd else result).to(x.dtype)
 
     def _reduced(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,6 +145,14 @@ def _powers_of_two(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return 2^n for n from −_LARGEST to _LARGEST; a gather costs less than a power."""
     octaves = torch.arange(-_LARGEST, _LARGEST + 1, device=device)
     return torch.ldexp(torch.ones(len(octaves), dtype=torch.float64, device=device), octaves).to(dtype)
+
+
+DIGITS = Gated("digits", "octave", 1, 1.0, 2.0, (1.0,), (1.0,), None, None, 16, 2.0**-17, True)
+"""f(x) = x in 16 binary digits behind the leading one, an outer gate for the power of two.
+
+Its spikes drive a product x · y without any multiplication: the spike of digit t adds y, shifted by t and the octave of
+x, to the result. The result is rounded x times y, which is how it is computed here.
+"""
 
 
 @functools.cache

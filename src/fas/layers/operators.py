@@ -7,12 +7,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fas.layers.gated import Gated, gated
+from fas.layers.gated import DIGITS, Gated, gated
 from fas.layers.simulation import Simulation
 
 
 class GatedActivation(nn.Module):
     """An activation computed by a gated population, but in the dense network.
+
+    Its values leave in digits (``DIGITS``), so that a gated product behind it (SwiGLU, GEGLU) is driven by spikes: each
+    adds the other factor, shifted.
 
     Args:
         dense: the activation module.
@@ -40,14 +43,14 @@ class GatedActivation(nn.Module):
         """Map any shape to the same shape."""
         if self.simulation.network == "ann":
             return cast(Tensor, self.dense()(x))
-        return self.function(x)
+        return DIGITS(self.function(x))
 
 
 class GatedNorm(nn.Module):
     """LayerNorm or RMSNorm from gated populations: y = (x − mean) · 1/√(mean square + ε) · gain + bias.
 
-    Squares, square root and reciprocal are gated populations; mean and gain are synapses. What is left is
-    one product per channel, of a value and the reciprocal of its row.
+    Squares, square root and reciprocal are gated populations; mean and gain are synapses. The product of a value
+    and the reciprocal of its row is driven by the digits of the latter (``DIGITS``): each adds the value, shifted.
 
     Args:
         dense: the normalisation, whose ``weight`` and ``bias`` stay parameters under their names.
@@ -57,7 +60,8 @@ class GatedNorm(nn.Module):
         epsilon: ε.
 
     Source: LAS (arXiv 2505.09659), spike-equivalent LayerNorm: square, root and reciprocal by gated
-    neurons, the product in difference form.
+    neurons, the product in difference form. Deviation: there both factors of the product change over time, here one
+    waits and the digits of the other select its shifted copies.
     """
 
     def __init__(
@@ -94,5 +98,5 @@ class GatedNorm(nn.Module):
             work = work - work.mean(-1, keepdim=True)
         power = gated("square")(work).mean(-1, keepdim=True) + self.epsilon
         gain = 1 + self.weight if self.plus_one else self.weight
-        normal = work * gated("reciprocal")(gated("square_root")(power)) * gain
+        normal = work * DIGITS(gated("reciprocal")(gated("square_root")(power))) * gain
         return (normal if self.bias is None else normal + self.bias).to(x.dtype)

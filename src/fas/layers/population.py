@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -26,14 +25,6 @@ _AT_A_TIME = 1 << 20
 
 # |ln θ| at most, so that no step of an optimiser takes θ to 0 or infinity: e^±80 are normal float32 numbers.
 _EXTENT = 80.0
-
-
-@dataclass
-class _State:
-    """What a population keeps between stretches of one window."""
-
-    total: Tensor
-    count: Tensor
 
 
 class Population(nn.Module):
@@ -94,7 +85,8 @@ class Population(nn.Module):
         self.offset = nn.Parameter(torch.zeros(shape, device=device))
         self.active = True
         self._ready = False
-        self._state: _State | None = None
+        # Σ x and N between stretches of one window.
+        self._state: dict[str, Tensor] | None = None
         self._latest: tuple[Tensor, Form, Tensor] | None = None
         self._known: Known | None = None
         self._reads = 0
@@ -259,7 +251,7 @@ class Population(nn.Module):
         steps, threshold = self.simulation.timesteps, self.threshold
         counts = self._closed_form(x)
         if self.simulation.observers:
-            self._show(self.neuron.spikes(counts.detach(), steps).unsqueeze(0))
+            self.simulation.show(self.path, self.neuron.spikes(counts.detach(), steps).unsqueeze(0))
         return counts * (threshold / self.neuron.resolution(steps)) + self.offset
 
     def _closed_form(self, x: Tensor) -> Tensor:
@@ -276,31 +268,39 @@ class Population(nn.Module):
         """The same without gradients, in one pass over the activation."""
         code, kernels = self.code(x.dtype), self.simulation.kernels
         clips = type(self.neuron).settle is Neuron.settle
-        if clips and form != "counts" and not self.simulation.observers:
-            return choose("encode", kernels, x.device, x.dtype).encode(x, code)
+        sent = self.simulation.tally(code) if clips else None
+        if clips and form != "counts" and (sent is not None or not self.simulation.observers):
+            encoded: Tensor = choose("encode", kernels, x.device, x.dtype).encode(x, code, sent)
+            self.simulation.tell(self.path, sent, x.numel())
+            return encoded
         if clips and code.upper <= _LARGEST:
-            counts = choose("counts", kernels, x.device, x.dtype).counts(x, code)
+            counts = choose("counts", kernels, x.device, x.dtype).counts(x, code, sent)
+            self.simulation.tell(self.path, sent, x.numel())
         else:
             counts = self._closed_form(x)
-        if self.simulation.observers:
-            self._show(self.neuron.spikes(counts.to(x.dtype), code.timesteps).unsqueeze(0))
+        if sent is None and self.simulation.observers:
+            self.simulation.show(self.path, self.neuron.spikes(counts.to(x.dtype), code.timesteps).unsqueeze(0))
         if form == "counts":
             return counts.to(torch.int16)
         return torch_.decode(counts, code, x.dtype)
 
     def _stepped(self, x: Tensor, *, by_torch: bool) -> Tensor:
         """Even input, every step: [T, *B, C], spikes times their weight, whose mean is the activation."""
-        steps, threshold = self.simulation.timesteps, self.threshold
-        code = Code.of(self.neuron, steps, threshold, self.v_init, self.offset) if by_torch else self.code(x.dtype)
-        if not (by_torch or self.simulation.observers or code.recursion is None):
-            return choose("emit", self.simulation.kernels, x.device, x.dtype).emit(x, code)
+        parameters = self.threshold, self.v_init, self.offset
+        code = Code.of(self.neuron, self.simulation.timesteps, *parameters) if by_torch else self.code(x.dtype)
+        sent = None if by_torch else self.simulation.tally(code)
+        seen = sent is None and bool(self.simulation.observers)
+        if not (by_torch or seen or code.recursion is None):
+            trains: Tensor = choose("emit", self.simulation.kernels, x.device, x.dtype).emit(x, code, sent)
+            self.simulation.tell(self.path, sent, x.numel())
+            return trains
         emitted = self._window(x, code).diff(dim=0, prepend=torch.zeros_like(x).unsqueeze(0))
         if self.simulation.observers:
-            self._show(self._events(emitted))
+            self.simulation.show(self.path, self._events(emitted))
         if by_torch:
             # Surrogate gradient: every step carries an equal share of that of the collapsed count.
             closed = self._closed_form(x)
-            emitted = emitted + (closed - closed.detach()) / steps
+            emitted = emitted + (closed - closed.detach()) / code.timesteps
         return emitted * code.step_unit + code.offset
 
     def _window(self, x: Tensor, code: Code) -> Tensor:
@@ -318,13 +318,15 @@ class Population(nn.Module):
         the spikes; a code whose spikes are no bits is stepped in stretches of rows instead.
         """
         code, kernels = self.code(x.dtype), self.simulation.kernels
-        if self.simulation.observers:
+        in_bits = code.upper <= _LARGEST and code.recursion in ("binary", "ternary", "digits")
+        sent = self.simulation.tally(code) if in_bits else None
+        if sent is None and self.simulation.observers:
             # They get the whole train as numbers.
             window = self._window(x, code)
-            self._show(self._events(window.diff(dim=0, prepend=torch.zeros_like(window[:1]))))
+            self.simulation.show(self.path, self._events(window.diff(dim=0, prepend=torch.zeros_like(window[:1]))))
             counts = window[-1]
             return counts.to(torch.int16) if form == "counts" else counts * code.unit + code.offset
-        if code.upper > _LARGEST or code.recursion not in ("binary", "ternary", "digits"):
+        if not in_bits:
             rows = x.reshape(-1, self.channels)
             counts = torch.empty_like(rows)
             many = max(1, _AT_A_TIME // max(1, code.timesteps * self.channels))
@@ -333,7 +335,8 @@ class Population(nn.Module):
             counts = counts.view(x.shape)
             return counts.to(torch.int16) if form == "counts" else counts * code.unit + code.offset
         bits = choose("pack", kernels, x.device, x.dtype).pack(x, code)
-        counts = choose("unpack", kernels, x.device, bits.dtype).unpack(bits, code)
+        counts = choose("unpack", kernels, x.device, bits.dtype).unpack(bits, code, sent)
+        self.simulation.tell(self.path, sent, x.numel())
         if form == "counts":
             return counts
         return choose("decode", kernels, x.device, x.dtype).decode(counts, code, x.dtype)
@@ -344,8 +347,9 @@ class Population(nn.Module):
         running = simulation.steps
         if running is None or len(x) % len(running):
             raise FASError(
-                f"site {self.path} ran outside the model's own forward: in the online schedule the model "
-                "lays the time steps into the batch, so call the converted model and not a part of it"
+                f"site {self.path} ran outside the model's own forward, which in the online schedule lays time steps "
+                "into the batch: call the converted model and not a part of it. One that hands on images one by one "
+                "(Qwen2-VL in coverage 'full') runs layerwise only"
             )
         if not isinstance(self.neuron, RateNeuron):
             raise FASError(
@@ -355,37 +359,37 @@ class Population(nn.Module):
         x = x.unflatten(0, (len(running), len(x) // len(running)))
         state = self._state if simulation.carry else None
         difference = simulation.operators == "difference"
-        if form == "spikes":
-            backend = choose("spikes", simulation.kernels, x.device, x.dtype)
-            spikes: Tensor = backend.spikes(x, self.code(x.dtype), first=running.start, difference=difference)[0]
-            if simulation.observers:
-                self._show(spikes.abs())
-            return spikes
-        if not (by_torch or simulation.observers) and self.code(x.dtype).recursion is not None:
-            before = {} if state is None else {"total": state.total, "count": state.count}
-            signal, total, count = choose("scan", simulation.kernels, x.device, x.dtype).scan(
-                x, self.code(x.dtype), first=running.start, difference=difference, **before
-            )
+        code = None if by_torch and form != "spikes" else self.code(x.dtype)
+        sent = None if code is None else simulation.tally(code)
+        seen = sent is None and bool(simulation.observers)
+        if code is not None and (form == "spikes" or not (seen or code.recursion is None)):
+            op = "spikes" if form == "spikes" else "scan"
+            backend = choose(op, simulation.kernels, x.device, x.dtype)
+            how = {"first": running.start, "difference": difference, "sent": sent, **(state or {})}
+            signal, total, count = getattr(backend, op)(x, code, **how)
+            simulation.tell(self.path, sent, x[0].numel())
+            if seen:
+                simulation.show(self.path, signal.abs())
             if simulation.carry:
-                self._state = _State(total, count)
-            return signal.flatten(0, 1)
+                self._state = {"total": total, "count": count}
+            return signal if form == "spikes" else signal.flatten(0, 1)
         clock, threshold = simulation.clock(x), self.threshold
         # Σ_{i≤t} x_i, from the running mean (t · mean) or from the values of each step.
         total = x * clock if difference else x.cumsum(0)
         if state is not None and not difference:
-            total = total + state.total
+            total = total + state["total"]
         levels = floor((total - self.offset * clock) / threshold + self.v_init)
-        start = torch.zeros_like(levels[0]) if state is None else state.count
+        start = torch.zeros_like(levels[0]) if state is None else state["count"]
         counts = self.neuron.scan(levels.detach(), start, simulation.timesteps)
         if levels.requires_grad:
             # Surrogate gradient: the count behaves as the clipped one, whose floor passes straight through.
             clipped = levels.clamp(*self.neuron.bounds(simulation.timesteps))
             counts = clipped + (counts - clipped).detach()
         if simulation.carry:
-            self._state = _State(total[-1], counts[-1])
+            self._state = {"total": total[-1], "count": counts[-1]}
         emitted = torch.diff(counts, dim=0, prepend=start.unsqueeze(0))
         if simulation.observers:
-            self._show(self._events(emitted))
+            simulation.show(self.path, self._events(emitted))
         signal = counts * (threshold / clock) if difference else emitted * threshold
         return (signal + self.offset).flatten(0, 1)
 
@@ -393,7 +397,3 @@ class Population(nn.Module):
         """Spikes per step: a rate-coded spike is one level (a graded one counts as many), a digit any."""
         size = emitted.detach().abs()
         return size if isinstance(self.neuron, RateNeuron) else size.sign()
-
-    def _show(self, spikes: Tensor) -> None:
-        for observer in self.simulation.observers:
-            observer.observe(self.path, spikes, self.simulation.timesteps)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from fas.kernels import torch_
+from fas.kernels.code import Code
 from fas.kernels.dispatch import Backend, default
 from fas.types import Execution, Network, Operators, Schedule
 
@@ -17,7 +19,7 @@ Weights = Literal["float", "int8"]
 
 
 class Observer(Protocol):
-    """Anything that wants to see spikes (``fas.record``)."""
+    """Anything that wants to see every spike, which makes every site produce them as numbers."""
 
     def observe(self, path: str, spikes: Tensor, timesteps: int) -> None:
         """Receive the spikes of one site.
@@ -26,6 +28,20 @@ class Observer(Protocol):
             path: the site.
             spikes: number of spikes of every neuron after each simulated step [n, *B, C]; where the
                 execution is collapsed, over the whole window [1, *B, C].
+            timesteps: T.
+        """
+
+
+class Tally(Protocol):
+    """Anything that wants the number of spikes alone (``fas.record``): kernels add it up on their way."""
+
+    def tally(self, path: str, sent: Tensor, windows: int, timesteps: int) -> None:
+        """Receive how many spikes one call of one site has sent.
+
+        Args:
+            path: the site.
+            sent: by channel [C], int64, over all samples, positions and steps of the call; not to be changed.
+            windows: neurons times samples and positions.
             timesteps: T.
         """
 
@@ -50,7 +66,7 @@ class Simulation:
         reduction: [n, *B, C] to [*B, C]: the last step, or the mean.
         steps: the steps 1…T in the batch at this moment (time-major rows), online only.
         carry: whether layers continue from the state of earlier steps and keep theirs for later ones.
-        observers: receivers of every site's counts.
+        observers: receivers of every site's spikes or of their number.
     """
 
     network: Network = "snn"
@@ -65,7 +81,7 @@ class Simulation:
     reduction: Callable[[Tensor], Tensor] | None = None
     steps: range | None = None
     carry: bool = False
-    observers: list[Observer] = field(default_factory=list)
+    observers: list[Observer | Tally] = field(default_factory=list)
 
     @property
     def folds(self) -> bool:
@@ -98,6 +114,30 @@ class Simulation:
         """Return what the output layer needs of rows [n·B, …]: [B, …]."""
         assert self.steps is not None and self.reduction is not None
         return self.reduction(signal.unflatten(0, (len(self.steps), -1)))
+
+    def tally(self, code: Code) -> Tensor | None:
+        """Return where a kernel is to add up spikes by channel [C], int64.
+
+        None if nobody asks, if somebody asks for more, or if no kernel knows the neurons.
+        """
+        asked = bool(self.observers) and all(hasattr(observer, "tally") for observer in self.observers)
+        return torch.zeros_like(code.offset, dtype=torch.int64) if asked and code.recursion is not None else None
+
+    def tell(self, path: str, sent: Tensor | None, windows: int) -> None:
+        """Hand on what a kernel has added up, if it has (see ``Tally``)."""
+        if sent is not None:
+            for observer in self.observers:
+                cast(Tally, observer).tally(path, sent, windows, self.timesteps)
+
+    def show(self, path: str, spikes: Tensor) -> None:
+        """Hand on spikes (see ``Observer``), and their number to those who want that alone."""
+        for observer in self.observers:
+            if hasattr(observer, "tally"):
+                sent = torch.zeros(spikes.shape[-1], dtype=torch.int64, device=spikes.device)
+                torch_.tally(spikes, sent)
+                cast(Tally, observer).tally(path, sent, spikes[0].numel(), self.timesteps)
+            else:
+                observer.observe(path, spikes, self.timesteps)
 
     def clock(self, like: Tensor) -> Tensor:
         """Return the running steps as a column [n, 1, …, 1] to combine with [n, *B, C]."""

@@ -24,9 +24,10 @@ class LAS(FAS):
 
     Source: Chen et al. 2025, arXiv 2505.09659, and its released code. Deviations: those of ``OutlierAware``
     and ``Gated``; thresholds come from calibration data and not by hand; attention weights are coded before
-    they are divided by their sum; the product of gate and up projection is a product, where the code takes
-    the difference of products at every step, whose sum over the window it is. The released code computes the
-    outlier-aware neuron in closed form under its flag ``fast``, as ``execution="collapsed"`` does here.
+    they are divided by their sum; in a product of two changing values (gate and up projection, normalisation,
+    division by the sum) the digits of one select shifted copies of the other, where the code takes the difference
+    of products at every step, whose sum over the window it is. The released code computes the outlier-aware neuron
+    in closed form under its flag ``fast``, as ``execution="collapsed"`` does here.
 
     Example:
         >>> LAS().timesteps

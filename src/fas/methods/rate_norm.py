@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fas.methods._sites import RateCoded
 from fas.stages.rate_norm import FitRates
+from fas.stages.set_potential import SetPotential
 from fas.types import Coverage, Execution, Granularity, Operators, Schedule, Stage
 
 
@@ -13,8 +14,10 @@ from fas.types import Coverage, Execution, Granularity, Operators, Schedule, Sta
 class RateNorm(RateCoded):
     """IF neurons in the place of rate norm layers r = clip(ReLU(x)/θ, 0, 1), θ = running maximum × σ(s).
 
-    Stage 1 (``TrainRates``) trains weights with s fixed and is optional for a pretrained network, stage 2
+    Stage 1 trains weights with s fixed (``TrainRates``, for transformers models ``FinetuneRates``), stage 2
     (``FitRates``, run by ``fas.calibrate``, needs no labels) fits s alone, and stage 3 is the spiking network itself.
+    A pretrained network is what stage 1 leaves, and begins with stage 2; weights that are trained once more at the
+    thresholds of stage 2 (``scale=None``) win back what clipping costs.
 
     Attributes:
         timesteps: T, time steps of the spiking network.
@@ -24,6 +27,7 @@ class RateNorm(RateCoded):
         fit_epochs: passes of stage 2 over the calibration data.
         fit_rate: learning rate of s; far above the code's 0.01 to 0.1, which is for 200 passes over a training set.
         shared: one s for all layers.
+        potential: v_0/θ; 0 as in the paper, 0.5 for rounding to nearest, which takes far fewer steps.
         coverage: ``mlp`` (the layer behind every MLP activation) or ``linear`` (every layer).
         levels: L of the quantised network; T if None.
         granularity: one threshold per ``tensor`` as in the paper; per ``channel`` they are stored so, all the same.
@@ -57,6 +61,7 @@ class RateNorm(RateCoded):
     fit_epochs: int = 10
     fit_rate: float = 2.0
     shared: bool = False
+    potential: float = 0.0
     coverage: Coverage = "linear"
     levels: int | None = None
     granularity: Granularity = "tensor"
@@ -73,13 +78,12 @@ class RateNorm(RateCoded):
         self.stages()
 
     def stages(self) -> tuple[Stage, ...]:
-        """Stage 2: running maxima, then the fit of s."""
-        return (
-            FitRates(
-                scale=self.scale,
-                weight=self.omega_weight,
-                epochs=self.fit_epochs,
-                learning_rate=self.fit_rate,
-                shared=self.shared,
-            ),
+        """Stage 2: running maxima, then the fit of s; the initial potential where it is not 0."""
+        fit = FitRates(
+            scale=self.scale,
+            weight=self.omega_weight,
+            epochs=self.fit_epochs,
+            learning_rate=self.fit_rate,
+            shared=self.shared,
         )
+        return (fit, SetPotential(self.potential)) if self.potential else (fit,)

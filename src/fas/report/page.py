@@ -15,6 +15,7 @@ from fas.report.parameter_figures import parameter_figures
 from fas.report.result_figures import result_figures
 from fas.report.tables import tables
 from fas.report.theme import COLOURS, PAGE, inline, save, style
+from fas.runtime.directory import whole_file
 
 # From what one wants to know first to what one looks up.
 _ORDER = (
@@ -46,7 +47,8 @@ def write_report(findings: Findings, page: Path, *, figures: Path | None = None)
         drawings.sort(key=lambda drawing: _ORDER.index(drawing.name))
         text = render(findings, drawings)
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(text, encoding="utf-8")
+        with whole_file(page) as beside:
+            beside.write_text(text, encoding="utf-8")
         written = [page]
         if figures is not None:
             figures.mkdir(parents=True, exist_ok=True)

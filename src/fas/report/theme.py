@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fas.errors import MissingExtraError
+from fas.runtime.directory import whole_file
 
 # What a colour stands for, in light and in dark. Figures are drawn in the light one; in the page each becomes a
 # variable of the style sheet. Blue spikes, grey is dense, orange is quantised, everywhere.
@@ -112,7 +113,8 @@ def save(figure: Any, stem: Path) -> list[Path]:
         for kind in ("svg", "png"):
             path = stem.with_name(f"{stem.name}.{kind}")
             metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(path, dpi=160, facecolor="white", metadata=metadata)
+            with whole_file(path) as beside:
+                figure.savefig(beside, dpi=160, facecolor="white", metadata=metadata)
             written.append(path)
     return written
 

@@ -27,7 +27,7 @@ class Anytime:
         steps: time steps of every forward so far, the prompt's first.
 
     Raises:
-        ValueError: a negative margin; a model that is not spiking online, or an encoder-decoder.
+        ValueError: a negative margin; a model that is not spiking online, or an encoder-decoder; images.
 
     Example:
         >>> model.schedule = "online"  # doctest: +SKIP
@@ -62,6 +62,9 @@ class Anytime:
     ) -> Tensor:
         """Decode as transformers' sampling loop does; the signature is that of ``custom_generate``."""
         _check(model)
+        images = sorted(name for name in model_kwargs if name.startswith("pixel_"))
+        if images:
+            raise ValueError(f"early stopping reads text alone, and got {', '.join(images)}; generate without it")
         caches = [DynamicCache(config=model.config) for _ in range(model.timesteps)]
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from fas.types import Measurement, Record
 BASE = "base_model_name_or_path"
 """Where config.json keeps the name of the dense model; adapters of peft use the same word."""
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _STAGE = "measure"
+# What transformers fills into the hub's form for cards.
+_STOCK = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
 # Places inside of a model: a card is about the whole of it.
 _PARTS = ("site", "place", "path")
 # Follow from the energies, which the card states.
@@ -69,8 +76,22 @@ def write_card(directory: str | os.PathLike[str], measurements: Iterable[Measure
         records = [record for record in stored.get("records", ()) if record["stage"] != _STAGE]
         stored["records"] = records + [_recorded(row).to_dict() for row in measurements if _is_whole(row)]
         _replace(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    _replace(file, str(model_card(config)))
+    try:
+        text = str(model_card(config))
+    except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} is damaged or was edited ({type(error).__name__}: {error}); copy the model again"
+        ) from None
+    _replace(file, text)
     return file
+
+
+def is_stock(file: Path) -> bool:
+    """Whether a model card is the empty form that transformers uploads where there is none, untouched."""
+    if not file.is_file():
+        return False
+    text = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True).text
+    return text.strip() == ModelCard.from_template(ModelCardData(), model_description=_STOCK).text.strip()
 
 
 def model_card(config: Mapping[str, Any]) -> ModelCard:
@@ -81,8 +102,11 @@ def model_card(config: Mapping[str, Any]) -> ModelCard:
     """
     stored = FASConfig(**config["quantization_config"])
     architecture = (config.get("architectures") or ["model"])[0]
+    if not isinstance(architecture, str) or not architecture.isidentifier():
+        # It becomes part of the code that a card shows.
+        raise CheckpointError(f"config.json names the class {architecture!r}, which is no name of a class")
     base = config.get(BASE)
-    local = base is not None and base.startswith("./")
+    local = base is not None and not _HUB_NAME.fullmatch(base)
     task = _task(architecture)
     data = ModelCardData(
         # Hub pages of library transformers show how to load without our import, which gives the dense network.
@@ -91,7 +115,7 @@ def model_card(config: Mapping[str, Any]) -> ModelCard:
         pipeline_tag=task,
         tags=["spiking-neural-network", "fas", *(["transformers"] if "model_type" in config else [])],
     )
-    name = architecture if base is None else base.rpartition("/")[2]
+    name = architecture if base is None else _plain(base.rpartition("/")[2])
     origin = "" if base is None else f" from {name}" if local else f" from [{base}](https://huggingface.co/{base})"
     parts = [
         f"---\n{data.to_yaml()}\n---",
@@ -112,7 +136,7 @@ def _note(stored: FASConfig) -> str:
         return "**Not calibrated**: thresholds are not set, and the spiking network refuses to run."
     tokens = f", last on {calibrated[-1].results['tokens']:.0f} tokens" if calibrated else ""
     stages = [record.stage for record in stored.records if record.stage != _STAGE]
-    return f"Stages: {', '.join(dict.fromkeys(stages))}{tokens}."
+    return f"Stages: {_plain(', '.join(dict.fromkeys(stages)))}{tokens}."
 
 
 def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
@@ -174,9 +198,11 @@ def _energies(rows: Sequence[tuple[str, float, Mapping[str, Any]]]) -> list[str]
         partial = "> " if about.get("unpriced") else ""
         lines.setdefault(key, {})[about.get("energy_of", "snn")] = f"{partial}{_text(value / 1e6)}"
     about = rows[0][2]["conditions"]
+    told = _plain(_told(about, ("timesteps", "data", "tokens")))
+    reuse, precision = (_plain(str(about.get(name))) for name in ("reuse", "precision"))
     text = (
-        f"µJ per token, estimated from counted operations ({_told(about, ('timesteps', 'data', 'tokens'))}; weights "
-        f"kept for: {about.get('reuse')}; floats are {about.get('precision')}). Accounting *paper*: 0.9 pJ per "
+        f"µJ per token, estimated from counted operations ({told}; weights kept for: {reuse}; "
+        f"floats are {precision}). Accounting *paper*: 0.9 pJ per "
         "addition against 4.6 pJ per multiply-add, the layers behind the sites alone; *compute*: all arithmetic; "
         "*memory*: with weights, states and messages. > marks sums in which a price is missing. The fair comparison "
         "is the integer twin, which has as many levels."
@@ -220,7 +246,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:.4g}" if isinstance(value, float) else _plain(str(value)).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Return a text from a model's files as one line in which nothing is HTML or a link."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line.replace("<", "&lt;").replace("[", "\\[")
 
 
 def _replace(file: Path, text: str) -> None:

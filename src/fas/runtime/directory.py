@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import platform
 import shutil
 import tempfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,13 @@ MARK = "<!-- Written by fas, and again with every save. Take this line out to ke
 @contextlib.contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """Write a file apart from its place and move it there when it has been written; the block gets where to write."""
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        written = Path(beside) / target.name
-        yield written
-        os.replace(written, target)
+    _clear(target.parent, target.name)
+    beside = _beside(target.parent, target.name)
+    try:
+        yield beside / target.name
+        os.replace(beside / target.name, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 class whole_directory:
@@ -45,8 +51,11 @@ class whole_directory:
             raise NotADirectoryError(f"{self.target} is a file; name a directory to save to")
         self.target.parent.mkdir(parents=True, exist_ok=True)
         # Inside of a directory that is there: it may be the root of a file system, and its parent another's.
-        place = self.target if self.target.exists() else self.target.parent
-        self.beside = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=place))
+        place = self.target
+        if not self.target.exists():
+            place = self.target.parent
+            _clear(place, self.target.name)
+        self.beside = _beside(place, self.target.name)
         # mkdtemp is private to the user; what takes the place of a directory follows the umask as it would.
         umask = os.umask(0)
         os.umask(umask)
@@ -59,6 +68,8 @@ class whole_directory:
                 self.beside.rename(self.target)
             elif kind is None:
                 self._exchange()
+                # Not before: a process that was killed over an exchange has left old files there.
+                _clear(self.target, self.target.name)
         finally:
             shutil.rmtree(self.beside, ignore_errors=True)
 
@@ -79,6 +90,54 @@ class whole_directory:
             for source, place in reversed(moved):
                 place.rename(source)
             raise
+
+
+def _beside(place: Path, name: str) -> Path:
+    """Make a hidden directory to write in; its name says which process of which machine writes there."""
+    return Path(tempfile.mkdtemp(prefix=f"{_stem(name)}{os.getpid()}.", dir=place))
+
+
+def _clear(place: Path, name: str) -> None:
+    """Remove what processes of this machine that were killed while they wrote have left."""
+    for left in place.glob(f"{glob.escape(_stem(name))}*"):
+        process = left.name.removeprefix(_stem(name)).partition(".")[0]
+        if process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _stem(name: str) -> str:
+    return f".{name}.{zlib.crc32(platform.node().encode()):08x}-"
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Another user's.
+        return True
+    return True
+
+
+def put(written: Path, target: Path) -> None:
+    """Move a directory to its place, or its files into the directory that is there.
+
+    Interrupted by a kill, it can be done again: ``written`` is whole until it is done.
+    """
+    if not target.exists():
+        written.rename(target)
+        return
+    with whole_directory(target) as beside:
+        shutil.copytree(written, beside, copy_function=_twin, dirs_exist_ok=True)
+
+
+def _twin(source: str, copy: str) -> None:
+    """Give a file a second name, or copy it where a file system has no such thing."""
+    try:
+        os.link(source, copy)
+    except OSError:
+        shutil.copy2(source, copy)
 
 
 def _superseded(directory: Path, written: Collection[str]) -> set[str]:
@@ -150,9 +209,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise CheckpointError(f"{directory} has no config.json: it is not a model directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # RecursionError: brackets in brackets.
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy or convert the model again") from None
     return config

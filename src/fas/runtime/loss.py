@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +30,9 @@ def loss_from_output(model: Any, output: Any, labels: Tensor) -> Any:
         kind = "ForCausalLM"
     if model.config.is_encoder_decoder and kind != "ForSequenceClassification":
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
-    elif kind in ("ForCausalLM", "ForMaskedLM"):
+    elif kind in ("ForCausalLM", "ForMaskedLM") or (kind == "ForConditionalGeneration" and _is_from_table(model)):
+        # GIT answers at the patches of the image too, which stand in front of the text.
+        logits = logits[:, -labels.shape[1] :].contiguous()
         loss = LOSS_MAPPING[kind](logits=logits, labels=labels, vocab_size=logits.shape[-1])
     elif kind in ("ForSequenceClassification", "ForImageClassification"):
         loss = _classification(model, logits, labels)
@@ -40,6 +43,11 @@ def loss_from_output(model: Any, output: Any, labels: Tensor) -> Any:
         )
     values = {**dict(output.items()), "loss": loss}
     return type(output)(**values)
+
+
+def _is_from_table(model: Any) -> bool:
+    """Whether the class takes the loss of its kind from transformers, and does not compute one of its own."""
+    return "loss_function" in inspect.unwrap(type(model).forward).__code__.co_names
 
 
 def _classification(model: Any, logits: Tensor, labels: Tensor) -> Tensor:

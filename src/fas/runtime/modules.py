@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from fas.config import FASConfig
 from fas.errors import CheckpointError
 from fas.runtime.card import write_card
+from fas.runtime.checksums import write_sums
 from fas.runtime.directory import check_files, read_config, whole_directory
+from fas.runtime.foreign import check_neurons
 from fas.runtime.spiking import make_dense
 from fas.runtime.transformers_ import ConvertedModel, exchange
 from fas.surgery.fold_batch_norm import fold_batch_norm, prepare_folded
@@ -81,6 +83,7 @@ class ConvertedModule(ConvertedModel):
         with whole_directory(Path(save_directory)) as beside:
             (beside / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
             save_model(self, str(beside / _WEIGHTS))
+            write_sums(beside)
             write_card(beside)
 
 
@@ -106,7 +109,9 @@ def load_module(model: nn.Module, directory: str | os.PathLike[str]) -> Any:
             f"{folder} is no converted plain module: it needs a config.json with quantization_config and {_WEIGHTS}"
         )
     config = FASConfig(**stored)
-    check_files([str(file)], config.sites or [])
+    if config.sites is None:
+        raise CheckpointError(f"{folder / 'config.json'} names no spiking sites; it is damaged or was edited")
+    check_files([str(file)], config.sites)
     for record in config.records:
         if record.stage == "fold_batch_norm":
             prepare_folded(model, record.settings["folded"])
@@ -115,6 +120,7 @@ def load_module(model: nn.Module, directory: str | os.PathLike[str]) -> Any:
         load_model(model, str(file))
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{file} does not fit {type(model).__name__}: {error}") from None
+    check_neurons(model, str(folder))
     return model
 
 

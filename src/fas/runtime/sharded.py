@@ -19,10 +19,10 @@ from transformers.integrations.accelerate import accelerate_disk_offload
 
 from fas._version import __version__
 from fas.errors import CheckpointError
+from fas.runtime.foreign import check_finite, model_class, reading, weight_files
 from fas.surgery.replace import populations, spiking_layers
 
 _INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 
 
 class Sharded:
@@ -49,15 +49,21 @@ class Sharded:
     def __init__(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:
         if not (directory / "config.json").is_file():
             raise CheckpointError(f"{directory} has no config.json: streaming reads a directory of a dense model")
-        config = transformers.AutoConfig.from_pretrained(directory)
+        with reading(directory):
+            config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             raise CheckpointError(f"{directory} is converted or quantised already: stream the dense model")
         self.directory = directory
-        self.files, metadata = _files(directory)
+        self.files, metadata = weight_files(directory)
         # What the files hold decides; transformers' own default reads it from the first of them, too.
         self.stored_dtype = str(getattr(config, "dtype", None) or torch.float32).removeprefix("torch.")
-        with torch.device("meta"):
-            self.model: Any = _class(config)._from_config(config, dtype=dtype).eval()
+        cls = model_class(config)
+        if cls is None:
+            raise CheckpointError(
+                f"config.json names no class of transformers (architectures: {getattr(config, 'architectures', None)})"
+            )
+        with reading(directory), torch.device("meta"):
+            self.model: Any = cls._from_config(config, dtype=dtype).eval()
         if self.model.can_generate() and (directory / "generation_config.json").is_file():
             self.model.generation_config = transformers.GenerationConfig.from_pretrained(directory)
         try:
@@ -102,13 +108,16 @@ class Sharded:
         """Bring parameters into memory.
 
         Raises:
-            CheckpointError: a damaged file, or a tensor of another shape than the model's.
+            CheckpointError: a damaged file, or a tensor of another shape than the model's or with NaN in it.
         """
         for name in names:
+            file = self.index[name]["safetensors_file"]
             try:
-                set_module_tensor_to_device(self.model, name, "cpu", value=self._weights[name])
+                value = self._weights[name]
+                set_module_tensor_to_device(self.model, name, "cpu", value=value)
             except (SafetensorError, ValueError) as error:
-                raise CheckpointError(f"{self.index[name]['safetensors_file']}: {name}: {error}") from None
+                raise CheckpointError(f"{file}: {name}: {error}") from None
+            check_finite([(name, value)], file)
 
     def drop(self, names: Iterable[str]) -> None:
         """Take parameters out of memory, and whatever is made of them."""
@@ -176,36 +185,6 @@ def write_index(directory: Path, shards: dict[str, dict[str, int]]) -> None:
         "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
     }
     (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _files(directory: Path) -> tuple[list[Path], dict[str, Any] | None]:
-    """Return the files of weights, and the index where there are several."""
-    if (directory / _SINGLE).is_file():
-        return [directory / _SINGLE], None
-    if not (directory / _INDEX).is_file():
-        raise CheckpointError(
-            f"{directory} has neither {_SINGLE} nor {_INDEX}: streaming reads safetensors only; load the model with "
-            "transformers and save it again"
-        )
-    try:
-        index: dict[str, Any] = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
-        files = [directory / name for name in sorted(set(index["weight_map"].values()))]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise CheckpointError(f"{directory / _INDEX} is damaged: copy it again") from None
-    for file in files:
-        if not file.is_file() or file.parent != directory:
-            raise CheckpointError(f"{file} is missing: {_INDEX} names it; copy the checkpoint again")
-    return files, index
-
-
-def _class(config: Any) -> Any:
-    for name in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, name, None)
-        if found is not None:
-            return found
-    raise CheckpointError(
-        f"config.json names no class of transformers (architectures: {getattr(config, 'architectures', None)})"
-    )
 
 
 def _fill(module: nn.Module, name: str, value: float) -> None:

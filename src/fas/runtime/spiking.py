@@ -2,69 +2,32 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fas.kernels.dispatch import Backend, named
-from fas.layers.linear import SpikingLinear
 from fas.layers.simulation import Simulation, Weights
-from fas.runtime import fold
 from fas.runtime.loss import loss_from_output
+from fas.runtime.parts import Answering, Folding, Writing, parts_of
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Execution, Network, Operators, Schedule
 
-# What stands behind in the method resolution order is the model's own class.
-_Parent: Any = object
+_SETTINGS = "network timesteps levels schedule operators execution weights head reduction steps carry".split()
 
 
-class Folding(_Parent):
-    """A part of a converted model that may be called from outside: lays the time steps into the batch.
-
-    In the online schedule the rows of a batch are repeated T times on the way in. A part (an encoder that
-    ``generate`` calls by itself) hands its rows on as they are; the whole model reduces them.
-    """
-
-    _simulation: Simulation
-    _base_class: type
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model on as many rows as there are samples and steps."""
-        simulation = self._simulation
-        if not simulation.folds or simulation.steps is not None:
-            return super().forward(*args, **kwargs)
-        inputs = self._named(args, kwargs)
-        rows, steps = self._batch_rows(inputs), simulation.timesteps
-        with simulation.running(range(1, steps + 1)):
-            output = super().forward(**fold.fold_inputs(inputs, rows, steps))
-        return self._reduced(output, rows, steps)
-
-    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        names = list(inspect.signature(type(self).forward).parameters)[1:]
-        return {**dict(zip(names, args, strict=False)), **kwargs}
-
-    def _batch_rows(self, inputs: dict[str, Any]) -> int:
-        return fold.batch_rows(inputs)
-
-    def _reduced(self, output: Any, rows: int, steps: int) -> Any:
-        return output
-
-
-class SpikingModel(Folding):
+class SpikingModel(Answering):
     """What a converted model can do beside what it could before.
 
     The settings are plain attributes, effective at the next call: ``network`` (ann, quantised, snn),
     ``timesteps``, ``schedule`` (layerwise, online), ``operators`` (difference, instant), ``execution``
     (collapsed, stepped). ``isinstance`` with the original class holds, and its name is unchanged.
     """
-
-    config: Any
-    get_output_embeddings: Callable[[], Any]
-    _per_step: bool = False
 
     @property
     def simulation(self) -> Simulation:
@@ -147,7 +110,7 @@ class SpikingModel(Folding):
     def weights(self, value: Weights) -> None:
         self._simulation.weights = _one_of("weights", value, Weights)
 
-    def weight_error(self) -> dict[str, float]:
+    def weight_error(self) -> dict[str, builtins.float]:
         """Return ‖8-bit weight − weight‖ / ‖weight‖ of every spiking linear layer, thresholds folded in.
 
         Raises:
@@ -162,48 +125,34 @@ class SpikingModel(Folding):
         simulation = self._simulation
         if not simulation.folds or simulation.steps is not None:
             return super().forward(*args, **kwargs)
-        # Over T·B rows the model's own loss would average the answers of every step; it is taken of the last.
         inputs = self._named(args, kwargs)
-        labels = inputs.pop("labels", None)
+        if inputs.get("return_loss"):
+            raise ValueError(
+                f"{type(self).__name__} compares the samples of a batch in its loss, which the online schedule does "
+                "not compute; call the model without return_loss and take the loss of its logits"
+            )
+        as_tuple = inputs.get("return_dict", getattr(getattr(self, "config", None), "return_dict", True)) is False
+        if as_tuple:
+            inputs["return_dict"] = True
+        # Over T·B rows the model's own loss would average the answers of every step; it is taken of the last. Where
+        # the output layer lies in a part, that part computes the loss, of one answer too.
+        labels = None if self._writing() is not None else inputs.pop("labels", None)
         if labels is not None:
             prepare = getattr(self, "prepare_decoder_input_ids_from_labels", None)
             if prepare is not None and inputs.get("decoder_input_ids") is None:
                 inputs["decoder_input_ids"] = prepare(labels)
-        with self._answering():
-            output = super().forward(**inputs)
-        return output if labels is None else loss_from_output(self, output, labels)
+        output = super().forward(**inputs)
+        if labels is not None:
+            output = loss_from_output(self, output, labels)
+        return output.to_tuple() if as_tuple else output
 
-    def _reduced(self, output: Any, rows: int, steps: int) -> Any:
-        if self._per_step:
-            per_step = (lambda x: x) if self.operators == "difference" else fold.running_mean
-            return fold.reduce_steps(output, rows, steps, per_step)
-        return fold.reduce_steps(output, rows, steps, self._reduction())
+    def _head(self) -> Any:
+        writing = self._writing()
+        return super()._head() if writing is None else writing.get_output_embeddings()
 
-    def _reduction(self) -> Callable[[Tensor], Tensor]:
-        return fold.last if self.operators == "difference" else fold.mean
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Let the output layer compute the answer alone, not what it would be after every step.
-
-        It is linear, so the mean of its outputs is its output for the mean. What stands behind it must be too;
-        Gemma 2 caps its logits, whose mean is then taken behind the cap.
-        """
-        head = self.get_output_embeddings() if hasattr(self, "get_output_embeddings") else None
-        capped = getattr(self.config, "final_logit_softcapping", None) is not None
-        if head is None or self._per_step or (capped and self.operators == "instant"):
-            yield
-            return
-        simulation = self._simulation
-        with simulation.using(head=head, reduction=self._reduction()):
-            if isinstance(head, SpikingLinear):
-                yield
-                return
-            handle = head.register_forward_pre_hook(lambda _, arguments: simulation.reduced(arguments[0]))
-            try:
-                yield
-            finally:
-                handle.remove()
+    def _writing(self) -> Any:
+        """Return the language model that writes for this one, None where it does so itself."""
+        return next((part for part in self.children() if isinstance(part, Writing)), None)
 
     def logits_per_step(self, **inputs: Any) -> Tensor:
         """Return the answer at every time step of the online schedule.
@@ -229,9 +178,34 @@ class SpikingModel(Folding):
             self._per_step = False
 
     def _answer(self, output: Any) -> Tensor:
-        """Return the logits in what the forward returns."""
-        logits: Tensor = output.logits
+        """Return the logits in what the forward returns; of images for texts, where it compares them."""
+        logits: Tensor = output["logits" if "logits" in output else "logits_per_image"]
         return logits
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **named: Any
+    ) -> None:
+        """Let blocks be computed again under the settings, and at the time steps, of the first time."""
+        simulation = self._simulation
+
+        def under_same_settings(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            settings = {name: getattr(simulation, name) for name in _SETTINGS}
+
+            def run(*again: Any) -> Any:
+                with simulation.using(**settings):
+                    return function(*again)
+
+            return gradient_checkpointing_func(run, *arguments, **options)
+
+        super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=under_same_settings, **named)
+
+    def half(self) -> Any:
+        """Cast to float16 as ``to`` does; transformers refuses it for what it calls quantised."""
+        return self.to(torch.float16)
+
+    def float(self) -> Any:
+        """Cast to float32 as ``to`` does; transformers refuses it for what it calls quantised."""
+        return self.to(torch.float32)
 
     def reset(self) -> None:
         """Drop membrane state that an interrupted step-by-step run has left, and what was folded into weights."""
@@ -239,20 +213,6 @@ class SpikingModel(Folding):
             population.reset()
         for layer in spiking_layers(self).values():
             layer.reset()
-
-    def _reorder_cache(self, past_key_values: Any, beam_idx: Tensor) -> Any:
-        """Reorder a cache for beam search: online it holds T rows for every beam."""
-        steps = self.timesteps if self._simulation.folds else 1
-        rows = len(beam_idx)
-        index = fold.fold(beam_idx, rows, steps)
-        if steps > 1:
-            shift = index.new_tensor(range(steps)).repeat_interleave(rows) * rows
-            index = index + shift
-        parent = getattr(super(), "_reorder_cache", None)
-        if parent is not None:
-            return parent(past_key_values, index)
-        past_key_values.reorder_cache(index)
-        return past_key_values
 
 
 def _one_of(name: str, value: Any, choices: Any) -> Any:
@@ -284,25 +244,14 @@ def spiking_class(base: Any, mixin: Any = SpikingModel) -> Any:
 
 def make_spiking(model: Any, simulation: Simulation, mixin: type = SpikingModel) -> None:
     """Give a model whose layers have been exchanged its time steps, in place."""
-    model._simulation = simulation
-    encoder = _encoder(model)
-    model.__class__ = spiking_class(type(model), mixin)  # type: ignore[arg-type]
-    if encoder is not None:
-        encoder._simulation = simulation
-        encoder.__class__ = spiking_class(type(encoder), Folding)  # type: ignore[arg-type]
+    for part, kind in [(model, mixin), *parts_of(model)]:
+        part._simulation = simulation
+        part.__class__ = spiking_class(type(part), kind)  # type: ignore[arg-type]
 
 
 def make_dense(model: Any) -> None:
     """Undo ``make_spiking``."""
-    encoder = _encoder(model)
-    for part in (model, encoder):
+    for part, _ in [*parts_of(model), (model, None)]:
         if isinstance(part, Folding):
             part.__class__ = part._base_class
             del part._simulation
-
-
-def _encoder(model: Any) -> Any:
-    """Return the part that ``generate`` runs by itself in an encoder-decoder model."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return None
-    return model.get_encoder()

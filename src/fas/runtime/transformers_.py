@@ -14,8 +14,10 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from fas.config import FASConfig
 from fas.errors import CheckpointError
 from fas.layers.simulation import Simulation
-from fas.runtime.card import BASE, write_card
+from fas.runtime.card import BASE, is_stock, write_card
+from fas.runtime.checksums import write_sums
 from fas.runtime.directory import CARD, check_files, is_ours, whole_directory
+from fas.runtime.foreign import check_neurons
 from fas.runtime.spiking import SpikingModel, make_dense, make_spiking
 from fas.surgery.attention import SPIKING_ATTENTION
 from fas.surgery.replace import attach, detach
@@ -78,7 +80,7 @@ class ConvertedModel(SpikingModel):
         return super().init_continuous_batching(*arguments, **named)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write ``config.json``, safetensors and a model card; a new directory appears whole or not at all.
+        """Write ``config.json``, safetensors with their checksums and a model card; whole or not at all.
 
         Into a directory that is there, files are moved when all have been written. Those of an earlier save are
         replaced or go; everything else stays, a ``README.md`` that this library did not write too.
@@ -94,8 +96,14 @@ class ConvertedModel(SpikingModel):
         target = Path(save_directory)
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", target.resolve().name)
+        # transformers takes the weights of quantised models from the quantiser, not from its caller.
+        self.hf_quantizer.weights = kwargs.get("state_dict")
         with whole_directory(target) as beside:
-            super().save_pretrained(beside, **kwargs)
+            try:
+                super().save_pretrained(beside, **kwargs)
+            finally:
+                self.hf_quantizer.weights = None
+            write_sums(beside)
             # Only the first of several processes writes.
             if (beside / "config.json").is_file() and not (beside / CARD).is_file():
                 write_card(beside)
@@ -105,12 +113,15 @@ class ConvertedModel(SpikingModel):
     ) -> Any:
         """Send files to the hub, with our card unless the repository has one that somebody wrote.
 
-        By now transformers has put there the repository's card, or a stock one if it has none.
+        By now transformers has put there the repository's card, or a stock one if it has none; one that came with the
+        tokenizer says nothing either.
         """
         file = Path(working_dir) / CARD
-        if is_ours(file) or not HfApi().file_exists(repo_id, CARD, token=kwargs.get("token")):
+        mine = is_ours(file) or is_stock(file)
+        if mine or not HfApi().file_exists(repo_id, CARD, token=kwargs.get("token")):
             file.unlink(missing_ok=True)
             write_card(Path(working_dir))
+        write_sums(Path(working_dir))
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
 
@@ -119,6 +130,8 @@ class FASQuantizer(HfQuantizer):
     """Hooks of ``from_pretrained``: spiking layers before the weights arrive, or after them."""
 
     requires_calibration = False
+    # What save_pretrained was given to write in place of the model's own tensors.
+    weights: dict[str, Any] | None = None
 
     def is_serializable(self) -> bool:
         """Whether ``save_pretrained`` may write the model."""
@@ -134,9 +147,9 @@ class FASQuantizer(HfQuantizer):
         """Whether ``Trainer`` may train all parameters: stage 1 does."""
         return True
 
-    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
-        """Mark the weights file."""
-        return None, {"fas_version": self.quantization_config.version}
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """Return the weights given to ``save_pretrained`` (gathered ones of a sharded model), and mark the file."""
+        return self.weights, {"fas_version": self.quantization_config.version}
 
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
@@ -153,6 +166,8 @@ class FASQuantizer(HfQuantizer):
         # A dense checkpoint: only now can the model run and show its sites.
         if not isinstance(model, ConvertedModel):
             install(model, self.quantization_config, self)
+        else:
+            check_neurons(model, str(getattr(model.config, "_name_or_path", "") or type(model).__name__))
         return model
 
 

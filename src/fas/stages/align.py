@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fas.errors import CalibrationError
 from fas.stages.descent import frozen
 from fas.stages.losses import alignment, divergence
+from fas.stages.ranks import place
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Progress, Record, Stage
 
@@ -38,7 +39,7 @@ class Align(Stage):
 
     Raises:
         CalibrationError: a loss that is not finite.
-        ValueError: a field outside its range.
+        ValueError: a field outside its range; several processes.
 
     Source: FAS (arXiv 2502.04405), fine calibration. Deviation: parameters per channel, never per token.
     """
@@ -63,6 +64,9 @@ class Align(Stage):
     def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
         """Train in place and report the loss of the first and of the last tenth."""
         began = time.perf_counter()
+        if place()[1] > 1:
+            # The spread that errors are relative to is that of the whole batch, which no process would see.
+            raise ValueError(f"the losses are trained by one process, and {place()[1]} have been started: start one")
         if not batches:
             raise CalibrationError("no calibration data: at least one batch is needed")
         teacher = _Teacher(model, self._teacher(model))

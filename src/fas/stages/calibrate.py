@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas._version import __version__
 from fas.layers.population import Population
 from fas.stages.fit import Fit, drive, fit_channels, fit_layer
 from fas.stages.fit_sparse import SpikeCost, fit_sparse
 from fas.stages.fit_uneven import fit_uneven
+from fas.stages.kept import KeptSites
+from fas.stages.ranks import bytes_of
 from fas.stages.sensitivity import sensitivities
 from fas.stages.walk import Visit, walk
-from fas.surgery.replace import spiking_layers
+from fas.surgery.replace import neuron_parameters, spiking_layers
 from fas.types import Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
@@ -65,10 +69,10 @@ class Calibrate(Stage):
         began, steps = time.perf_counter(), model.timesteps
         layers = spiking_layers(model)
         costs = self._costs(model, batches) if self.spike_price else {}
-        divergence = fitting = 0.0
+        fitting = 0.0
 
         def visit(seen: Visit) -> dict[str, float]:
-            nonlocal divergence, fitting
+            nonlocal fitting
             population, bounds = seen.population, seen.population.neuron.bounds(steps)
             # Rows lie in the order of the data, so every k-th is a fair sample.
             sample = seen.snn[:: max(1, len(seen.snn) // self.fit_rows)]
@@ -86,13 +90,15 @@ class Calibrate(Stage):
                 shift = (population.replaced(seen.ann) - sent).mean(0)
                 for path in seen.site.layers:
                     layers[path].push_error(shift)
+            figures = _figures(seen, population, counts, sent, steps)
             if cost is not None:
                 wrong = sent - population.replaced(seen.snn)
                 error = wrong.var(0, correction=0) if cost.corrected else wrong.square().mean(0)
-                divergence += float((cost.error * error).sum())
-            return _figures(seen, population, counts, sent, steps)
+                figures["expected_divergence"] = float((cost.error * error).sum())
+            return figures
 
-        figures = walk(model, model.sites, batches, visit, max_rows=self.max_rows, progress=progress)
+        kept = self._kept(model, batches)
+        figures = walk(model, model.sites, batches, visit, max_rows=self.max_rows, kept=kept, progress=progress)
         tokens = sum(_positions(batch) for batch in batches)
         error = sum(f["relative_error"] for f in figures.values()) / len(figures)
         seconds = time.perf_counter() - began
@@ -104,8 +110,29 @@ class Calibrate(Stage):
             "mean_relative_error": error,
         }
         if self.spike_price:
-            results["expected_divergence"] = divergence
+            results["expected_divergence"] = sum(f["expected_divergence"] for f in figures.values())
         return Record("calibrate", asdict(self), results, figures)
+
+    def _kept(self, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> KeptSites | None:
+        """Return what an interrupted run has kept where ``fas.calibrate`` was told to keep it."""
+        directory = getattr(model, "keep_sites", None)
+        if directory is None:
+            return None
+        about = {
+            "stage": asdict(self),
+            "timesteps": model.timesteps,
+            "method": model.fas_config.method,
+            "options": str(model.fas_config.recipe),
+            "weights": _digest([self._parameters(model)]),
+            "data": _digest(batches),
+            "versions": {"fas": __version__, "torch": torch.__version__},
+        }
+        return KeptSites(directory, model, about)
+
+    def _parameters(self, model: Any) -> dict[str, Tensor]:
+        """Return what the result depends on: a coarse fit does not look at the thresholds of an earlier one."""
+        own = neuron_parameters(model) if self.coarse else set()
+        return {name: value for name, value in model.state_dict().items() if name not in own}
 
     def _costs(self, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, SpikeCost]:
         """Return what errors and spikes cost at every site."""
@@ -133,6 +160,13 @@ class Calibrate(Stage):
         if start is None:
             return fit_layer(x, bounds)
         return start
+
+
+def _digest(batches: Sequence[Mapping[str, Tensor]]) -> str:
+    found = hashlib.sha256()
+    for part in bytes_of(batches):
+        found.update(part)
+    return found.hexdigest()
 
 
 def _figures(seen: Visit, population: Population, counts: Tensor, sent: Tensor, steps: int) -> dict[str, float]:

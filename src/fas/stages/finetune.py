@@ -19,7 +19,9 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from fas.errors import DataError, NotCalibratedError
 from fas.runtime.transformers_ import ConvertedModel, uninstall
-from fas.stages.training import Collator, fingerprint_data, fingerprint_weights, train
+from fas.stages.ranks import place
+from fas.stages.run_directory import fingerprint_data, fingerprint_weights
+from fas.stages.training import Collator, train
 from fas.surgery.replace import populations
 from fas.types import Progress, Record
 
@@ -246,7 +248,8 @@ def finetune(
             evaluate=_evaluation(settings, dense, eval_dataset, batch),
             resume=resume, progress=progress, stop_at=int(record.results["steps"]),
         )  # fmt: skip
-        dense.save_pretrained(directory)
+        if place()[0] == 0:
+            dense.save_pretrained(directory)
         results = {**record.results, **{f"control_{name}": value for name, value in figures.items()}}
         record = Record(record.stage, record.settings, results, record.sites)
     model.records.append(record)

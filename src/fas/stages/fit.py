@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fas.stages.ranks import gathered, share
+
 # Smallest threshold: far below any activation, far above the rounding of float32 parameters.
 _TINY = 1e-8
 # Channels fitted together: 4,096 activations of each are 1 MiB.
 _BLOCK = 64
 # Error that a wider range may add, relative to the variance: −45 dB, far below what 17 levels cost (−19 dB).
-_SPARE = 3e-5
+SPARE = 3e-5
 _FIELDS = ("threshold", "offset", "v_init", "error")
 
 
@@ -106,13 +108,14 @@ def fit_channels(
 
     Source: Lloyd 1982, restricted to uniform levels.
     """
-    # A block of channels stays in the cache over all iterations.
+    # A block of channels stays in the cache over all iterations; of several processes each fits some blocks.
     fits = []
-    for first in range(0, x.shape[1], _BLOCK):
-        part = slice(first, first + _BLOCK)
+    for block in share(-(-x.shape[1] // _BLOCK)):
+        part = slice(block * _BLOCK, (block + 1) * _BLOCK)
         begin = None if start is None else _part(start, part)
         fits.append(_fit_block(x[:, part].contiguous(), bounds, begin, centred, iterations))
-    return Fit(*(torch.cat([getattr(fit, name) for fit in fits]) for name in _FIELDS))
+    none = x.new_empty(0)
+    return Fit(*(gathered(torch.cat([none, *(getattr(fit, name) for fit in fits)])) for name in _FIELDS))
 
 
 def _part(fit: Fit, part: slice) -> Fit:
@@ -146,9 +149,9 @@ def _fit_block(x: Tensor, bounds: tuple[int, int], start: Fit | None, centred: b
 
 
 def _widened(x: Tensor, fit: Fit, bounds: tuple[int, int]) -> Fit:
-    """Multiply the range by as much as costs no more than ``_SPARE`` of the channel's variance."""
+    """Multiply the range by as much as costs no more than ``SPARE`` of the channel's variance."""
     variance = x.var(0, correction=0)
-    allowed = fit.error + _SPARE * variance
+    allowed = fit.error + SPARE * variance
     widest = fit
     for factor in (1.25, 1.5, 2.0, 3.0, 4.0):
         trial = _with_error(x, Fit(fit.threshold * factor, fit.offset, fit.v_init, fit.error), bounds)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fas.stages.fit import Fit
+from fas.stages.fit import SPARE, Fit
 from fas.types import Neuron
 
 # Below this share of the largest magnitude a range loses more at its end than it gains inside.
 _SMALLEST, _CANDIDATES = 0.1, 16
+_WIDER = (1.25, 1.5, 2.0, 3.0, 4.0)
 
 
 def encode_uneven(x: Tensor, threshold: Tensor, v_init: Tensor, neuron: Neuron, timesteps: int) -> Tensor:
@@ -28,6 +29,9 @@ def encode_uneven(x: Tensor, threshold: Tensor, v_init: Tensor, neuron: Neuron, 
 
 def fit_uneven(x: Tensor, neuron: Neuron, timesteps: int, *, per_channel: bool) -> Fit:
     """Choose θ by the smallest mean squared error over shares of the largest magnitude.
+
+    Where the code has levels to spare the range is widened as far as the error hardly grows (``fit_channels``):
+    activations beyond those recorded will come and would be clipped.
 
     Args:
         x: activations [n, C].
@@ -54,4 +58,12 @@ def fit_uneven(x: Tensor, neuron: Neuron, timesteps: int, *, per_channel: bool) 
         chosen = torch.where(better, trial.threshold, best.threshold)
         best = Fit(chosen, best.offset, half, torch.minimum(trial.error, best.error))
     assert best is not None
-    return best
+    variance = x.var(0, correction=0) if per_channel else x.var(correction=0)
+    allowed, widest = best.error + SPARE * variance, best
+    for factor in _WIDER:
+        wrong = (encode_uneven(x, best.threshold * factor, half, neuron, timesteps) - x).square().mean(0)
+        wrong = wrong if per_channel else wrong.mean()
+        fits = (wrong <= allowed) & (variance > 0)
+        chosen = torch.where(fits, best.threshold * factor, widest.threshold)
+        widest = Fit(chosen, best.offset, half, torch.where(fits, wrong, widest.error))
+    return widest

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -26,7 +27,8 @@ class Layout:
     Attributes:
         repeated: sites whose layers run more than once in a pass.
         handed: blocks whose hidden state is the very one that the block before them has returned.
-        forms: blocks that receive nothing else of others of their list, so that a pass can leave them out; what each
+        forms: blocks that receive nothing else of others of their list, and whose hidden state nothing but the next
+            block reads (LLaVA reads that of the last block but one), so that a pass can leave them out; what each
             returns behind its hidden state, None where it returns the hidden state alone. Tensors there (weights
             of attention that nobody asked for) are None.
     """
@@ -80,18 +82,27 @@ def observe(model: nn.Module, run: Callable[[], None]) -> Layout:
         for path in blocks:
             handles += watch.block(stem, path, model.get_submodule(path))
     try:
-        run()
+        with watch:
+            run()
     finally:
         for handle in handles:
             handle.remove()
+    for path in watch.handed:
+        stem, _, number = path.rpartition(".")
+        before = f"{stem}.{int(number) - 1}" if stem else str(int(number) - 1)
+        if before in watch.read:
+            watch.forms.pop(before, None)
     repeated = {path for path, population in neurons.items() if watch.sites[path] > population.readers}
     return Layout(frozenset(repeated), frozenset(watch.handed), watch.forms)
 
 
-class _Watch:
-    """What the hooks of one pass collect."""
+class _Watch(TorchFunctionMode):
+    """What the hooks of one pass collect, and which hidden states functions of torch read between the blocks."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.read: set[str] = set()
+        self.inside = 0
         self.sites: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.handed: set[str] = set()
@@ -101,12 +112,22 @@ class _Watch:
         self.made: dict[str, Any] = {}
         self.latest: dict[str, Tensor] = {}
 
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function and note whose hidden state it reads."""
+        result = func(*args, **(kwargs or {}))
+        if not self.inside and (isinstance(result, Tensor) or getattr(func, "__name__", "") != "__get__"):
+            for x in pytree.tree_leaves((args, kwargs)):
+                if isinstance(x, Tensor):
+                    self.read.update(made[x] for made in self.made.values() if x in made)
+        return result
+
     def block(self, stem: str, path: str, module: nn.Module) -> list[Any]:
         """Watch a block."""
         made = self.made.setdefault(stem, WeakTensorKeyDictionary())
 
         def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             hidden = arguments[0] if arguments else named.get("hidden_states")
+            self.inside += 1
             self.calls[path] += 1
             if self.calls[path] > 1:
                 self.handed.discard(path)
@@ -120,6 +141,7 @@ class _Watch:
                 self.forms[path] = None
 
         def after(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            self.inside -= 1
             self.latest[stem] = hidden_of(output)
             for x in pytree.tree_leaves(output):
                 if isinstance(x, Tensor):

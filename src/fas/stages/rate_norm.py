@@ -142,13 +142,14 @@ def rate_inference_loss(made: Tensor, target: Tensor, seen: Sequence[Tensor], we
 
 
 @dataclass(eq=False)
-class _Maxima:
+class Maxima:
     """Running maxima p ← (1 − m) p + m · max ReLU(x), from the first batch's own."""
 
     momentum: float
     values: dict[Population, Tensor] = field(default_factory=dict)
 
     def update(self, population: Population, x: Tensor) -> Tensor:
+        """Return p of a population after ``x``."""
         top = x.detach().amax().clamp_min(0).float()
         known = self.values.get(population)
         self.values[population] = top if known is None else (1 - self.momentum) * known + self.momentum * top
@@ -157,9 +158,11 @@ class _Maxima:
 
 @contextmanager
 def rates(
-    model: Any, threshold: Callable[[Population], Tensor], maxima: _Maxima | None = None
+    model: Any, threshold: Callable[[Population], Tensor], maxima: Maxima | None = None
 ) -> Iterator[dict[Population, Tensor]]:
     """Let the model run as the network of rates: every site passes θ · clip(ReLU(x)/θ, 0, 1) on.
+
+    x is what the neurons get: behind a GELU that they replace, what the GELU would have got.
 
     Args:
         model: a converted model.
@@ -177,7 +180,7 @@ def rates(
     def clip(population: Any, arguments: Any, output: Tensor) -> Tensor:
         if population.neuron.signed:
             raise SiteError(f"{population.path} receives values of both signs; a firing rate is between 0 and 1")
-        x = output.clamp_min(0)
+        x = arguments[0].clamp_min(0)
         if maxima is not None:
             maxima.update(population, x)
         value = threshold(population).clamp_min(_SMALLEST)
@@ -201,7 +204,7 @@ def running_maxima(
     Raises:
         CalibrationError: a site that is never above zero.
     """
-    maxima = _Maxima(momentum)
+    maxima = Maxima(momentum)
     with evaluating(model), rates(model, lambda p: maxima.values[p] * share, maxima):
         for batch in batches:
             model(**inputs_of(batch))
@@ -209,12 +212,17 @@ def running_maxima(
 
 
 def checked(model: Any, maxima: dict[Population, Tensor]) -> dict[Population, Tensor]:
-    """Refuse maxima of zero.
+    """Refuse maxima of zero, and those that are no numbers.
 
     Raises:
-        CalibrationError: a site that was never above zero or never reached.
+        CalibrationError: a site that was never above zero or never reached, or received NaN or infinite values.
     """
     for path, population in populations(model).items():
+        if population in maxima and not bool(maxima[population].isfinite()):
+            raise CalibrationError(
+                f"the input of {path} has NaN or infinite values; check the weights of the layers before it and the "
+                "calibration data"
+            )
         if population not in maxima or not bool(maxima[population] > 0):
             raise CalibrationError(
                 f"site {path} is never above zero on the calibration data: use other data, or exclude the layer"

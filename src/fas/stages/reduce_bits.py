@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fas.layers.population import Population
-from fas.stages.descent import check_descent, cross_entropy, descend, inputs_of
+from fas.stages.descent import check_descent, inputs_of
 from fas.stages.set_thresholds import SetThresholds
-from fas.surgery.probe import evaluating
-from fas.surgery.replace import populations, spiking_layers
+from fas.stages.train_quantised import TrainQuantised
 from fas.types import Progress, Record, Stage
 
 # Batches whose activations thresholds are set from: the walk holds them all in memory.
@@ -65,30 +63,10 @@ class ReduceBits(Stage):
     def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
         """Train in place, one round after the other."""
         began, results = time.perf_counter(), {}
-        neurons = [parameter for population in populations(model).values() for parameter in _learned(population)]
-        weights = _dense_parameters(model)
+        training = TrainQuantised(self.epochs, self.learning_rate, self.momentum, self.weight_decay, self.seed)
         for bits in self.bits:
             model.levels = model.timesteps = 2**bits - 1
             if self.refit:
                 SetThresholds(rule="error").run(model, [inputs_of(batch) for batch in batches[:_LOOKED_AT]])
-            with evaluating(model), model.simulation.using(network="quantised", observers=[]):
-                history = descend(
-                    [*weights, *neurons], batches, lambda batch: cross_entropy(model, batch),
-                    label=f"{bits} bits", epochs=self.epochs, learning_rate=self.learning_rate,
-                    momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed, progress=progress,
-                )  # fmt: skip
-            tenth = max(1, len(history) // 10)
-            results[f"loss_{bits}_bits"] = sum(history[-tenth:]) / tenth
-        model.reset()
+            results[f"loss_{bits}_bits"] = training.run(model, batches, progress).results["loss_last"]
         return Record("reduce_bits", asdict(self), {"seconds": time.perf_counter() - began, **results})
-
-
-def _learned(population: Population) -> list[nn.Parameter]:
-    return [population.log_threshold]
-
-
-def _dense_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return what the dense network has: everything but the neurons and the corrections of the bias."""
-    own = {id(p) for population in populations(model).values() for p in population.parameters()}
-    own |= {id(layer.correction) for layer in spiking_layers(model).values()}
-    return [p for p in model.parameters() if id(p) not in own and p.requires_grad]

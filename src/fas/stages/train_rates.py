@@ -1,4 +1,4 @@
-"""Rate norm layers, first stage: the weights of the network of rates, thresholds following the running maximum."""
+"""Rate norm layers, first stage: the weights of the network of rates, by descent on batches in memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.layers.population import Population
 from fas.stages.descent import check_descent, cross_entropy, descend
-from fas.stages.rate_norm import _Maxima, checked, rates
+from fas.stages.rate_norm import Maxima, checked, rates
+from fas.stages.train_quantised import dense_parameters
 from fas.surgery.probe import evaluating
-from fas.surgery.replace import populations, spiking_layers
+from fas.surgery.replace import populations
 from fas.types import Progress, Record, Stage
 
 
@@ -21,10 +23,12 @@ from fas.types import Progress, Record, Stage
 class TrainRates(Stage):
     """Train weights and biases by cross-entropy with θ_l = p_l · σ(s), s fixed, p_l the running maximum.
 
-    Afterwards thresholds have that value, and ``FitRates`` goes on from the weights.
+    Afterwards thresholds have that value, and ``FitRates`` goes on from the weights. With ``scale=None`` thresholds
+    are kept instead: behind ``FitRates``, which clips what is large for the sake of speed, the weights learn to do
+    without it.
 
     Attributes:
-        scale: s.
+        scale: s; None keeps every threshold as it is.
         epochs: passes over the labelled batches.
         learning_rate: of SGD with momentum 0.9, decaying to zero.
         weight_decay: of SGD.
@@ -36,12 +40,13 @@ class TrainRates(Stage):
         CalibrationError: batches without labels, or a loss that is not finite.
 
     Source: Ding et al. 2021 (arXiv 2105.11654), first stage (released code: s = 10, so that σ(s) ≈ 1; SGD at 0.1).
-    Deviation: batch normalisation has been folded into the layers before it; the paper trains with it.
+    Deviations: batch normalisation has been folded into the layers before it; the paper trains with it. The paper does
+    not return to the weights behind the second stage, which ``scale=None`` is for.
     """
 
-    scale: float = 10.0
+    scale: float | None = 10.0
     epochs: int = 1
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-3
     weight_decay: float = 5e-4
     momentum: float = 0.1
     seed: int = 0
@@ -52,23 +57,51 @@ class TrainRates(Stage):
 
     def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
         """Train in place."""
-        began, maxima = time.perf_counter(), _Maxima(self.momentum)
-        share = float(torch.tensor(self.scale).sigmoid())
-        own = {id(p) for population in populations(model).values() for p in population.parameters()}
-        own |= {id(layer.correction) for layer in spiking_layers(model).values()}
-        weights = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
+        began, thresholds = time.perf_counter(), Thresholds(model, self.scale, self.momentum)
 
         def loss(batch: Mapping[str, Tensor]) -> Tensor:
-            with rates(model, lambda population: maxima.values[population] * share, maxima):
+            with thresholds.running():
                 return cross_entropy(model, batch)
 
         with evaluating(model):
             history = descend(
-                weights, batches, loss, label="weights", epochs=self.epochs, learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay, seed=self.seed, progress=progress,
+                dense_parameters(model), batches, loss, label="weights", epochs=self.epochs,
+                learning_rate=self.learning_rate, weight_decay=self.weight_decay, seed=self.seed, progress=progress,
             )  # fmt: skip
-        for population, top in checked(model, maxima.values).items():
-            population.set(top * share, torch.zeros_like(top), torch.zeros_like(top))
-        model.reset()
+        thresholds.settle()
         results = {"seconds": time.perf_counter() - began, "loss_first": history[0], "loss_last": history[-1]}
         return Record("train_rates", asdict(self), results)
+
+
+class Thresholds:
+    """What θ is while weights are trained: the running maximum times σ(s), or what it was.
+
+    Args:
+        model: a converted model.
+        scale: s; None keeps the thresholds that the model has.
+        momentum: of the running maximum.
+    """
+
+    def __init__(self, model: Any, scale: float | None, momentum: float) -> None:
+        self._model = model
+        self._kept = {p: p.threshold.detach() for p in populations(model).values()} if scale is None else None
+        self._share = 1.0 if scale is None else float(torch.tensor(float(scale)).sigmoid())
+        self._maxima = Maxima(momentum)
+
+    def running(self) -> Any:
+        """Let the model run as the network of rates."""
+        return rates(self._model, self._value, self._maxima if self._kept is None else None)
+
+    def _value(self, population: Population) -> Tensor:
+        return self._maxima.values[population] * self._share if self._kept is None else self._kept[population]
+
+    def settle(self) -> None:
+        """Set the thresholds that the training ended with; v_0 = 0 behind a running maximum, no offset.
+
+        Raises:
+            CalibrationError: a site that was never above zero.
+        """
+        if self._kept is None:
+            for population, top in checked(self._model, self._maxima.values).items():
+                population.set(top * self._share, torch.zeros_like(top), torch.zeros_like(top))
+        self._model.reset()

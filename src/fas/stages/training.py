@@ -1,13 +1,12 @@
-"""Transformers' Trainer for quantised networks: threshold group, finite losses, runs that resume."""
+"""Transformers' Trainer for quantised networks: threshold group, finite losses, sharded weights."""
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import importlib.util
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,9 +22,12 @@ from transformers.trainer_callback import PrinterCallback
 from fas.errors import CheckpointError, FASError, MissingExtraError
 from fas.layers.population import Population
 from fas.runtime.transformers_ import ConvertedModel
+from fas.stages.ranks import PATIENCE, check_same, first_says, lost_named, place
+from fas.stages.run_directory import begin, save_run, state_of, step_of
+from fas.stages.sharding import prepare_sharding, shards_weights, take_weights
 from fas.stages.spike_penalty import Penalty, penalised
-from fas.surgery.replace import populations
-from fas.surgery.sites import block_of, is_spiking
+from fas.surgery.replace import neuron_parameters, populations
+from fas.surgery.sites import block_of
 from fas.types import Progress
 
 if TYPE_CHECKING:
@@ -33,10 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What a run directory says about the run whose checkpoints it holds.
-RUN_FILE = "finetune.json"
-# Rows that stand for a data set in its fingerprint.
-_SAMPLE = 10_000
 # Largest v_0/θ: the initial potential stays below the threshold.
 _BELOW_ONE = 1 - 2**-20
 
@@ -91,6 +89,10 @@ class ThresholdTrainer(Trainer):
         loss = super().compute_loss(*arguments, **named)
         return loss if self.penalty is None else loss + self.penalty.cost()
 
+    def compute_loss_context_manager(self) -> Any:
+        """Return where the loss is computed: under autocast, which accelerate hangs around unsharded models only."""
+        return self.accelerator.autocast() if self.is_fsdp_enabled else super().compute_loss_context_manager()
+
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
         """Run one forward and backward pass, and refuse to go on from a loss that is not finite."""
         loss: Tensor = super().training_step(*arguments, **named)
@@ -101,6 +103,11 @@ class ThresholdTrainer(Trainer):
                 "lower them or lengthen the warm-up"
             )
         return loss
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Let no process write that a checkpoint is complete before each has written its part."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a checkpoint that leaves parameters of the model as they were."""
@@ -124,14 +131,15 @@ class Watch(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, label: str, progress: Progress | None, stop_at: int | None) -> None:
-        self.potentials = [m.v_init for m in model.modules() if isinstance(m, Population)]
+        # Not the parameters: sharding puts others in their places.
+        self.neurons = [m for m in model.modules() if isinstance(m, Population)]
         self.label, self.progress, self.stop_at = label, progress, stop_at
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Bring initial potentials back below the threshold, where the closed forms over time hold."""
         with torch.no_grad():
-            for potential in self.potentials:
-                potential.clamp_(0, _BELOW_ONE)
+            for population in self.neurons:
+                population.v_init.clamp_(0, _BELOW_ONE)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Report the step; the last one is always logged and saved."""
@@ -182,24 +190,34 @@ def train(
     """
     label = "fine-tune" if isinstance(model, ConvertedModel) else "fine-tune control"
     began = time.perf_counter()
-    arguments = arguments_of(settings, directory)
-    checkpoint = begin(directory, description, resume=resume, write=arguments.should_save)
+    arguments, sharded = arguments_of(settings, directory), shards_weights()
     device, results = next(model.parameters()).device, {"rows": float(len(dataset))}
-    model.to(arguments.device)
+    description = {**description, "processes": arguments.world_size, "sharded": sharded}
+    check_same("data, weights and settings of fine-tuning", [json.dumps(description).encode()], arguments.device)
+    checkpoint = _begun(directory, description, resume, arguments)
+    if not sharded:
+        model.to(arguments.device)
     try:
         if evaluate is not None:
             results["eval_loss_before"] = evaluate()
-        with _prepared(model, settings.gradient_checkpointing), penalised(model, settings.spike_price) as penalty:
+        # A sharded model stays so: a copy is sharded, and the trained weights come back.
+        trained = _twin(model) if sharded else model
+        with _prepared(trained, settings.gradient_checkpointing), penalised(trained, settings.spike_price) as penalty:
             trainer = ThresholdTrainer(
                 threshold_learning_rate=settings.threshold_learning_rate,
                 penalty=penalty,
-                model=model,
+                model=trained,
                 args=arguments,
                 train_dataset=dataset,
                 data_collator=collator,
-                callbacks=[Watch(model, label, progress, stop_at), *callbacks],
+                callbacks=[Watch(trained, label, progress, stop_at), *callbacks],
             )
-            state = _run(trainer, checkpoint, stop_at)
+            if sharded:
+                prepare_sharding(trainer)
+            with lost_named():
+                state = _run(trainer, checkpoint, stop_at)
+                if sharded:
+                    take_weights(model, trained)
         losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
         results["train_loss"] = losses[-1] if losses else math.nan
         results["steps"], results["epochs"] = float(state["global_step"]), float(state["epoch"])
@@ -222,6 +240,20 @@ def _run(trainer: ThresholdTrainer, checkpoint: Path | None, stop_at: int | None
         return state
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return asdict(trainer.state)
+
+
+def _begun(directory: Path, description: Mapping[str, Any], resume: bool, arguments: TrainingArguments) -> Path | None:
+    """Return the checkpoint to go on from, which the first process chooses."""
+    found = begin(directory, description, resume=resume) if place()[0] == 0 else None
+    step = first_says(-1 if found is None else step_of(found), arguments.device)
+    return None if step < 0 else directory / f"checkpoint-{step}"
+
+
+def _twin(model: Any) -> Any:
+    """Return a copy of a model; what populations remember of their last input cannot be copied."""
+    if isinstance(model, ConvertedModel):
+        model.reset()
+    return copy.deepcopy(model)
 
 
 @contextmanager
@@ -287,114 +319,9 @@ def arguments_of(settings: Finetune, directory: Path) -> TrainingArguments:
         warmup_steps=settings.warmup, weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm, bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
+        ddp_timeout=int(PATIENCE.total_seconds()),
         use_cpu=not torch.accelerator.is_available(), dataloader_pin_memory=torch.accelerator.is_available(),
         save_strategy="steps", save_steps=settings.save_steps, save_total_limit=settings.save_total_limit,
         logging_steps=settings.logging_steps, logging_nan_inf_filter=False, disable_tqdm=True,
         report_to=["tensorboard"] if settings.tensorboard else [],
     )  # fmt: skip
-
-
-def neuron_parameters(model: nn.Module) -> set[str]:
-    """Return the names of the parameters that the dense network does not have."""
-    names: set[str] = set()
-    for path, module in model.named_modules():
-        if isinstance(module, Population):
-            names.update(f"{path}.{name}" for name, _ in module.named_parameters(recurse=False))
-        elif is_spiking(module):
-            names.add(f"{path}.correction")
-    return names
-
-
-def fingerprint_data(dataset: Any) -> str:
-    """Return a digest of a data set: its length and up to 10,000 rows, evenly spread.
-
-    A data set whose rows change by chance names itself by an attribute ``fingerprint``.
-    """
-    named = getattr(dataset, "fingerprint", None) or getattr(dataset, "_fingerprint", None)
-    if isinstance(named, str):
-        return named
-    digest = hashlib.sha256(str(len(dataset)).encode())
-    for index in range(0, len(dataset), max(1, -(-len(dataset) // _SAMPLE))):
-        for key, value in sorted(dataset[index].items()):
-            # Tensors and arrays by their bytes: long ones print shortened.
-            content = torch.as_tensor(value).tolist() if hasattr(value, "__array__") else value
-            digest.update(f"{key}{content!r}".encode())
-    return digest.hexdigest()[:16]
-
-
-def fingerprint_weights(model: nn.Module) -> str:
-    """Return a digest of the weights that dense and converted model share: both ends of every tensor.
-
-    Thresholds are left out: calibration on another number of threads may differ in their last bit.
-    """
-    digest, own = hashlib.sha256(), neuron_parameters(model)
-    for name, parameter in sorted(model.named_parameters()):
-        if name not in own:
-            flat = parameter.detach().reshape(-1)
-            ends = torch.cat([flat[:8], flat[-8:]]).float().cpu()
-            digest.update(f"{name}{tuple(parameter.shape)}".encode() + ends.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def begin(directory: Path, description: Mapping[str, Any], *, resume: bool, write: bool) -> Path | None:
-    """Return the checkpoint from which a run goes on, None for a run that starts.
-
-    Args:
-        directory: of the run.
-        description: what the result depends on.
-        resume: go on where checkpoints are; else they are removed.
-        write: whether this process writes (one of several does).
-
-    Raises:
-        CheckpointError: checkpoints of another run; the field that differs is named.
-    """
-    file = directory / RUN_FILE
-    known: dict[str, Any] | None = None
-    if file.is_file():
-        try:
-            known = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise CheckpointError(f"{file} is damaged; remove {directory} or name another output_dir") from None
-    present = sorted(directory.glob("checkpoint-*"), key=_step)
-    if present and known is None:
-        raise CheckpointError(
-            f"{directory} holds {present[-1].name} but no {RUN_FILE}: another program wrote it; name another output_dir"
-        )
-    if not resume and write:
-        for path in present:
-            shutil.rmtree(path)
-    complete = [path for path in present if resume and state_of(path) is not None]
-    if complete and known is not None:
-        for field, value in description.items():
-            if known.get(field) != value:
-                raise CheckpointError(
-                    f"{directory} holds checkpoints of another run: {field} was {known.get(field)!r} and is "
-                    f"now {value!r}; start from the same, name another output_dir, or pass resume=False, "
-                    "which removes them"
-                )
-    if write:
-        save_run(directory, description)
-    return complete[-1] if complete else None
-
-
-def save_run(directory: Path, description: Mapping[str, Any]) -> None:
-    """Write the run file, whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f".{RUN_FILE}"
-    beside.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    beside.replace(directory / RUN_FILE)
-
-
-def state_of(checkpoint: Path) -> dict[str, Any] | None:
-    """Return Trainer's state in a checkpoint; None for one not written to the end (the state comes last)."""
-    try:
-        state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        logger.warning("%s was not written to the end; it is passed over", checkpoint)
-        return None
-    return state
-
-
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1

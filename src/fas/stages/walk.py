@@ -8,7 +8,7 @@ is reached from the model's input instead: slower, the same. So are layers that 
 (ALBERT): their sites see the inputs of every time.
 
 A model that is larger than the memory is walked through with a ``Residence``, which has one block of it there
-at a time.
+at a time. Of several processes each runs its share of the batches; all see the rows of all, in their order.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ from torch import Tensor, nn
 from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
+from fas.stages.kept import KeptSites
 from fas.stages.layout import hidden_of, left_out, observe, siblings
+from fas.stages.masks import masks_of_sites
 from fas.stages.memory import give_back
+from fas.stages.ranks import agree, bytes_of, check_same, gathered, place, share
 from fas.stages.residence import Figures, Residence
+from fas.stages.rows import kept_rows, thinned
 from fas.surgery.probe import evaluating
-from fas.surgery.replace import attention_of, populations
+from fas.surgery.replace import attention_of, populations, spiking_layers
 from fas.surgery.sites import block_of
 from fas.types import Network, Site
 
@@ -80,6 +84,7 @@ def walk(
     visit: Callable[[Visit], Figures | None],
     *,
     max_rows: int = 32768,
+    kept: KeptSites | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Figures]:
     """Visit every site in the order of execution; a visited site spikes from then on.
@@ -94,6 +99,7 @@ def walk(
         batches: inputs of its forward.
         visit: sets the parameters of one site; may return figures about it.
         max_rows: activations kept per site, evenly spread over the batches; at most 256 MiB of them.
+        kept: sites that an earlier run has visited, which are not visited again; takes those of this one.
         progress: told after each site.
 
     Returns:
@@ -102,6 +108,8 @@ def walk(
     Raises:
         CalibrationError: no batches, no activations at a site, or some that are not finite (the layer is
             named).
+        FASError: of several processes one has other batches, or is gone.
+        ValueError: several processes and a ``residence``.
     """
     if not batches:
         raise CalibrationError("no calibration data: at least one batch is needed")
@@ -110,7 +118,10 @@ def walk(
             raise CalibrationError(f"calibration batch {i} of {len(batches)} is empty: leave it out")
     simulation: Simulation = model._simulation
     residence: Residence | None = getattr(model, "residence", None)
-    neurons = populations(model)
+    if residence is not None and place()[1] > 1:
+        raise ValueError(f"streaming is the work of one process, and {place()[1]} have been started: start one")
+    neurons, layers = populations(model), spiking_layers(model)
+    check_same("calibration batches", bytes_of(batches), next(iter(neurons.values())).log_threshold.device)
     figures: dict[str, Figures] = {}
     done = 0
     with evaluating(model), simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
@@ -120,11 +131,15 @@ def walk(
                 for site in segment.sites:
                     if residence is not None and residence.has_visited(site):
                         found = residence.figures.get(site.path)
-                    else:
+                    elif kept is None or (found := kept.restore(site)) is None:
                         ann, snn = segment.inputs(site)
                         if residence is not None:
                             residence.prepare(site)
                         found = visit(Visit(site, neurons[site.path], ann, snn))
+                        agree(neurons[site.path].parameters())
+                        agree(layers[path].correction for path in site.layers)
+                        if kept is not None:
+                            kept.keep(site, found or {})
                     if found is not None:
                         figures[site.path] = found
                     active(neurons[site.path])
@@ -161,13 +176,13 @@ class _Walker:
 
     def __post_init__(self) -> None:
         self.encoder = self.model.get_encoder() if getattr(self.model.config, "is_encoder_decoder", False) else None
+        self.mine = share(len(self.batches))
         # The encoder's answer to each batch, as the decoder's cross-attention receives it.
         self.encoded: dict[tuple[int, Network], Tensor] = {}
         # Chains that passes through the model leave out, since what comes out of them is known.
         self.behind: list[_Chain] = []
-        self.layout = (
-            observe(self.model, lambda: self.run(0, "ann")) if self.residence is None else self.residence.layout
-        )
+        self.layout = self.residence.layout if self.residence else observe(self.model, lambda: self.run(0, "ann"))
+        self.masks = masks_of_sites(self.model, self.batches[0], lambda: self.run(0, "ann"))
 
     def segments(self, sites: Sequence[Site]) -> Iterator[_Segment]:
         """Group sites by block, and blocks by the chain in which one hands over to the next."""
@@ -226,7 +241,7 @@ class _Walker:
         and in cross-attention by what it reads (``encoded``). Weights of queries that are padding are left
         out, and so are the zeros of keys that a query must not see.
         """
-        name = "attention_mask"
+        name = self.masks.get(site.path, "attention_mask")
         if self.encoder is not None and not encoded:
             inside = any(module is population for module in self.encoder.modules())
             name = "attention_mask" if inside else "decoder_attention_mask"
@@ -259,7 +274,7 @@ class _Segment:
         walker = self.walker
         population = populations(walker.model)[site.path]
         most = min(walker.max_rows, _BYTES // (4 * site.channels))
-        share = max(1, most // len(walker.batches))
+        limit = max(1, most // len(walker.batches))
         where = f"{site.path} ({'dense' if network == 'ann' else 'spiking'} network)"
         rows: list[Tensor] = []
         calls: list[Tensor] = []
@@ -276,7 +291,7 @@ class _Segment:
             if arguments[0] is not latest:
                 latest = arguments[0]
                 encoded = crossing or walker.is_encoded(i, network, latest)
-                calls.append(_rows(latest, walker.mask(i, site, population, latest, encoded=encoded), share, where))
+                calls.append(kept_rows(latest, walker.mask(i, site, population, latest, encoded=encoded), limit, where))
             if not self.again:
                 raise _Reached
 
@@ -285,20 +300,21 @@ class _Segment:
             attention = walker.model.get_submodule(attention_of(site))
             handles.append(attention.register_forward_pre_hook(enter, with_kwargs=True))
         try:
-            for i in range(len(walker.batches)):
+            for i in walker.mine:
                 self.run(i, network)
                 if calls:
-                    rows.append(_thinned(torch.cat(calls), share))
+                    rows.append(thinned(torch.cat(calls), limit))
                 calls, latest = [], None
         finally:
             for handle in handles:
                 handle.remove()
-        if not sum(len(x) for x in rows):
+        found = gathered(torch.cat(rows or [population.log_threshold.new_empty(0, site.channels)]))
+        if not len(found):
             raise CalibrationError(
                 f"no activations reach {where}: the calibration data is empty, all padding, or does not take "
                 "the model there; calibrate on other data, or exclude the layer"
             )
-        return torch.cat(rows)
+        return found
 
 
 class _Chain:
@@ -315,7 +331,7 @@ class _Chain:
         self.calls: dict[tuple[Network, int], dict[str, _Call]] = {}
         networks: tuple[Network, Network] = ("ann", "snn")
         for network in networks if self.position < len(self.blocks) else ():
-            for i in range(len(walker.batches)):
+            for i in walker.mine:
                 self._record(i, network)
 
     def _record(self, i: int, network: Network) -> None:
@@ -376,22 +392,3 @@ class _Chain:
         if self.walker.residence is not None:
             self.walker.residence.enter(path)
         return self.walker.model.get_submodule(path)
-
-
-def _rows(x: Tensor, mask: Tensor | None, share: int, where: str) -> Tensor:
-    """Return up to ``share`` activations [n, C] in float32, without padding."""
-    if not bool(x.isfinite().all()):
-        raise CalibrationError(
-            f"the input of {where} has NaN or infinite values; check the weights of the layers before it "
-            "and the calibration data"
-        )
-    if mask is not None:
-        x = x[mask.bool()]
-    return _thinned(x.detach().reshape(-1, x.shape[-1]), share).to(torch.float32, copy=True)
-
-
-def _thinned(x: Tensor, share: int) -> Tensor:
-    """Return up to ``share`` rows, evenly spread."""
-    if len(x) <= share:
-        return x
-    return x[torch.linspace(0, len(x) - 1, share, device=x.device).round().long()]

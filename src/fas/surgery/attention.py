@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fas.errors import FASError, SiteError
 from fas.layers.attention import AttentionOperands, attention_scores, exponentials, spiking_attention
+from fas.surgery.written_attention import Recorder, writes_attention
 
 # Ours by what the model had: the dense network inside stays the one it was, to the bit.
 _SPIKING = {"sdpa": "fas_sdpa", "eager": "fas_eager"}
@@ -25,17 +27,19 @@ _RECORD = "_fas_attention_calls"
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of the attention function.
+    """One call of the attention function, or one attention that a module wrote out.
 
     Attributes:
-        module: the module that called.
+        module: the module that called or wrote.
         query: shape [B, heads, queries, width]; likewise key and value.
+        written: whether the module wrote it out, so that values are read behind the weights.
     """
 
     module: nn.Module
     query: tuple[int, ...]
     key: tuple[int, ...]
     value: tuple[int, ...]
+    written: bool = False
 
 
 def _attention(
@@ -132,45 +136,49 @@ def _refuse(module: nn.Module, named: dict[str, Any]) -> None:
 
 
 def is_spiking_attention(model: Any) -> bool:
-    """Whether a model is set to our attention functions."""
-    return getattr(model.config, "_attn_implementation", None) in _DENSE
+    """Whether a model, or a part of it, is set to our attention functions."""
+    return any(part.config._attn_implementation in _DENSE for part in _asking(model))
+
+
+def _asking(model: nn.Module) -> list[Any]:
+    """Return the parts whose attention function can be set, from the outermost to the innermost."""
+    from transformers.modeling_utils import PreTrainedModel
+
+    return [m for m in model.modules() if isinstance(m, PreTrainedModel) and m._can_set_attn_implementation()]
 
 
 def use_spiking_attention(model: Any) -> None:
     """Let a transformers model call our attention function, which is the dense one until operands are there.
 
+    Parts whose attention cannot be set write it out themselves and stay as they are.
+
     Raises:
-        SiteError: a model whose attention does not go through transformers' interface, or that is set to a
-            function other than ``sdpa`` and ``eager``.
+        SiteError: a model that is none of transformers, or that is set to a function other than ``sdpa`` and
+            ``eager``.
     """
     from transformers.modeling_utils import PreTrainedModel
 
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel):
         raise SiteError(f"coverage 'full' needs a transformers model, whose attention can be exchanged; got {name}")
-    if is_spiking_attention(model):
-        return
-    for path, module in model.named_modules():
-        if isinstance(module, PreTrainedModel) and not module._can_set_attn_implementation():
-            inside = [f"{p} ({type(m).__name__})" for p, m in module.named_modules() if is_attention_class(m)]
+    for part in _asking(model):
+        present = part.config._attn_implementation
+        if present in _DENSE:
+            continue
+        if present not in _SPIKING:
             raise SiteError(
-                f"{type(module).__name__}{f' at {path}' if path else ''} computes attention by itself and not through "
-                f"transformers' attention interface: {', '.join(inside[:1])}. Use coverage 'linear'"
+                f"{type(part).__name__} is set to attention {present!r}, beside which spikes cannot be computed: load "
+                f"it with attn_implementation={' or '.join(repr(known) for known in _SPIKING)}"
             )
-    present = model.config._attn_implementation
-    if present not in _SPIKING:
-        raise SiteError(
-            f"{name} is set to attention {present!r}, beside which spikes cannot be computed: load it with "
-            f"attn_implementation={' or '.join(repr(known) for known in _SPIKING)}"
-        )
-    register_attention()
-    model.set_attn_implementation(_SPIKING[present])
+        register_attention()
+        part.set_attn_implementation(_SPIKING[present])
 
 
 def use_dense_attention(model: Any) -> None:
     """Undo ``use_spiking_attention``."""
-    if is_spiking_attention(model):
-        model.set_attn_implementation(_DENSE[model.config._attn_implementation])
+    for part in _asking(model):
+        if part.config._attn_implementation in _DENSE:
+            part.set_attn_implementation(_DENSE[part.config._attn_implementation])
 
 
 def is_attention_class(module: nn.Module) -> bool:
@@ -180,23 +188,42 @@ def is_attention_class(module: nn.Module) -> bool:
 
 @contextmanager
 def recording_attention(model: nn.Module, record: Callable[[AttentionCall], None]) -> Iterator[None]:
-    """Report every call of the attention function while the block runs; models of others have none.
+    """Report every call of the attention function, and every attention that a module writes out, in the block.
+
+    Modules that are none of transformers have neither.
 
     Raises:
-        SiteError: see ``use_spiking_attention``.
+        SiteError: see ``use_spiking_attention``; a module that asks for an attention function in a way that its code
+            does not show, or whose own attention has more than two products.
     """
     from transformers.modeling_utils import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
         yield
         return
+
+    def written(module: nn.Module, query: torch.Size, key: torch.Size, value: torch.Size) -> None:
+        record(AttentionCall(module, tuple(query), tuple(key), tuple(value), written=True))
+
+    recorder = Recorder(written)
+
+    def keep(call: AttentionCall) -> None:
+        if writes_attention(call.module):
+            raise SiteError(
+                f"{type(call.module).__name__} gets its attention function from elsewhere, so that it cannot be told "
+                "how it computes attention: use coverage 'linear'"
+            )
+        recorder.asked(call.module)
+        record(call)
+
     before = is_spiking_attention(model)
     use_spiking_attention(model)
     modules = list(model.modules())
     for module in modules:
-        object.__setattr__(module, _RECORD, record)
+        object.__setattr__(module, _RECORD, keep)
     try:
-        yield
+        with recorder.following(model), recorder:
+            yield
     finally:
         for module in modules:
             object.__delattr__(module, _RECORD)

@@ -25,6 +25,8 @@ from fas.types import Neuron
 
 FLOATS = "floats"
 SUMS = "sums of weighted spikes"
+DIGITS = "gated digits"
+_SHIFTED = "additions of stored values, shifted"
 _MATRIX = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "convolution", "scaled_dot_product"})
 _ADDS = frozenset({"add", "sub", "rsub", "sum", "mean", "cumsum"})
 _PRODUCTS = frozenset({"mul", "div", "addcmul", "neg"})
@@ -45,7 +47,8 @@ class Operation:
     Attributes:
         path: where, the number of the block as ``*``.
         what: linear layer, product, softmax, normalisation, activation or the name of the operation.
-        arrives: ``binary``, ``ternary`` or ``graded`` spikes, sums of weighted spikes, or floats.
+        arrives: ``binary``, ``ternary`` or ``graded`` spikes, sums of weighted spikes, digits of a gated population, or
+            floats.
         left: the work that remains, in words.
         floats: whether a multiplication with or an evaluation of a value that is no spike remains.
         count: how many there are.
@@ -116,6 +119,8 @@ class _Watch(TorchDispatchMode):
         self.simulation, self.tokens = simulation, tokens
         self.inside: list[tuple[str, nn.Module]] = []
         self.notes: dict[tuple[str, str, str], Operation] = {}
+        # What the latest gated activation has sent; held, so that no other tensor takes its identity.
+        self.digits: Tensor | None = None
         kinds = [module for module in model.modules() if not isinstance(module, Population)]
         layers = [module for module in kinds if is_linear(module) or is_convolution(module) or is_spiking(module)]
         if not hasattr(model, "main_input_name"):
@@ -140,6 +145,8 @@ class _Watch(TorchDispatchMode):
                 self._note(path, "convolution", arrives, "additions", amount, floats=False)
             elif isinstance(module, GatedActivation) or (is_activation(module) and not _is_relu(module)):
                 self._activation(path, module, output.numel() / self.tokens)
+            if isinstance(module, GatedActivation):
+                self.digits = output
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
@@ -186,7 +193,13 @@ class _Watch(TorchDispatchMode):
             inner = next((x.shape[-1] for x in arguments if isinstance(x, Tensor)), 1)
             self._note(here, name, FLOATS, "multiply-adds", amount * inner, floats=True)
         elif name in _ADDS:
-            self._note(here, name, self.between, "additions", amount, floats=self.between == FLOATS)
+            left = "additions" if self.between == FLOATS else "graded accumulation, additions"
+            self._note(here, name, self.between, left, amount, floats=self.between == FLOATS)
+        elif name == "mul" and any(x is self.digits for x in arguments if isinstance(x, Tensor)):
+            self._note(here, "gated product", DIGITS, _SHIFTED, amount, floats=False)
+        elif name in ("mul", "div") and sum(isinstance(x, Tensor) and x.ndim > 0 for x in arguments) == 1:
+            left = "scaling by one number, which weights or thresholds can take in"
+            self._note(here, name, self.between, left, amount, floats=self.between == FLOATS)
         elif name in _PRODUCTS:
             self._note(here, name, self.between, "multiplications", amount, floats=True)
         else:
@@ -202,8 +215,8 @@ class _Watch(TorchDispatchMode):
             self._note(path, "linear", FLOATS, "multiply-adds", weight.numel(), floats=True)
         elif isinstance(module, GatedNorm):
             width = module.weight.shape[0]
-            self._note(path, "square, root, reciprocal", self.between, "gated digits", width + 2, floats=False)
-            self._note(path, "normalisation", "gated digits", "multiplications", width, floats=True)
+            self._note(path, "square, root, reciprocal", self.between, DIGITS, width + 2, floats=False)
+            self._note(path, "normalisation", DIGITS, _SHIFTED, width, floats=False)
         elif type(module).__name__.endswith("Norm"):
             width = int(getattr(module, "weight", torch.empty(0)).shape[0])
             left = "multiplications, squares, one root and one reciprocal a row"
@@ -215,7 +228,7 @@ class _Watch(TorchDispatchMode):
     def _activation(self, path: str, module: nn.Module, amount: float) -> None:
         if isinstance(module, GatedActivation):
             name = f"activation {module.function.name}"
-            self._note(path, name, self.between, "gated digits", amount, floats=False)
+            self._note(path, name, self.between, DIGITS, amount, floats=False)
         else:
             name = f"activation {type(module).__name__}"
             self._note(path, name, self.between, "evaluations", amount, floats=True)
@@ -238,9 +251,10 @@ class _Watch(TorchDispatchMode):
             left = f"additions of stored {kept}" if spiking else f"multiply-adds with stored {kept}"
             self._note(path, what, sent(driver), left, max(channels("query"), channels(store)), floats=not spiking)
         gates, heads = operands.softmax_gated, channels("attention_weight")
-        left = "gated digits" if gates else "an exponential a key, a reciprocal a query"
+        left = DIGITS if gates else "an exponential a key, a reciprocal a query"
         self._note(path, "softmax", self.between, left, heads, floats=not gates)
-        self._note(path, "division by the sum", self.between, "multiplications", channels("query"), floats=True)
+        arrives, left = (DIGITS, _SHIFTED) if gates else (self.between, "multiplications")
+        self._note(path, "division by the sum", arrives, left, channels("query"), floats=not gates)
 
 
 def _accounted(module: nn.Module) -> bool:

@@ -15,7 +15,8 @@ from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.surgery.attention import use_dense_attention, use_spiking_attention
 from fas.surgery.operators import attach_operators, detach_operators
-from fas.surgery.sites import is_convolution, is_linear
+from fas.surgery.sites import is_convolution, is_linear, is_spiking
+from fas.surgery.written_attention import use_dense_products, use_spiking_products, writes_attention
 from fas.types import OPERANDS, Granularity, Neuron, Site
 
 
@@ -93,11 +94,15 @@ def attach(
                 activation.inplace = False  # type: ignore[union-attr]
             exchanged[site.activation] = nn.Identity()
     if factors:
+        # Before anything is exchanged: this may be refused.
         use_spiking_attention(model)
     for path, module in exchanged.items():
         model.set_submodule(path, module)
     for path, populations_of in factors.items():
-        model.get_submodule(path).operands = AttentionOperands(populations_of, softmax_gated=gated)
+        attention = model.get_submodule(path)
+        attention.operands = AttentionOperands(populations_of, softmax_gated=gated)
+        if writes_attention(attention):
+            use_spiking_products(attention)
     if gated:
         attach_operators(model, simulation)
 
@@ -106,8 +111,12 @@ def detach(model: nn.Module, sites: Iterable[Site]) -> None:
     """Put dense layers, activations and attention back, with the present weights; thresholds are dropped."""
     sites = list(sites)
     detach_operators(model)
-    for path in dict.fromkeys(attention_of(site) for site in sites if site.role in OPERANDS):
-        del _submodule(model, path).operands
+    operands = dict.fromkeys(attention_of(site) for site in sites if site.role in OPERANDS)
+    for path in operands:
+        attention = _submodule(model, path)
+        del attention.operands
+        use_dense_products(attention)
+    if operands:
         use_dense_attention(model)
     for site in sites:
         if site.role in OPERANDS:
@@ -141,3 +150,14 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         raise SiteError(
             f"{type(model).__name__} has no module {path}; the configuration belongs to another model"
         ) from None
+
+
+def neuron_parameters(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that the dense network does not have."""
+    names: set[str] = set()
+    for path, module in model.named_modules():
+        if isinstance(module, Population):
+            names.update(f"{path}.{name}" for name, _ in module.named_parameters(recurse=False))
+        elif is_spiking(module):
+            names.add(f"{path}.correction")
+    return names

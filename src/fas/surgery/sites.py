@@ -91,7 +91,8 @@ def find_sites(
 
     Raises:
         SiteError: no site, a block whose MLP shows no activation in front of a linear layer, or (``full``)
-            attention that does not go through transformers' attention interface.
+            attention that neither goes through transformers' attention interface nor is written out as two products
+            around a softmax.
     """
     patterns = tuple(exclude)
     if is_convolutional(model):
@@ -271,19 +272,17 @@ def _operand_sites(model: nn.Module, record: Trace, excluded: Callable[[str], bo
             continue
         seen[path] = None
         (_, heads, _, width), (_, shared, _, _), (*_, value_width) = call.query, call.key, call.value
-        for site in (
-            Site(f"{path}.operands.query", "query", heads * width),
-            Site(f"{path}.operands.key", "key", shared * width),
-            Site(f"{path}.operands.value", "value", shared * value_width),
-            Site(f"{path}.operands.attention_weight", "attention_weight", heads, signed=False),
-        ):
-            if not excluded(site.path):
-                found.append((before, site))
+        channels: dict[Role, int] = {"query": heads * width, "key": shared * width, "value": shared * value_width}
+        factors = [Site(f"{path}.operands.{role}", role, number) for role, number in channels.items()]
+        factors.insert(
+            2 if call.written else 3, Site(f"{path}.operands.attention_weight", "attention_weight", heads, signed=False)
+        )
+        found += [(before, site) for site in factors if not excluded(site.path)]
     for path in sorted(record.entered):
         if not any(f"{inner}.".startswith(f"{path}.") or f"{path}.".startswith(f"{inner}.") for inner in seen):
             raise SiteError(
-                f"{path} ({type(model.get_submodule(path)).__name__}) computes attention by itself and not through "
-                "transformers' attention interface: use coverage 'linear'"
+                f"{path} ({type(model.get_submodule(path)).__name__}) computes attention by itself, neither through "
+                "transformers' attention interface nor as two products around a softmax: use coverage 'linear'"
             )
     return found
 

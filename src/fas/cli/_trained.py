@@ -1,0 +1,159 @@
+"""Stage 1 inside a comparison: methods that have one, and the dense network beside them, on the same data."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from fas.cli._data import is_classifier, training_rows
+from fas.cli._models import Loaded
+from fas.cli._networks import is_plain, photographs
+from fas.cli._output import Output
+
+if TYPE_CHECKING:
+    from fas.types import Stage
+
+# Methods whose papers train a network on labels or text.
+TRAINED = ("fas", "qcfs_only", "fast_snn", "rate_norm")
+# Of plain networks: images of a step at least, and the rate of SGD, for weights that are trained already.
+_ROWS, _RATE = 64, 2e-3
+
+
+@dataclass
+class Control:
+    """The dense network after the same training.
+
+    Attributes:
+        loaded: that network.
+        seconds: of its training.
+    """
+
+    loaded: Loaded
+    seconds: float
+
+
+class Training:
+    """So many steps for every method that has a stage 1, from its own thresholds, and once for the control.
+
+    Networks of ``rate_norm`` train as networks of rates, with the thresholds of its stage 2 fixed; all others as
+    quantised networks.
+
+    Args:
+        output: of the command.
+        dense: the dense model.
+        source: name of the training data.
+        steps: optimiser steps.
+        window: tokens per row of text.
+        batch_size: rows of a step; of a plain network at least 64 images.
+        seed: of the order of the data.
+    """
+
+    def __init__(
+        self, output: Output, dense: Loaded, source: str, *, steps: int, window: int | None, batch_size: int, seed: int
+    ) -> None:
+        self.output, self.dense, self.source, self.steps = output, dense, source, steps
+        self.window, self.batch_size, self.seed = window, batch_size, seed
+        self.control: Control | None = None
+
+    def run(self, loaded: Loaded, method: Any, batches: Sequence[Any]) -> float:
+        """Train a converted model in place, and the control the first time.
+
+        Args:
+            loaded: the model, thresholds set.
+            method: that it was converted by.
+            batches: of calibration, for what follows the training.
+
+        Returns:
+            Seconds, without the control's.
+        """
+        from fas.conversion import name_of
+
+        began = time.perf_counter()
+        rates = name_of(method) == "rate_norm"
+        control = self._plain(loaded, rates) if is_plain(self.dense) else self._transformer(loaded, rates)
+        stages: tuple[Stage, ...] = method.tuning() if hasattr(method, "tuning") else ()
+        for stage in stages:
+            loaded.model.records.append(stage.run(loaded.model, batches))
+        loaded.model.eval()
+        seconds = time.perf_counter() - began
+        if control is None:
+            return seconds
+        self.control = control
+        return seconds - control.seconds
+
+    def _transformer(self, loaded: Loaded, rates: bool) -> Control | None:
+        from fas.stages.finetune import Finetune, finetune, language_modelling
+        from fas.stages.finetune_rates import FinetuneRates
+
+        limit = self.steps * self.batch_size * (self.window or 512)
+        rows = training_rows(self.dense, self.source, window=self.window, limit=limit, seed=self.seed)
+        dataset = rows if is_classifier(loaded) else language_modelling(rows)
+        kind = FinetuneRates if rates else Finetune
+        settings = kind(max_steps=self.steps, batch_size=self.batch_size, seed=self.seed)
+        with self.output.progress("training") as advance, tempfile.TemporaryDirectory() as directory:
+            record, dense = finetune(
+                loaded.model, dataset, settings, output_dir=directory, tokenizer=loaded.tokenizer,
+                control=self.control is None, progress=told(advance),
+            )  # fmt: skip
+        if dense is None:
+            return None
+        trained = replace(self.dense, model=dense.to(self.dense.model.device).eval())
+        return Control(trained, record.results["control_seconds"])
+
+    def _plain(self, loaded: Loaded, rates: bool) -> Control | None:
+        from fas.conversion import revert
+        from fas.stages.descent import cross_entropy, descend
+        from fas.stages.train_quantised import TrainQuantised
+        from fas.stages.train_rates import TrainRates
+        from fas.surgery.probe import evaluating
+
+        labelled = self._labelled()
+        dense = revert(copy.deepcopy(loaded.model)) if self.control is None else None
+        stage: TrainRates | TrainQuantised = TrainQuantised(learning_rate=_RATE)
+        if rates:
+            stage = TrainRates(None, learning_rate=_RATE)
+        with self.output.progress("training") as advance:
+            loaded.model.records.append(stage.run(loaded.model, labelled, told(advance)))
+        if dense is None:
+            return None
+        began = time.perf_counter()
+        with self.output.progress("training the control") as advance, evaluating(dense):
+            descend(
+                list(dense.parameters()), self._labelled(), lambda batch: cross_entropy(dense, batch),
+                label="control", epochs=1, learning_rate=_RATE, weight_decay=stage.weight_decay, progress=told(advance),
+            )  # fmt: skip
+        return Control(replace(self.dense, model=dense.eval()), time.perf_counter() - began)
+
+    def _labelled(self) -> Sequence[Any]:
+        """Return a batch for every step, images mirrored and shifted; the same ones for each that trains."""
+        from fas.data.images import AugmentedBatches
+
+        rows = max(self.batch_size, _ROWS)
+        batches = photographs(
+            self.dense, self.source, "train", limit=self.steps * rows, rows=rows, seed=self.seed
+        )  # fmt: skip
+        name = next(key for key in batches[0] if key != "labels")
+        shift = min(4, batches[0][name].shape[-1] // 8)
+        return _Repeated(AugmentedBatches(batches, shift=shift, name=name, seed=self.seed), self.steps)
+
+
+class _Repeated(Sequence[Any]):
+    """As many batches as steps, from the beginning again where there are fewer."""
+
+    def __init__(self, batches: Sequence[Any], steps: int) -> None:
+        self._batches, self._steps = batches, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._batches[index % len(self._batches)]
+
+
+def told(advance: Callable[[int, int], None]) -> Callable[[str, int, int], None]:
+    """Return what a stage may tell, from what moves a bar."""
+    return lambda _, done, total: advance(done, total)
