@@ -185,6 +185,8 @@ def stream(
             "stage, Calibrate or SetThresholds, and neither gated populations nor a price of spikes; convert in memory "
             "(fas.convert)"
         )
+    if place()[1] > 1:
+        raise ValueError(f"streaming is the work of one process, and {place()[1]} have been started: start one")
     target = Path(out).resolve()
     partial = target.with_name(f"{target.name}.partial")
     sharded = Sharded(Path(source), dtype=dtype)

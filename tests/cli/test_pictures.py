@@ -97,5 +97,5 @@ def test_an_image_that_is_not_there(run, git: Path) -> None:
 def test_a_model_without_its_processor(run, git: Path, tmp_path: Path, pictures: tuple[Path, Path]) -> None:
     VISION_LANGUAGE["git"].build().save_pretrained(tmp_path / "bare")
     arguments = ["generate", tmp_path / "bare", "--image", pictures[0].with_name("red.png")]
-    assert "processor" in run(*arguments, code=1).stderr
+    assert "has no tokenizer that can be read" in run(*arguments, code=1).stderr
     assert torch.is_grad_enabled()

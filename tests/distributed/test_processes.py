@@ -123,3 +123,5 @@ def test_blocks_on_the_disk_answer_alike(tmp_path):
     assert spread.network == "snn"
     with torch.no_grad():
         assert torch.equal(spread(work.ROWS).logits, model(work.ROWS).logits)
+        tokens = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+        assert torch.equal(spread.generate(work.ROWS[:1, :4], **tokens), model.generate(work.ROWS[:1, :4], **tokens))

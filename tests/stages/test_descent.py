@@ -63,7 +63,7 @@ def test_bits_are_reduced_one_round_after_the_other():
     told = []
     record = ReduceBits((3, 2), epochs=25, learning_rate=0.02).run(model, batches, lambda *what: told.append(what))
     assert (model.timesteps, model.levels, model.network) == (3, 3, "snn")
-    assert [label for label, done, total in told if done == total] == ["3 bits", "2 bits"]
+    assert [label for label, done, total in told if done == total] == ["7 levels", "3 levels"]
     model.network = "quantised"
     with torch.no_grad():
         assert float(cross_entropy(model, batches[0])) < 0.5 < record.results["loss_3_bits"] + 0.5

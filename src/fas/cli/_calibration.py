@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def calibrate_and_report(
     from fas.stages.align import Align
 
     source = default_data(loaded, data)
+    if losses and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--losses is the work of one process: start one")
     # A stage before the one that runs out of memory has changed the weights, and must not do so twice.
     alone = len(loaded.model.fas_config.recipe.stages()) == 1
     records: list[Any] = []

@@ -130,6 +130,8 @@ class SpikingLinear(nn.Module):
         population, weight = self.population, self.weight
         # Elsewhere than on the CPU, to know how many neurons have spiked would be to wait for the device.
         plain = x.dtype == weight.dtype == torch.float32 and weight.is_contiguous() and x.device.type == "cpu"
+        # accelerate brings parameters from the disk only while the population runs.
+        plain = plain and not population.log_threshold.is_meta
         rows = x.numel() // self.in_features
         if not plain or rows != 1 or not self.transposed or not population.has_small_counts:
             signal = population(x, "mean")
