@@ -39,6 +39,9 @@ def main() -> None:
     parser.add_argument("--online-tokens", type=int, default=4096)
     parser.add_argument("--finetune", type=int, default=0, metavar="STEPS")
     parser.add_argument("--threshold-rate", type=float, default=1e-3, help="of stage 1")
+    parser.add_argument("--distillation", type=float, default=0.0, help="share of KL to the dense model in stage 1")
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="of stage 1")
+    parser.add_argument("--train-coverages", nargs="*", default=["linear"], help="of stage 1")
     parser.add_argument("--spike-prices", type=float, nargs="*", default=[])
     parser.add_argument("--train-price", type=float, help="of stage 1, if not that of calibration")
     parser.add_argument("--neurons", nargs="+", default=["signed_if", "phase", "ternary_phase"])
@@ -122,8 +125,9 @@ class Quality:
                 if timesteps == 8:
                     self.online(coverage)
         if self.arguments.finetune:
-            for neuron in self.arguments.neurons:
-                self.stage_one(coverage="linear", timesteps=8, neuron=neuron)
+            for coverage in self.arguments.train_coverages:
+                for neuron in self.arguments.neurons:
+                    self.stage_one(coverage=coverage, timesteps=8, neuron=neuron)
 
     def sparsity(self) -> None:
         """Measure what spikes buy: at every price, without training and with it."""
@@ -157,9 +161,9 @@ class Quality:
         if price is None:
             price = options.get("spike_price", 0.0)
         settings = Finetune(
-            max_steps=self.arguments.finetune, learning_rate=2e-4, batch_size=8, scheduler="cosine", warmup=0.05,
-            threshold_learning_rate=self.arguments.threshold_rate, save_steps=10**6,
-            spike_price=price,
+            max_steps=self.arguments.finetune, learning_rate=self.arguments.learning_rate, batch_size=8,
+            scheduler="cosine", warmup=0.05, threshold_learning_rate=self.arguments.threshold_rate, save_steps=10**6, spike_price=price,
+            distillation=self.arguments.distillation,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as directory:
             rows = language_modelling(self.train[: 8 * self.arguments.finetune])

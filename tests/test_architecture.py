@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from importlinter.cli import lint_imports
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = REPOSITORY / "src" / "fas"
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -19,12 +17,6 @@ NAMES_THAT_HIDE_AN_IDEA = {
     "manager",
     "misc",
 }
-
-
-def test_imports_point_one_way(capsys, monkeypatch):
-    monkeypatch.syspath_prepend(SOURCE.parent)  # also restores sys.path, which lint_imports extends
-    status = lint_imports(config_filename=str(REPOSITORY / "pyproject.toml"), no_cache=True, no_logo=True)
-    assert status == 0, capsys.readouterr().out
 
 
 def test_the_tree_was_found():

@@ -225,7 +225,7 @@ def test_a_killed_calibration_ends_alike(root):
     assert kill(root, "calibrate", trials=1, kills=2, seed=0) >= 1
 
 
-@pytest.mark.parametrize("step", [17, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [37, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_model_is_replaced_by_itself_at_whatever_moment_it_is_killed(root, step):
     done = subprocess.run(
         [sys.executable, "-c", _MOMENTS, str(root), str(step)], capture_output=True, text=True, check=False
@@ -233,7 +233,7 @@ def test_a_model_is_replaced_by_itself_at_whatever_moment_it_is_killed(root, ste
     assert done.returncode == 0, done.stderr[-3000:]
     last = int(done.stdout)
     expected = contents(root / f"in-{last}")
-    assert len(expected["place/config.json"]["quantization_config"]["records"]) == 2 and last > 17
+    assert len(expected["place/config.json"]["quantization_config"]["records"]) == 2 and last > 37
     for moment in range(1, last, step):
         found = contents(root / f"in-{moment}")
         assert found == expected, (moment, found.keys() ^ expected.keys())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 
@@ -18,8 +19,6 @@ def test_a_dense_model_is_refused(run, dense: Path, text: Path, tmp_path: Path) 
 
 
 def test_the_price_of_spikes_arrives(rows, snn: Path, text: Path, tmp_path: Path) -> None:
-    import json
-
     how = ["--data", text, "--max-steps", 1, "--window", 32, "--batch-size", 2, "--no-control"]
     losses = {}
     for price in (0.0, 10.0):
@@ -30,3 +29,12 @@ def test_the_price_of_spikes_arrives(rows, snn: Path, text: Path, tmp_path: Path
         assert records[-1]["settings"]["spike_price"] == price
     # A neuron sends a tenth of a spike and more.
     assert losses[10.0] > losses[0.0] + 1
+
+
+def test_a_distilled_run_says_so(rows, snn: Path, text: Path, tmp_path: Path) -> None:
+    how = ["--data", text, "--max-steps", 1, "--window", 32, "--batch-size", 2, "--no-control"]
+    found = rows("finetune", snn, tmp_path / "tuned", *how, "--distillation", 1)
+    # A divergence from the network it was converted from, not from the text.
+    assert next(row["value"] for row in found if row["quantity"] == "finetune.train_loss") < 1
+    records = json.loads((tmp_path / "tuned/config.json").read_text())["quantization_config"]["records"]
+    assert records[-1]["settings"]["distillation"] == 1.0

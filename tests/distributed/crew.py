@@ -1,5 +1,6 @@
 """Several processes for one test, forked from a server that has imported the library, joined over gloo."""
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -26,7 +27,7 @@ def crew(size, task, *arguments, **environment):
         port = free.getsockname()[1]
     pipes, members = [], []
     for rank in range(size):
-        here, there = _CONTEXT.Pipe(duplex=False)
+        here, there = _CONTEXT.Pipe()
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         place = {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if size > 1 else {}
         member = _CONTEXT.Process(target=_work, args=(there, {**place, **environment}, task, arguments))
@@ -48,6 +49,8 @@ def crew(size, task, *arguments, **environment):
             except EOFError:
                 pass
             del waiting[pipe]
+    for pipe in pipes:
+        pipe.close()
     for member in members:
         member.join()
     return answers
@@ -79,8 +82,11 @@ def _work(pipe, environment, task, arguments):
 
     torch.set_num_threads(1)
     try:
-        answer = task(*arguments)
+        pipe.send(task(*arguments))
     except Exception as error:
         # Under a name that the other side can read: errors of torch cannot all be sent.
-        answer = error if type(error).__module__.startswith(("fas", "builtins")) else RuntimeError(repr(error))
-    pipe.send(answer)
+        pipe.send(error if type(error).__module__.startswith(("fas", "builtins")) else RuntimeError(repr(error)))
+        return
+    # The first process keeps the store in which the others find each other: nobody leaves before the last has arrived.
+    with contextlib.suppress(EOFError):
+        pipe.recv()

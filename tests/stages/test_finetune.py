@@ -217,7 +217,9 @@ def test_an_interrupted_run_ends_with_the_very_weights_of_an_uninterrupted_one(t
     assert same(second, whole)
 
 
-@pytest.mark.parametrize("name", ["llama", "bert_mlm", "albert", "t5"])
+@pytest.mark.parametrize(
+    "name", ["llama", "t5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bert_mlm", "albert"))]
+)
 def test_other_architectures_resume_and_their_checkpoints_lack_nothing(tmp_path, name):
     family = FAMILIES[name]
 
@@ -540,6 +542,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         ({"batch_size": True}, "batch_size is True"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"threshold_learning_rate": -1}, "threshold_learning_rate is -1; expected a number of at least 0"),
+        ({"distillation": 1.5}, r"distillation is 1\.5; expected a share from 0 to 1"),
         ({"warmup": 1.0}, "warmup is 1.0; expected a share"),
         ({"seed": -1}, "seed is -1"),
         ({"scheduler": "step"}, "scheduler is 'step'; choose one of linear, cosine"),

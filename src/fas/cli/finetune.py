@@ -26,6 +26,10 @@ def finetune(
     spike_price: Annotated[
         float, typer.Option(help="Nats per spike per neuron and window, added to the loss.", min=0)
     ] = 0.0,
+    distillation: Annotated[
+        float,
+        typer.Option(help="Share of the loss that is KL to the dense model, the rest is the labels'.", min=0, max=1),
+    ] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 8,
     gradient_accumulation: Annotated[int, typer.Option(help="Forward passes per step.", min=1)] = 1,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
@@ -51,8 +55,9 @@ def finetune(
 
         settings = Finetune(
             epochs=epochs, max_steps=max_steps, learning_rate=learning_rate,
-            threshold_learning_rate=threshold_learning_rate, spike_price=spike_price, batch_size=batch_size,
-            gradient_accumulation=gradient_accumulation, gradient_checkpointing=gradient_checkpointing,
+            threshold_learning_rate=threshold_learning_rate, spike_price=spike_price,
+            distillation=distillation, batch_size=batch_size, gradient_accumulation=gradient_accumulation,
+            gradient_checkpointing=gradient_checkpointing,
             precision=precision, tensorboard=tensorboard, seed=seed,
         )  # fmt: skip
         check_place(out)

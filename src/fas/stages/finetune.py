@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, default_data_collator
-from transformers.loss.loss_utils import ForCausalLMLoss
 
 from fas.errors import DataError, NotCalibratedError
 from fas.runtime.transformers_ import ConvertedModel, uninstall
+from fas.stages.distillation import Distillation
+from fas.stages.losses import mean_loss
 from fas.stages.ranks import place
 from fas.stages.run_directory import fingerprint_data, fingerprint_weights
 from fas.stages.training import Collator, train
@@ -51,6 +52,9 @@ class Finetune:
         spike_price: added to the loss: so many nats per spike per neuron and window, as the spiking network at its
             T would send them. A few hundred steps need a price several times that of calibration, and a small
             ``threshold_learning_rate``: moving thresholds wake silent neurons. The control pays nothing.
+        distillation: weight w, from 0 to 1, of what the dense network says: the loss is (1 − w) · that of the labels
+            + w · KL(dense ‖ quantised) over the same targets. The dense network is a copy of the model's weights as
+            they are when the stage begins, in memory beside it. The control learns from the labels alone.
         batch_size: rows per device and forward pass.
         gradient_accumulation: forward passes per step. Equals one pass on a batch as many times larger where
             all passes hold the same number of targets, else each pass weighs the same.
@@ -70,6 +74,7 @@ class Finetune:
         ValueError: a value outside its range; the message names it.
 
     Source: FAS (arXiv 2502.04405), stage 1; QCFS after Bu et al., ICLR 2022 (arXiv 2303.04347).
+    Distillation: Hinton et al. 2015 (arXiv 1503.02531) at temperature 1.
     Deviation: thresholds have a learning rate of their own.
 
     Example:
@@ -82,6 +87,7 @@ class Finetune:
     learning_rate: float = 5e-5
     threshold_learning_rate: float = 1e-3
     spike_price: float = 0.0
+    distillation: float = 0.0
     batch_size: int = 8
     gradient_accumulation: int = 1
     warmup: float = 0.0
@@ -106,6 +112,7 @@ class Finetune:
             _check(name, getattr(self, name), "a number above 0", lambda v: 0 < v < float("inf"))
         for name in ("threshold_learning_rate", "spike_price", "weight_decay", "max_grad_norm"):
             _check(name, getattr(self, name), "a number of at least 0", lambda v: 0 <= v < float("inf"))
+        _check("distillation", self.distillation, "a share from 0 to 1", lambda v: 0 <= v <= 1)
         _check("warmup", self.warmup, "a share of at least 0 and below 1", lambda v: 0 <= v < 1)
         for name, choices in (("scheduler", get_args(Scheduler)), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
@@ -151,7 +158,8 @@ class Finetune:
         Raises:
             ValueError: a model that is not converted, half-precision weights, fp16 without an accelerator.
             NotCalibratedError: thresholds that were never set.
-            DataError: no rows, rows without labels, rows longer than the model's context.
+            DataError: no rows, rows without labels, rows longer than the model's context; distillation of a
+                regression.
             CheckpointError: ``output_dir`` holds another run; the field that differs is named.
             MissingExtraError: TensorBoard asked for and not installed.
             FASError: a loss that is not finite.
@@ -165,7 +173,7 @@ class Finetune:
             results = train(
                 self, model, dataset, Path(output_dir), batch,
                 description=_description(self, model, dataset),
-                evaluate=_evaluation(self, model, eval_dataset, batch),
+                evaluate=_evaluation(self, model, eval_dataset, batch), distillation=_distillation(self, model),
                 resume=resume, progress=progress, callbacks=callbacks,
             )  # fmt: skip
         sites = {
@@ -242,6 +250,7 @@ def finetune(
     )  # fmt: skip
     if dense is not None:
         directory, batch = Path(output_dir) / "control", _collator(collator, tokenizer)
+        settings = replace(settings, distillation=0.0)
         figures = train(
             settings, dense, dataset, directory, batch,
             description=_description(settings, dense, dataset),
@@ -286,31 +295,8 @@ def _evaluation(settings: Finetune, model: Any, rows: Any, collator: Collator) -
     return None if rows is None else partial(mean_loss, model, rows, collator, settings.batch_size)
 
 
-def mean_loss(model: Any, dataset: Any, collator: Collator, batch_size: int) -> float:
-    """Return the model's own loss, averaged over all targets, in nats for language models and classes.
-
-    Args:
-        model: a transformers model with a head; the network that it is set to runs, without dropout.
-        dataset: rows with ``labels``.
-        collator: makes a batch of rows.
-        batch_size: rows per forward pass.
-    """
-    shifted = getattr(model, "loss_function", None) is ForCausalLMLoss and not model.config.is_encoder_decoder
-    device, training = next(model.parameters()).device, model.training
-    total, targets = 0.0, 0
-    model.eval()
-    try:
-        for start in range(0, len(dataset), batch_size):
-            rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
-            batch = {name: value.to(device) for name, value in collator(rows).items()}
-            labels = batch["labels"][..., 1:] if shifted else batch["labels"]
-            count = int((labels != -100).sum())
-            with torch.no_grad():
-                total += float(model(**batch).loss) * count if count else 0.0
-            targets += count
-    finally:
-        model.train(training)
-    return total / max(targets, 1)
+def _distillation(settings: Finetune, model: Any) -> Distillation | None:
+    return Distillation(_dense_copy(model), settings.distillation) if settings.distillation else None
 
 
 def _description(settings: Finetune, model: Any, dataset: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fas.stages.finetune import (
     _check_precision,
     _collator,
     _description,
+    _distillation,
     _evaluation,
     _require_thresholds,
 )
@@ -63,7 +64,7 @@ class FinetuneRates(Finetune):
             results = train(
                 self, model, dataset, Path(output_dir), batch,
                 description={**_description(self, model, dataset), "network": "rates"},
-                evaluate=_evaluation(self, model, eval_dataset, batch),
+                evaluate=_evaluation(self, model, eval_dataset, batch), distillation=_distillation(self, model),
                 resume=resume, progress=progress, callbacks=callbacks,
             )  # fmt: skip
         thresholds.settle()

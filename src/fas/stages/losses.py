@@ -1,10 +1,14 @@
-"""The losses by which a spiking network is aligned with its teacher."""
+"""The losses of training: against labels, and against a teacher."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 
 def alignment(students: list[Tensor], teachers: list[Tensor]) -> Tensor:
@@ -43,3 +47,35 @@ def divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     log_student, log_teacher = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
     tokens = functional.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(-1)
     return tokens.mean() if mask is None else tokens[mask.bool()].mean()
+
+
+def mean_loss(model: Any, dataset: Any, collator: Callable[[list[Any]], dict[str, Any]], batch_size: int) -> float:
+    """Return the model's own loss, averaged over all targets, in nats for language models and classes.
+
+    Args:
+        model: a transformers model with a head; the network that it is set to runs, without dropout.
+        dataset: rows with ``labels``.
+        collator: makes a batch of rows.
+        batch_size: rows per forward pass.
+    """
+    shifted = predicts_next(model)
+    device, training = next(model.parameters()).device, model.training
+    total, targets = 0.0, 0
+    model.eval()
+    try:
+        for start in range(0, len(dataset), batch_size):
+            rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+            batch = {name: value.to(device) for name, value in collator(rows).items()}
+            labels = batch["labels"][..., 1:] if shifted else batch["labels"]
+            count = int((labels != -100).sum())
+            with torch.no_grad():
+                total += float(model(**batch).loss) * count if count else 0.0
+            targets += count
+    finally:
+        model.train(training)
+    return total / max(targets, 1)
+
+
+def predicts_next(model: Any) -> bool:
+    """Return whether a model's loss compares each position with the label behind it."""
+    return getattr(model, "loss_function", None) is ForCausalLMLoss and not model.config.is_encoder_decoder

@@ -70,8 +70,13 @@ def begin(directory: Path, description: Mapping[str, Any], *, resume: bool) -> P
     known: dict[str, Any] | None = None
     if file.is_file():
         try:
-            # Runs of one process need not say so.
-            known = {"processes": 1, "sharded": False, **json.loads(file.read_text(encoding="utf-8"))}
+            # Runs of before these fields were there.
+            known = {
+                "processes": 1,
+                "sharded": False,
+                "distillation": 0.0,
+                **json.loads(file.read_text(encoding="utf-8")),
+            }
         except ValueError:
             raise CheckpointError(f"{file} is damaged; remove {directory} or name another output_dir") from None
     present = sorted(directory.glob("checkpoint-*"), key=step_of)

@@ -22,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from fas.errors import CheckpointError, FASError, MissingExtraError
 from fas.layers.population import Population
 from fas.runtime.transformers_ import ConvertedModel
+from fas.stages.distillation import Distillation
 from fas.stages.ranks import PATIENCE, check_same, first_says, lost_named, place
 from fas.stages.run_directory import begin, save_run, state_of, step_of
 from fas.stages.sharding import prepare_sharding, shards_weights, take_weights
@@ -48,6 +49,7 @@ class ThresholdTrainer(Trainer):
         threshold_learning_rate: for ``log_threshold``, ``v_init``, ``offset`` and ``correction``, which
             get no weight decay: it would pull θ towards 1 and μ towards 0.
         penalty: what spikes cost, added to the model's loss.
+        distillation: what is learnt from a dense network beside the labels.
         arguments: as for ``transformers.Trainer``.
 
     Raises:
@@ -57,9 +59,16 @@ class ThresholdTrainer(Trainer):
 
     optimizer: Any
 
-    def __init__(self, *, threshold_learning_rate: float, penalty: Penalty | None = None, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        threshold_learning_rate: float,
+        penalty: Penalty | None = None,
+        distillation: Distillation | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
-        self.penalty = penalty
+        self.penalty, self.distillation = penalty, distillation
         self.threshold_learning_rate = threshold_learning_rate
         # Trainer believes that a forward with **kwargs divides its loss by the targets of all accumulated
         # batches; classification heads do not, and their gradient would grow with the accumulation.
@@ -84,9 +93,13 @@ class ThresholdTrainer(Trainer):
             self.optimizer = kind([group for group in groups if group["params"]], **arguments)
         return self.optimizer
 
-    def compute_loss(self, *arguments: Any, **named: Any) -> Any:
-        """Return the model's loss and what its spikes cost; training asks for no outputs beside it."""
-        loss = super().compute_loss(*arguments, **named)
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        """Return the loss, distilled, and what spikes cost; training asks for no outputs beside it."""
+        if self.distillation is None:
+            loss = super().compute_loss(model, inputs, *arguments, **named)
+        else:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **named)
+            loss = self.distillation.mixed(loss, inputs, outputs.logits)
         return loss if self.penalty is None else loss + self.penalty.cost()
 
     def compute_loss_context_manager(self) -> Any:
@@ -169,6 +182,7 @@ def train(
     progress: Progress | None,
     callbacks: Sequence[Any] = (),
     stop_at: int | None = None,
+    distillation: Distillation | None = None,
 ) -> dict[str, float]:
     """Train whatever network the model runs, in place, from the start or from where a run was left.
 
@@ -184,6 +198,7 @@ def train(
         progress: told after each step.
         callbacks: TrainerCallbacks.
         stop_at: step after which training ends, though the schedule is longer.
+        distillation: from which dense network, and how much of it.
 
     Returns:
         rows, steps, epochs, train_loss (last logged), eval_loss_before, eval_loss_after, seconds.
@@ -197,6 +212,8 @@ def train(
     checkpoint = _begun(directory, description, resume, arguments)
     if not sharded:
         model.to(arguments.device)
+    if distillation is not None:
+        distillation.teacher.to(arguments.device)
     try:
         if evaluate is not None:
             results["eval_loss_before"] = evaluate()
@@ -206,6 +223,7 @@ def train(
             trainer = ThresholdTrainer(
                 threshold_learning_rate=settings.threshold_learning_rate,
                 penalty=penalty,
+                distillation=distillation,
                 model=trained,
                 args=arguments,
                 train_dataset=dataset,
