@@ -160,10 +160,11 @@ class Quality:
         price = self.arguments.train_price
         if price is None:
             price = options.get("spike_price", 0.0)
+        given = self.arguments
         settings = Finetune(
-            max_steps=self.arguments.finetune, learning_rate=self.arguments.learning_rate, batch_size=8,
-            scheduler="cosine", warmup=0.05, threshold_learning_rate=self.arguments.threshold_rate, save_steps=10**6, spike_price=price,
-            distillation=self.arguments.distillation,
+            max_steps=given.finetune, learning_rate=given.learning_rate, batch_size=8, scheduler="cosine", warmup=0.05,
+            threshold_learning_rate=given.threshold_rate, save_steps=10**6, spike_price=price,
+            distillation=given.distillation,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as directory:
             rows = language_modelling(self.train[: 8 * self.arguments.finetune])

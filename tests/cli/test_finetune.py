@@ -38,3 +38,15 @@ def test_a_distilled_run_says_so(rows, snn: Path, text: Path, tmp_path: Path) ->
     assert next(row["value"] for row in found if row["quantity"] == "finetune.train_loss") < 1
     records = json.loads((tmp_path / "tuned/config.json").read_text())["quantization_config"]["records"]
     assert records[-1]["settings"]["distillation"] == 1.0
+
+
+def test_calibration_for_other_time_steps_follows_what_was_trained(
+    rows, run, snn: Path, text: Path, tmp_path: Path
+) -> None:
+    tuned, place = tmp_path / "tuned", tmp_path / "t2"
+    how = ["--data", text, "--window", 32, "--batch-size", 2]
+    run("finetune", snn, tuned, *how, "--max-steps", 2, "--no-control")
+    run("calibrate", tuned, place, *how, "--tokens", 256, "--timesteps", 2, "--losses")
+    stated = json.loads((place / "config.json").read_text())["quantization_config"]
+    assert (stated["timesteps"], stated["levels"]) == (2, 4)
+    assert [record["stage"] for record in stated["records"]] == ["calibrate", "finetune", "calibrate", "align"]

@@ -9,9 +9,10 @@ from tiny_models import FAMILIES, logits
 import fas
 from fas.errors import CalibrationError
 from fas.stages.calibrate import Calibrate
+from fas.stages.finetune import Finetune, finetune, language_modelling
 from fas.stages.losses import divergence
 from fas.stages.set_thresholds import SetThresholds
-from fas.surgery.replace import populations, spiking_layers
+from fas.surgery.replace import neuron_parameters, populations, spiking_layers
 
 
 def converted(name="gpt2", **options):
@@ -253,3 +254,58 @@ def test_prices_that_are_none_are_refused(price):
 def test_fine_calibration_pays_the_price():
     with pytest.raises(ValueError, match=r"spike_price is 0\.1, which fine calibration pays: set fine=True"):
         Calibrate(spike_price=0.1, fine=False)
+
+
+# Behind stage 1
+
+
+def trained(tmp_path, **options):
+    """A model whose weights, thresholds and corrections have moved."""
+    model = converted(timesteps=4, **options)
+    fas.calibrate(model, batches())
+    rows = torch.cat([batch["input_ids"] for batch in batches()[:1]])
+    settings = Finetune(max_steps=8, learning_rate=3e-3, threshold_learning_rate=3e-2)
+    finetune(model, language_modelling(rows), settings, output_dir=tmp_path, control=False)
+    model.eval()
+    return model
+
+
+def own(model):
+    return {name: value.clone() for name, value in model.state_dict().items() if name in neuron_parameters(model)}
+
+
+def test_at_the_trained_levels_calibration_leaves_what_was_trained(tmp_path):
+    model = trained(tmp_path)
+    before, answer = own(model), logits(model, batches()[0], network="snn")
+    record = fas.calibrate(model, batches())[-1]
+    for name, value in own(model).items():
+        # Spikes and levels are the same numbers up to rounding, and so is their mean error zero.
+        assert torch.allclose(value, before[name], atol=1e-5), name
+        assert "correction" in name or torch.equal(value, before[name])
+    assert torch.allclose(logits(model, batches()[0], network="snn"), answer, atol=1e-4)
+    assert record.results["mean_relative_error"] < 1e-6
+    assert any(value.abs().max() > 1e-3 for name, value in before.items() if "correction" in name)
+
+
+def test_at_other_time_steps_the_quantised_network_is_followed(tmp_path):
+    model = trained(tmp_path)
+    expected, before = mean_outputs(model, batches(), "quantised"), own(model)
+    quantised, dense = (logits(model, batches()[0], network=network) for network in ("quantised", "ann"))
+    model.timesteps = 2
+    fas.calibrate(model, batches())
+    found = mean_outputs(model, batches(), "snn")
+    for path, mean in expected.items():
+        assert torch.allclose(found[path], mean, atol=1e-4 * float(mean.abs().max()) + 1e-5), path
+    assert all(torch.equal(value, before[name]) for name, value in own(model).items() if "correction" not in name)
+    spiking = logits(model, batches()[0], network="snn")
+    assert divergence(spiking, quantised) < divergence(spiking, dense)
+
+
+def test_the_dense_network_is_followed_where_that_is_asked_for(tmp_path):
+    model, other = trained(tmp_path / "a"), trained(tmp_path / "b")
+    Calibrate(teacher="ann").run(model, batches())
+    other.records.clear()
+    fas.calibrate(other, batches())
+    assert all(torch.equal(a, b) for a, b in zip(own(model).values(), own(other).values(), strict=True))
+    with pytest.raises(ValueError, match="teacher is 'dense'; choose one of auto, quantised, ann"):
+        Calibrate(teacher="dense")

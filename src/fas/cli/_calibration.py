@@ -28,6 +28,7 @@ def calibrate_and_report(
     """Run the stages of the model's method on data, and the losses if asked for; sites done are kept at a place."""
     from fas.conversion import calibrate
     from fas.stages.align import Align
+    from fas.stages.teacher import Teacher
 
     source = default_data(loaded, data)
     if losses and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -35,6 +36,7 @@ def calibrate_and_report(
     # A stage before the one that runs out of memory has changed the weights, and must not do so twice.
     alone = len(loaded.model.fas_config.recipe.stages()) == 1
     records: list[Any] = []
+    teacher = Teacher(loaded.model, "auto")
     while not records:
         batches = calibration_batches(loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed)
         try:
@@ -46,7 +48,9 @@ def calibrate_and_report(
             batch_size = fewer(output, batch_size if alone else 1, error)
     if losses:
         with output.progress("aligning") as advance:
-            record = Align(seed=seed).run(loaded.model, batches, progress=lambda _, done, total: advance(done, total))
+            record = Align(seed=seed).run(
+                loaded.model, batches, progress=lambda _, done, total: advance(done, total), teacher=teacher
+            )
         loaded.model.records.append(record)
         records.append(record)
     report_records(output, records, {**conditions(loaded), "data": source})

@@ -68,16 +68,18 @@ class Loaded:
             raise CheckpointError(f"{self.name} is dense: convert it first with fas convert {self.name} OUT")
 
     def set_timesteps(self, timesteps: int) -> None:
-        """Let a converted model run T steps; levels that were those of T follow, others stay.
+        """Let a converted model run T steps; levels that were those of T follow, others stay, and trained ones.
 
         Raises:
             CheckpointError: the model does not spike.
             ValueError: T below 1.
         """
+        from fas.stages.teacher import is_trained
+
         self.need_converted()
         model = self.model
         neuron = model.fas_config.recipe.build(model.sites[0])
-        follows = model.levels == neuron.resolution(model.timesteps)
+        follows = model.levels == neuron.resolution(model.timesteps) and not is_trained(model)
         model.timesteps = timesteps
         if follows:
             model.levels = neuron.resolution(timesteps)

@@ -43,7 +43,8 @@ def finetune(
 ) -> None:
     """Fine-tune a converted, calibrated model (stage 1). An interrupted run continues when run again.
 
-    Calibrate again afterwards: the activations have moved.
+    The spiking network sends what was trained, as it is. For other time steps, and for the FAS losses, calibrate
+    afterwards: the trained thresholds stay, and the quantised network is what the spiking one is fitted to.
 
     Example: `fas finetune gpt2-snn gpt2-snn-tuned --data wikitext --max-steps 1000`
     """
@@ -84,4 +85,4 @@ def finetune(
             about = {**conditions(loaded), "network": network, "data": source}
             output.measure(f"finetune.{name}", value, "s" if "seconds" in name else "1", **about)
         output.table("stage 1", ["figure", "value"], [[k, float(v)] for k, v in record.results.items()])
-        output.remark(f"written to {out}; calibrate it next: fas calibrate {out} --data {source}")
+        output.remark(f"written to {out}; see what it is worth: fas evaluate {out} --data {source}")

@@ -101,13 +101,14 @@ class SpikingConv2d(nn.Module):
         return output + self.correction.to(output.dtype).view(-1, 1, 1)
 
     @torch.no_grad()
-    def push_error(self, shift: Tensor) -> None:
-        """Put the response to a mean error of the input into the correction of the bias.
+    def push_error(self, shift: Tensor, *, more: bool = False) -> None:
+        """Put the response to a mean error of the input into the correction of the bias, or add it to what is there.
 
         δ_o = Σ_c Σ_k W[o, c, k] · shift_c, what a position away from the padded border receives.
 
         Args:
             shift: mean of (dense − sent) per input channel [in].
+            more: add it.
         """
         dense: Any = self.dense()
         # The middle of a map this large sees no padding, whatever the stride and the layer's own forward.
@@ -115,7 +116,8 @@ class SpikingConv2d(nn.Module):
         size = [3 * (dilation * (width - 1) + 1) + 2 * stride for width, dilation, stride in shape]
         constant = shift.to(self.weight.dtype).view(1, -1, 1, 1).expand(1, -1, *size)
         response: Tensor = dense(constant) - dense(torch.zeros_like(constant))
-        self.correction.copy_(response[0, :, response.shape[-2] // 2, response.shape[-1] // 2])
+        middle = response[0, :, response.shape[-2] // 2, response.shape[-1] // 2]
+        self.correction.copy_(self.correction + middle if more else middle)
 
     def integers(self) -> Any:
         """Refuse 8-bit weights.

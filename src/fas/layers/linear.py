@@ -225,9 +225,10 @@ class SpikingLinear(nn.Module):
         return folded.integers
 
     @torch.no_grad()
-    def push_error(self, shift: Tensor) -> None:
-        """Put W · shift, the response to a mean error of the input [in], into the correction of the bias."""
-        self.correction.copy_(self._matrix().to(shift.dtype) @ shift)
+    def push_error(self, shift: Tensor, *, more: bool = False) -> None:
+        """Put W · shift, the response to a mean error of the input [in], into the correction of the bias, or add it."""
+        response = self._matrix().to(shift.dtype) @ shift
+        self.correction.copy_(self.correction + response if more else response)
 
     def reset(self) -> None:
         """Forget what has been folded."""

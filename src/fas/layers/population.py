@@ -222,7 +222,7 @@ class Population(nn.Module):
         # Parameters stay float32 under a half-precision model; the arithmetic follows them.
         work = x.to(torch.promote_types(x.dtype, self.log_threshold.dtype))
         if simulation.network == "quantised":
-            return self._quantised(work).to(x.dtype)
+            return self.quantised(work).to(x.dtype)
         if form == "counts" and not self.has_small_counts:
             raise FASError(
                 f"site {self.path}: counts of {type(self.neuron).__name__} at T = {simulation.timesteps} are no whole "
@@ -241,7 +241,8 @@ class Population(nn.Module):
             encoded = self._stepped_packed(work, form)
         return encoded if form == "counts" else encoded.to(x.dtype)
 
-    def _quantised(self, x: Tensor) -> Tensor:
+    def quantised(self, x: Tensor) -> Tensor:
+        """Return what the quantised network has in place of the spikes."""
         levels = self.simulation.levels
         bounds = (-levels if self.neuron.signed else 0), levels
         return qcfs(x - self.offset, self.threshold, levels, shift=self.v_init, bounds=bounds) + self.offset

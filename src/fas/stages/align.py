@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from fas.errors import CalibrationError
 from fas.stages.descent import frozen
 from fas.stages.losses import alignment, divergence
 from fas.stages.ranks import place
+from fas.stages.teacher import Aim, Teacher, check_aim, neuron_tensors
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Progress, Record, Stage
 
@@ -44,7 +45,7 @@ class Align(Stage):
     Source: FAS (arXiv 2502.04405), fine calibration. Deviation: parameters per channel, never per token.
     """
 
-    teacher: Literal["auto", "quantised", "ann"] = "auto"
+    teacher: Aim = "auto"
     weight: float = 1.0
     learning_rate: float = 1e-3
     epochs: int = 1
@@ -53,24 +54,34 @@ class Align(Stage):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if self.teacher not in ("auto", "quantised", "ann"):
-            raise ValueError(f"teacher is {self.teacher!r}; choose one of auto, quantised, ann")
+        check_aim(self.teacher)
         if self.weight < 0 or self.learning_rate <= 0 or self.epochs < 1:
             raise ValueError(
                 f"weight {self.weight}, learning_rate {self.learning_rate}, epochs {self.epochs}: expected a "
                 "weight of at least 0, a positive learning rate and at least one epoch"
             )
 
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
-        """Train in place and report the loss of the first and of the last tenth."""
+    def run(
+        self,
+        model: Any,
+        batches: Sequence[Mapping[str, Tensor]],
+        progress: Progress | None = None,
+        *,
+        teacher: Teacher | None = None,
+    ) -> Record:
+        """Train in place and report the loss of the first and of the last tenth.
+
+        A ``teacher`` made before takes the place of the one that the model has now: calibration for other time steps
+        changes the biases of the quantised network too.
+        """
         began = time.perf_counter()
         if place()[1] > 1:
             # The spread that errors are relative to is that of the whole batch, which no process would see.
             raise ValueError(f"the losses are trained by one process, and {place()[1]} have been started: start one")
         if not batches:
             raise CalibrationError("no calibration data: at least one batch is needed")
-        teacher = _Teacher(model, self._teacher(model))
-        trained = _parameters(model, bias=self.bias)
+        teacher = teacher or Teacher(model, self.teacher)
+        trained = neuron_tensors(model, bias=self.bias)
         optimizer = torch.optim.Adam(trained, lr=self.learning_rate)
         total = self.epochs * len(batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
@@ -101,51 +112,15 @@ class Align(Stage):
         }
         return Record("align", asdict(self), results)
 
-    def _teacher(self, model: Any) -> Literal["quantised", "ann"]:
-        if self.teacher != "auto":
-            return self.teacher
-        return "quantised" if any(record.stage == "finetune" for record in model.records) else "ann"
-
-    def _loss(self, model: Any, teacher: _Teacher, batch: Mapping[str, Tensor]) -> Tensor:
+    def _loss(self, model: Any, teacher: Teacher, batch: Mapping[str, Tensor]) -> Tensor:
         inputs = {k: v for k, v in batch.items() if k != "labels"}
-        target, targets = teacher(inputs)
+        with torch.no_grad(), teacher.running(), _outputs(model) as targets:
+            target = model(**inputs).logits
         with _outputs(model) as students:
             logits = model(**inputs).logits
         mask = inputs.get("attention_mask")
         mask = mask if mask is not None and mask.shape == logits.shape[:-1] else None
         return alignment(students, targets) + self.weight * divergence(logits, target, mask)
-
-
-class _Teacher:
-    """Another network of the same model, with the parameters that it had at first."""
-
-    def __init__(self, model: Any, network: Literal["quantised", "ann"]) -> None:
-        self.model, self.network = model, network
-        self.parameters = [(p, p.detach().clone()) for p in _parameters(model, bias=True)]
-
-    @torch.no_grad()
-    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return logits and the outputs of all spiking layers."""
-        self._swap()
-        try:
-            with self.model.simulation.using(network=self.network), _outputs(self.model) as outputs:
-                logits: Tensor = self.model(**inputs).logits
-        finally:
-            self._swap()
-        return logits, outputs
-
-    def _swap(self) -> None:
-        swapped = []
-        for parameter, other in self.parameters:
-            present = parameter.data
-            parameter.data = other
-            swapped.append((parameter, present))
-        self.parameters = swapped
-
-
-def _parameters(model: nn.Module, *, bias: bool) -> list[nn.Parameter]:
-    found = [p for population in populations(model).values() for p in population.parameters()]
-    return found + [layer.correction for layer in spiking_layers(model).values() if bias]
 
 
 @contextmanager

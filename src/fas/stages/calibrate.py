@@ -20,6 +20,7 @@ from fas.stages.fit_uneven import fit_uneven
 from fas.stages.kept import KeptSites
 from fas.stages.ranks import bytes_of
 from fas.stages.sensitivity import sensitivities
+from fas.stages.teacher import Aim, Teacher, check_aim
 from fas.stages.walk import Visit, walk
 from fas.surgery.replace import neuron_parameters, spiking_layers
 from fas.types import Progress, Record, Stage
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 class Calibrate(Stage):
     """Coarse-to-fine calibration, layer by layer in the order of execution.
 
+    Behind stage 1 the quantised network is the teacher: what training has found for thresholds, offsets and initial
+    potentials stays, and the mean error that spikes make of it (at other time steps; there is none at T = L) goes into
+    the bias.
+
     Attributes:
         coarse: one threshold per layer, by the smallest mean squared error.
         fine: threshold, offset and initial potential per channel by the same measure, and the mean error
@@ -41,10 +46,12 @@ class Calibrate(Stage):
         spike_price: nats per answer that one spike per neuron and window may cost. Above 0, fine calibration
             minimises expected divergence from the dense network + price · mean spikes, over all channels of
             all sites together: few spikes where errors matter little. It then chooses offsets itself,
-            whatever ``centred`` says. At 0 it minimises the error of every channel alone.
+            whatever ``centred`` says. At 0 it minimises the error of every channel alone. Training pays its own.
+        teacher: ``quantised`` (the network of stage 1, as it is when the stage begins), ``ann``, or ``auto``:
+            quantised if it has been trained, else ann.
 
     Raises:
-        ValueError: a price below 0, or one without fine calibration.
+        ValueError: a price below 0, or one without fine calibration; a teacher that is none.
 
     Source: FAS (arXiv 2502.04405), section on coarse-to-fine calibration. Deviation: the paper searches by
     gradient; here every step has a closed form or a grid, and the fine step corrects the bias as in
@@ -57,48 +64,55 @@ class Calibrate(Stage):
     max_rows: int = 16384
     fit_rows: int = 4096
     spike_price: float = 0.0
+    teacher: Aim = "auto"
 
     def __post_init__(self) -> None:
-        """Check the price."""
+        """Check price and teacher."""
         check_price(self.spike_price)
+        check_aim(self.teacher)
         if self.spike_price and not self.fine:
             raise ValueError(f"spike_price is {self.spike_price:g}, which fine calibration pays: set fine=True")
 
     def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
         """Calibrate in place; thresholds that are set already are kept where both parts are off."""
         began, steps = time.perf_counter(), model.timesteps
-        layers = spiking_layers(model)
-        costs = self._costs(model, batches) if self.spike_price else {}
+        layers, teacher = spiking_layers(model), Teacher(model, self.teacher)
+        trained = teacher.network == "quantised"
+        costs = self._costs(model, batches) if self.spike_price and not trained else {}
         fitting = 0.0
 
         def visit(seen: Visit) -> dict[str, float]:
             nonlocal fitting
-            population, bounds = seen.population, seen.population.neuron.bounds(steps)
-            # Rows lie in the order of the data, so every k-th is a fair sample.
-            sample = seen.snn[:: max(1, len(seen.snn) // self.fit_rows)]
-            cost = costs.get(seen.site.path)
-            before = time.perf_counter()
-            fit = self._fit(population, drive(sample, bounds), steps, cost)
-            fitting += time.perf_counter() - before
-            population.set(fit.threshold, fit.offset, fit.v_init)
+            population, cost = seen.population, costs.get(seen.site.path)
+            target = population.quantised(seen.ann) if trained else population.replaced(seen.ann)
+            if not trained:
+                # Rows lie in the order of the data, so every k-th is a fair sample.
+                sample = seen.snn[:: max(1, len(seen.snn) // self.fit_rows)]
+                before = time.perf_counter()
+                fit = self._fit(population, drive(sample, population.neuron.bounds(steps)), steps, cost)
+                fitting += time.perf_counter() - before
+                population.set(fit.threshold, fit.offset, fit.v_init)
             # The very arithmetic that will run, not that of the fit.
             unit = population.threshold / population.neuron.resolution(steps)
             levels = torch.floor((seen.snn - population.offset) / unit + population.v_init)
             counts = population.neuron.settle(levels, steps)
             sent = counts * unit + population.offset
             if self.fine:
-                shift = (population.replaced(seen.ann) - sent).mean(0)
+                shift = (target - sent).mean(0)
                 for path in seen.site.layers:
-                    layers[path].push_error(shift)
-            figures = _figures(seen, population, counts, sent, steps)
+                    layers[path].push_error(shift, more=trained)
+            figures = _figures(population, counts, sent, target, steps)
             if cost is not None:
                 wrong = sent - population.replaced(seen.snn)
                 error = wrong.var(0, correction=0) if cost.corrected else wrong.square().mean(0)
                 figures["expected_divergence"] = float((cost.error * error).sum())
             return figures
 
-        kept = self._kept(model, batches)
-        figures = walk(model, model.sites, batches, visit, max_rows=self.max_rows, kept=kept, progress=progress)
+        kept = self._kept(model, batches, teacher.network)
+        figures = walk(
+            model, model.sites, batches, visit, max_rows=self.max_rows, teacher=teacher if trained else None, kept=kept,
+            progress=progress,
+        )  # fmt: skip
         tokens = sum(_positions(batch) for batch in batches)
         error = sum(f["relative_error"] for f in figures.values()) / len(figures)
         seconds = time.perf_counter() - began
@@ -109,11 +123,11 @@ class Calibrate(Stage):
             "tokens": float(tokens),
             "mean_relative_error": error,
         }
-        if self.spike_price:
+        if costs:
             results["expected_divergence"] = sum(f["expected_divergence"] for f in figures.values())
         return Record("calibrate", asdict(self), results, figures)
 
-    def _kept(self, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> KeptSites | None:
+    def _kept(self, model: Any, batches: Sequence[Mapping[str, Tensor]], network: str) -> KeptSites | None:
         """Return what an interrupted run has kept where ``fas.calibrate`` was told to keep it."""
         directory = getattr(model, "keep_sites", None)
         if directory is None:
@@ -121,17 +135,18 @@ class Calibrate(Stage):
         about = {
             "stage": asdict(self),
             "timesteps": model.timesteps,
+            "network": [network, model.levels],
             "method": model.fas_config.method,
             "options": str(model.fas_config.recipe),
-            "weights": _digest([self._parameters(model)]),
+            "weights": _digest([self._parameters(model, network)]),
             "data": _digest(batches),
             "versions": {"fas": __version__, "torch": torch.__version__},
         }
         return KeptSites(directory, model, about)
 
-    def _parameters(self, model: Any) -> dict[str, Tensor]:
+    def _parameters(self, model: Any, network: str) -> dict[str, Tensor]:
         """Return what the result depends on: a coarse fit does not look at the thresholds of an earlier one."""
-        own = neuron_parameters(model) if self.coarse else set()
+        own = neuron_parameters(model) if self.coarse and network == "ann" else set()
         return {name: value for name, value in model.state_dict().items() if name not in own}
 
     def _costs(self, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, SpikeCost]:
@@ -169,10 +184,9 @@ def _digest(batches: Sequence[Mapping[str, Tensor]]) -> str:
     return found.hexdigest()
 
 
-def _figures(seen: Visit, population: Population, counts: Tensor, sent: Tensor, steps: int) -> dict[str, float]:
+def _figures(population: Population, counts: Tensor, sent: Tensor, target: Tensor, steps: int) -> dict[str, float]:
     if not bool(counts.any()):
         logger.warning("site %s never fires on the calibration data: its layer sees constants", population.path)
-    target = population.replaced(seen.ann)
     power = (target - target.mean(0)).square().mean().clamp_min(1e-20)
     return {
         "relative_error": float((sent - target).square().mean() / power),

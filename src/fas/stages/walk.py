@@ -1,20 +1,19 @@
 """Going through a converted model site by site, on what its spiking predecessors really produce.
 
-Two streams of activations are kept, of the dense network (ann) and of the spiking one (snn). Blocks that
-follow each other are replayed one at a time from their recorded inputs, so a walk costs a few passes
-through the model and holds two copies of one block's input, whatever the depth. What lies before and behind
-the blocks is reached by passes that leave them out. Where blocks do not hand over directly (branches), each
-is reached from the model's input instead: slower, the same. So are layers that run several times in a pass
-(ALBERT): their sites see the inputs of every time.
+Two streams of activations are kept, of the dense network (ann) and of the spiking one (snn). Blocks that follow each
+other are replayed one at a time from their recorded inputs, so a walk costs a few passes through the model and holds
+two copies of one block's input, whatever the depth. What lies before and behind the blocks is reached by passes that
+leave them out. Where blocks do not hand over directly (branches), each is reached from the model's input instead:
+slower, the same. So are layers that run several times in a pass (ALBERT): their sites see the inputs of every time.
 
-A model that is larger than the memory is walked through with a ``Residence``, which has one block of it there
-at a time. Of several processes each runs its share of the batches; all see the rows of all, in their order.
+A model larger than the memory is walked through with a ``Residence``, which has one block of it there at a time. Of
+several processes each runs its share of the batches; all see the rows of all, in their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -32,6 +31,7 @@ from fas.stages.memory import give_back
 from fas.stages.ranks import agree, bytes_of, check_same, gathered, place, share
 from fas.stages.residence import Figures, Residence
 from fas.stages.rows import kept_rows, thinned
+from fas.stages.teacher import Teacher
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import attention_of, populations, spiking_layers
 from fas.surgery.sites import block_of
@@ -47,9 +47,8 @@ class Visit:
     """What a stage sees at one site.
 
     Attributes:
-        site: the site.
-        population: its neurons.
-        ann: inputs of the site in the dense network [n, C], float32.
+        site, population: the site and its neurons.
+        ann: inputs of the site in the dense network, or in another teacher, [n, C], float32.
         snn: inputs of the site behind spiking predecessors [n, C], the same rows.
     """
 
@@ -84,21 +83,23 @@ def walk(
     visit: Callable[[Visit], Figures | None],
     *,
     max_rows: int = 32768,
+    teacher: Teacher | None = None,
     kept: KeptSites | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Figures]:
     """Visit every site in the order of execution; a visited site spikes from then on.
 
-    Sites not yet visited pass their activations unchanged, so stages may leave thresholds unset until
-    their site comes. Rows that an attention mask marks as padding are left out.
+    Sites not yet visited pass their activations unchanged, so stages may leave thresholds unset until their site comes.
+    Rows that an attention mask marks as padding are left out.
 
     Args:
-        model: a converted model; runs layerwise and collapsed during the walk. With a ``residence`` (see
-            ``fas.stages.residence``) sites that an interrupted walk has visited are not visited again.
+        model: a converted model; runs layerwise and collapsed during the walk. With a ``residence`` sites that an
+            interrupted walk has visited are not visited again.
         sites: its sites in the order of execution.
         batches: inputs of its forward.
         visit: sets the parameters of one site; may return figures about it.
         max_rows: activations kept per site, evenly spread over the batches; at most 256 MiB of them.
+        teacher: runs in the place of the dense network; not with a ``residence``.
         kept: sites that an earlier run has visited, which are not visited again; takes those of this one.
         progress: told after each site.
 
@@ -106,8 +107,7 @@ def walk(
         The figures of every site for which there are some, by path.
 
     Raises:
-        CalibrationError: no batches, no activations at a site, or some that are not finite (the layer is
-            named).
+        CalibrationError: no batches, no activations at a site, or some that are not finite (the layer is named).
         FASError: of several processes one has other batches, or is gone.
         ValueError: several processes and a ``residence``.
     """
@@ -126,7 +126,7 @@ def walk(
     done = 0
     with evaluating(model), simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
         with _only(neurons.values()) as active:
-            walker = _Walker(model, simulation, batches, max_rows, residence, figures)
+            walker = _Walker(model, simulation, batches, max_rows, residence, figures, teacher)
             for segment in walker.segments(sites):
                 for site in segment.sites:
                     if residence is not None and residence.has_visited(site):
@@ -173,6 +173,7 @@ class _Walker:
     max_rows: int
     residence: Residence | None
     figures: dict[str, Figures]
+    teacher: Teacher | None
 
     def __post_init__(self) -> None:
         self.encoder = self.model.get_encoder() if getattr(self.model.config, "is_encoder_decoder", False) else None
@@ -210,6 +211,11 @@ class _Walker:
             chain.advance(len(chain.blocks))
             self.behind.append(chain)
 
+    def using(self, network: Network) -> AbstractContextManager[None]:
+        """Run one of the two networks while the block lasts."""
+        taught = self.teacher if network == "ann" else None
+        return self.simulation.using(network=network) if taught is None else taught.running()
+
     def run(self, i: int, network: Network) -> None:
         """Run the whole model on batch i; a hook may stop it."""
         extra = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
@@ -223,7 +229,7 @@ class _Walker:
             with ExitStack() as stack:
                 for chain in self.behind:
                     stack.enter_context(left_out(self.model, self.layout, chain.blocks, chain.hidden[network, i]))
-                stack.enter_context(self.simulation.using(network=network))
+                stack.enter_context(self.using(network))
                 stack.enter_context(suppress(_Reached))
                 self.model(**inputs, **extra)
         finally:
@@ -237,9 +243,9 @@ class _Walker:
     def mask(self, i: int, site: Site, population: Population, x: Tensor, *, encoded: bool) -> Tensor | None:
         """Return the attention mask of the rows that a site receives, None where they have none.
 
-        Encoder and decoder may be of the same length: whose rows these are is seen by where the site lies,
-        and in cross-attention by what it reads (``encoded``). Weights of queries that are padding are left
-        out, and so are the zeros of keys that a query must not see.
+        Encoder and decoder may be of the same length: whose rows these are is seen by where the site lies, and in
+        cross-attention by what it reads (``encoded``). Weights of queries that are padding are left out, and so are the
+        zeros of keys that a query must not see.
         """
         name = self.masks.get(site.path, "attention_mask")
         if self.encoder is not None and not encoded:
@@ -311,8 +317,8 @@ class _Segment:
         found = gathered(torch.cat(rows or [population.log_threshold.new_empty(0, site.channels)]))
         if not len(found):
             raise CalibrationError(
-                f"no activations reach {where}: the calibration data is empty, all padding, or does not take "
-                "the model there; calibrate on other data, or exclude the layer"
+                f"no activations reach {where}: the calibration data is empty, all padding, or does not take the model "
+                "there; calibrate on other data, or exclude the layer"
             )
         return found
 
@@ -373,7 +379,7 @@ class _Chain:
             path = self.blocks[self.position]
             module = self._module(path)
             for (network, i), calls in self.calls.items():
-                with self.walker.simulation.using(network=network):
+                with self.walker.using(network):
                     self.hidden[network, i] = calls.pop(path).on(module, self.hidden[network, i])
             self.position += 1
             if residence is not None:
@@ -384,7 +390,7 @@ class _Chain:
         """Replay the present block on batch i; a hook may stop it."""
         path = self.blocks[self.position]
         module = self._module(path)
-        with self.walker.simulation.using(network=network), suppress(_Reached):
+        with self.walker.using(network), suppress(_Reached):
             self.calls[network, i][path].on(module, self.hidden[network, i])
 
     def _module(self, path: str) -> nn.Module:
