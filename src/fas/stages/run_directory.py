@@ -6,14 +6,17 @@ import hashlib
 import json
 import logging
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fas.errors import CheckpointError
+from fas.runtime.checksums import check_sums
 from fas.surgery.replace import neuron_parameters
 
 logger = logging.getLogger(__name__)
@@ -87,8 +90,8 @@ def begin(directory: Path, description: Mapping[str, Any], *, resume: bool) -> P
     if not resume:
         for path in present:
             shutil.rmtree(path)
-    complete = [path for path in present if resume and state_of(path) is not None]
-    if complete and known is not None:
+    latest = next((path for path in reversed(present) if resume and _is_whole(path)), None)
+    if latest is not None and known is not None:
         for field, value in description.items():
             if known.get(field) != value:
                 raise CheckpointError(
@@ -97,7 +100,7 @@ def begin(directory: Path, description: Mapping[str, Any], *, resume: bool) -> P
                     "which removes them"
                 )
     save_run(directory, description)
-    return complete[-1] if complete else None
+    return latest
 
 
 def save_run(directory: Path, description: Mapping[str, Any]) -> None:
@@ -116,6 +119,26 @@ def state_of(checkpoint: Path) -> dict[str, Any] | None:
         logger.warning("%s was not written to the end; it is passed over", checkpoint)
         return None
     return state
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint was written to the end and reads as it was written."""
+    if state_of(checkpoint) is None:
+        return False
+    try:
+        check_sums(checkpoint)
+        for file in checkpoint.glob("*.safetensors"):
+            with safe_open(file, "pt"):
+                pass
+        # torch.save writes archives, with a checksum of each part.
+        for file in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")):
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is not None:
+                    raise CheckpointError(f"{file} has changed since it was written")
+    except (CheckpointError, SafetensorError, zipfile.BadZipFile, OSError) as error:
+        logger.warning("%s is damaged (%s); it is passed over", checkpoint, error)
+        return False
+    return True
 
 
 def step_of(checkpoint: Path) -> int:
