@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,8 @@ class Finetune:
     logging_steps: int = 10
     tensorboard: bool = False
 
+    _stage: ClassVar[str] = "finetune"
+
     def __post_init__(self) -> None:
         """Check every field."""
         counts = ["batch_size", "gradient_accumulation", "save_steps", "save_total_limit", "logging_steps"]
@@ -169,10 +172,10 @@ class Finetune:
         _check_data(model, dataset)
         batch = _collator(collator, tokenizer)
         before = {path: p.log_threshold.detach().clone() for path, p in populations(model).items()}
-        with model.simulation.using(network="quantised", observers=[]):
+        with self._network(model) as network:
             results = train(
                 self, model, dataset, Path(output_dir), batch,
-                description=_description(self, model, dataset),
+                description={**_description(self, model, dataset), "network": network},
                 evaluate=_evaluation(self, model, eval_dataset, batch), distillation=_distillation(self, model),
                 resume=resume, progress=progress, callbacks=callbacks,
             )  # fmt: skip
@@ -183,7 +186,13 @@ class Finetune:
             }
             for path, p in populations(model).items()
         }
-        return Record("finetune", asdict(self), results, sites)
+        return Record(self._stage, asdict(self), results, sites)
+
+    @contextmanager
+    def _network(self, model: Any) -> Iterator[str]:
+        """Have the model run the network that is trained while the block lasts, and name it."""
+        with model.simulation.using(network="quantised", observers=[]):
+            yield "quantised"
 
 
 def finetune(

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from fas.stages.finetune import (
-    Finetune,
-    _check_data,
-    _check_precision,
-    _collator,
-    _description,
-    _distillation,
-    _evaluation,
-    _require_thresholds,
-)
+from fas.stages.finetune import Finetune
 from fas.stages.train_rates import Thresholds
-from fas.stages.training import Collator, train
-from fas.types import Progress, Record
 
 
 @dataclass(frozen=True)
@@ -42,30 +31,11 @@ class FinetuneRates(Finetune):
     scale: float | None = None
     momentum: float = 0.1
 
-    def run(
-        self,
-        model: Any,
-        dataset: Any,
-        *,
-        output_dir: str | Path,
-        eval_dataset: Any = None,
-        collator: Collator | None = None,
-        tokenizer: Any = None,
-        resume: bool = True,
-        progress: Progress | None = None,
-        callbacks: Sequence[Any] = (),
-    ) -> Record:
-        """Fine-tune the network of rates in place; arguments, checkpoints and errors as ``Finetune.run``."""
-        _require_thresholds(model)
-        _check_precision(self, model)
-        _check_data(model, dataset)
-        batch, thresholds = _collator(collator, tokenizer), Thresholds(model, self.scale, self.momentum)
+    _stage: ClassVar[str] = "finetune_rates"
+
+    @contextmanager
+    def _network(self, model: Any) -> Iterator[str]:
+        thresholds = Thresholds(model, self.scale, self.momentum)
         with thresholds.running():
-            results = train(
-                self, model, dataset, Path(output_dir), batch,
-                description={**_description(self, model, dataset), "network": "rates"},
-                evaluate=_evaluation(self, model, eval_dataset, batch), distillation=_distillation(self, model),
-                resume=resume, progress=progress, callbacks=callbacks,
-            )  # fmt: skip
+            yield "rates"
         thresholds.settle()
-        return Record("finetune_rates", asdict(self), results)
