@@ -16,10 +16,9 @@ from fas.energy.operands import Operands, Positions
 from fas.energy.operations import Counts, Operations, Phase
 from fas.energy.reach import Reach
 from fas.layers.attention import Operand
-from fas.layers.conv import SpikingConv2d
-from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
+from fas.layers.spiking_layer import SpikingLayer
 from fas.runtime.parts import Folding
 from fas.runtime.spiking import SpikingModel
 from fas.surgery.replace import populations, spiking_layers
@@ -174,7 +173,7 @@ class _Counter:
 
     def _unit(self, path: str, module: nn.Module, values: Tensor, output: Tensor) -> None:
         """Count a module as a whole."""
-        if isinstance(module, SpikingLinear | SpikingConv2d):
+        if isinstance(module, SpikingLayer):
             if self._simulation.network != "snn":
                 found = self._at(path)
                 number = self._reach.multiply_adds(path, values)
@@ -213,7 +212,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _is_unit(module: nn.Module) -> bool:
     """Whether a module is counted as a whole and not by the functions it calls."""
-    own = isinstance(module, SpikingLinear | SpikingConv2d | Operand)
+    own = isinstance(module, SpikingLayer | Operand)
     return own or _is_norm(module) or is_activation(module)
 
 

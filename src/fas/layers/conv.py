@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from fas.errors import FASError
 from fas.layers.population import Population
+from fas.layers.spiking_layer import SpikingLayer
 
 
 class ChannelsLast:
@@ -45,7 +46,7 @@ class ChannelsLast:
         self._reads = 0
 
 
-class SpikingConv2d(nn.Module):
+class SpikingConv2d(SpikingLayer):
     r"""y = W ∗ (mean spikes) + b + δ, with W and b the very parameters of the dense convolution.
 
     The population has one threshold per input channel, shared by all positions. Padding is zero as in the dense
@@ -62,31 +63,13 @@ class SpikingConv2d(nn.Module):
     def __init__(
         self, dense: nn.Conv2d, population: Population, view: ChannelsLast | None = None, *, owner: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__(dense, population, dense.out_channels, owner=owner)
         self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
-        self.weight = dense.weight
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", cast("nn.Parameter | None", dense.bias))
-        device = dense.weight.device
-        self.correction = nn.Parameter(torch.zeros(self.out_channels, dtype=torch.float32, device=device))
-        if owner:
-            self.neuron = population
-        # A plain reference: one set of parameters, however many layers read it.
-        self.population: Population
-        object.__setattr__(self, "population", population)
-        object.__setattr__(self, "_dense", dense)
         self._view = ChannelsLast() if view is None else view
 
     def extra_repr(self) -> str:
         """Name what a printed model should show."""
         return f"{self.in_channels}, {self.out_channels}, site={self.population.path}"
-
-    def dense(self) -> nn.Module:
-        """Return the dense layer that this one stands for, with the present weight and bias."""
-        layer: nn.Module = object.__getattribute__(self, "_dense")
-        layer.weight = self.weight
-        layer.register_parameter("bias", self.bias)
-        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [*B, in, H, W] to [*B, out, H', W'] through the spikes of the population."""
@@ -100,24 +83,15 @@ class SpikingConv2d(nn.Module):
             return output
         return output + self.correction.to(output.dtype).view(-1, 1, 1)
 
-    @torch.no_grad()
-    def push_error(self, shift: Tensor, *, more: bool = False) -> None:
-        """Put the response to a mean error of the input into the correction of the bias, or add it to what is there.
-
-        δ_o = Σ_c Σ_k W[o, c, k] · shift_c, what a position away from the padded border receives.
-
-        Args:
-            shift: mean of (dense − sent) per input channel [in].
-            more: add it.
-        """
-        dense: Any = self.dense()
+    def response(self, shift: Tensor) -> Tensor:
+        """Return Σ_c Σ_k W[o, c, k] · shift_c, what a position away from the padded border receives."""
+        dense = self.dense()
         # The middle of a map this large sees no padding, whatever the stride and the layer's own forward.
         shape = zip(dense.kernel_size, dense.dilation, dense.stride, strict=True)
         size = [3 * (dilation * (width - 1) + 1) + 2 * stride for width, dilation, stride in shape]
         constant = shift.to(self.weight.dtype).view(1, -1, 1, 1).expand(1, -1, *size)
         response: Tensor = dense(constant) - dense(torch.zeros_like(constant))
-        middle = response[0, :, response.shape[-2] // 2, response.shape[-1] // 2]
-        self.correction.copy_(self.correction + middle if more else middle)
+        return response[0, :, response.shape[-2] // 2, response.shape[-1] // 2]
 
     def integers(self) -> Any:
         """Refuse 8-bit weights.

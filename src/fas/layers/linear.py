@@ -13,6 +13,7 @@ from fas.errors import FASError
 from fas.kernels.code import Code, recursion_of, version_of
 from fas.kernels.dispatch import choose
 from fas.layers.population import Population
+from fas.layers.spiking_layer import SpikingLayer
 
 
 @dataclass
@@ -49,12 +50,8 @@ class Integers:
     error: float
 
 
-class SpikingLinear(nn.Module):
+class SpikingLinear(SpikingLayer):
     r"""y = W · (mean spikes) + b + δ, with W and b the very parameters of the dense layer.
-
-    Weight and bias keep their names, so checkpoints of the dense model, tied weights and optimiser groups
-    fit as before. δ (``correction``, out features, float32) is the mean error that calibration pushes
-    into the bias; the ANN and the quantised network before calibration do not see it while it is zero.
 
     Args:
         dense: ``nn.Linear``, or a module with a transposed weight [in, out] (GPT-2's ``Conv1D``).
@@ -63,35 +60,16 @@ class SpikingLinear(nn.Module):
     """
 
     def __init__(self, dense: nn.Module, population: Population, *, owner: bool = True) -> None:
-        super().__init__()
         self.transposed = not isinstance(dense, nn.Linear)
-        weight = cast(nn.Parameter, dense.weight)
-        self.in_features, self.out_features = (
-            (weight.shape[0], weight.shape[1]) if self.transposed else (weight.shape[1], weight.shape[0])
-        )
-        self.weight = weight
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", cast("nn.Parameter | None", dense.bias))
-        self.correction = nn.Parameter(torch.zeros(self.out_features, dtype=torch.float32, device=weight.device))
-        if owner:
-            self.neuron = population
-        # A plain reference: one set of parameters, however many layers read it.
-        self.population: Population
-        object.__setattr__(self, "population", population)
-        object.__setattr__(self, "_dense", dense)
+        shape = cast(nn.Parameter, dense.weight).shape
+        self.in_features, self.out_features = shape if self.transposed else reversed(shape)
+        super().__init__(dense, population, self.out_features, owner=owner)
         self._known: _Folded | None = None
 
     def extra_repr(self) -> str:
         """Name what a printed model should show."""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, site={self.population.path}"
-
-    def dense(self) -> nn.Module:
-        """Return the dense layer that this one stands for, with the present weight and bias."""
-        layer: nn.Module = object.__getattribute__(self, "_dense")
-        layer.weight = self.weight
-        layer.register_parameter("bias", self.bias)
-        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [*B, in] to [*B, out] through the spikes of the population."""
@@ -224,11 +202,9 @@ class SpikingLinear(nn.Module):
             folded.integers = Integers(values, scale, error)
         return folded.integers
 
-    @torch.no_grad()
-    def push_error(self, shift: Tensor, *, more: bool = False) -> None:
-        """Put W · shift, the response to a mean error of the input [in], into the correction of the bias, or add it."""
-        response = self._matrix().to(shift.dtype) @ shift
-        self.correction.copy_(self.correction + response if more else response)
+    def response(self, shift: Tensor) -> Tensor:
+        """Return W · shift."""
+        return self._matrix().to(shift.dtype) @ shift
 
     def reset(self) -> None:
         """Forget what has been folded."""

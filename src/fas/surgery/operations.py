@@ -18,6 +18,7 @@ from fas.layers.linear import SpikingLinear
 from fas.layers.operators import GatedActivation, GatedNorm
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
+from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.probe import evaluating, probe_inputs
 from fas.surgery.sites import is_spiking
 from fas.surgery.trace import is_activation, is_convolution, is_linear
@@ -259,7 +260,7 @@ class _Watch(TorchDispatchMode):
 
 def _accounted(module: nn.Module) -> bool:
     """Whether a module's own note says all about what happens in it."""
-    known = isinstance(module, SpikingLinear | SpikingConv2d | Population | GatedNorm | GatedActivation)
+    known = isinstance(module, SpikingLayer | Population | GatedNorm | GatedActivation)
     norm = type(module).__name__.endswith("Norm") and next(module.children(), None) is None
     return known or is_linear(module) or is_activation(module) or norm
 

@@ -13,6 +13,7 @@ from fas.layers.conv import ChannelsLast, SpikingConv2d
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
+from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.attention import use_dense_attention, use_spiking_attention
 from fas.surgery.operators import attach_operators, detach_operators
 from fas.surgery.sites import is_convolution, is_linear, is_spiking
@@ -74,7 +75,7 @@ def attach(
                     activation=cast("Callable[[Tensor], Tensor] | None", activation),
                     device=cast(Tensor, dense.weight).device,
                 )
-            layer: SpikingLinear | SpikingConv2d
+            layer: SpikingLayer
             if convolves:
                 layer = SpikingConv2d(cast(nn.Conv2d, dense), population, view, owner=path == site.path)
                 width = layer.in_channels
@@ -121,7 +122,7 @@ def detach(model: nn.Module, sites: Iterable[Site]) -> None:
     for site in sites:
         if site.role in OPERANDS:
             continue
-        layers = [cast("SpikingLinear | SpikingConv2d", _submodule(model, path)) for path in site.layers]
+        layers = [cast("SpikingLayer", _submodule(model, path)) for path in site.layers]
         if site.activation:
             model.set_submodule(site.activation, cast(nn.Module, layers[0].population.activation))
         for path, layer in zip(site.layers, layers, strict=True):
@@ -135,7 +136,7 @@ def attention_of(site: Site) -> str:
 
 def spiking_layers(model: nn.Module) -> dict[str, Any]:
     """Return the spiking layers (linear and convolutions) by dotted name, in the order of the module tree."""
-    return {p: m for p, m in model.named_modules() if isinstance(m, SpikingLinear | SpikingConv2d)}
+    return {p: m for p, m in model.named_modules() if isinstance(m, SpikingLayer)}
 
 
 def populations(model: nn.Module) -> dict[str, Population]:

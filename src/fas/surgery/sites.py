@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from fas.errors import SiteError
-from fas.layers.conv import SpikingConv2d
-from fas.layers.linear import SpikingLinear
+from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.flow import POOLS, RESHAPES, Flow
 from fas.surgery.probe import is_convolutional
 from fas.surgery.trace import Call, Trace, block_of, is_activation, is_convolution, is_linear, trace
@@ -299,4 +298,4 @@ def unreached(model: nn.Module, record: Trace) -> list[str]:
 
 def is_spiking(module: nn.Module) -> bool:
     """Whether a module has been exchanged."""
-    return isinstance(module, SpikingLinear | SpikingConv2d)
+    return isinstance(module, SpikingLayer)
