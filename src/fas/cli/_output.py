@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO, Any
 import typer
 
 from fas import __version__
+from fas.bench.results import finite
 from fas.cli._session import Session, is_first
 from fas.cli._terminal import printable
 from fas.errors import DataError
@@ -49,7 +49,7 @@ class Output:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             yield output
         if as_json:
-            rows = [_finite(row.to_dict()) for row in output.measurements]
+            rows = [finite(row.to_dict()) for row in output.measurements]
             print(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False), file=output._stream)
         # A full disk behind stdout is an error of this command, not of the interpreter's end.
         output._stream.flush()
@@ -132,14 +132,3 @@ def number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}" if 10 <= abs(value) < 1e6 else f"{value:.4g}"
     return str(value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null stands for both."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

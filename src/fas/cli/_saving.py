@@ -53,13 +53,13 @@ def check_writable(place: Path) -> None:
         raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
-def check_room(place: Path, model: Any) -> None:
-    """Refuse, before the work begins, a disk that the weights of a model would not fit on.
+def check_room(place: Path, model: Any, copies: int = 1) -> None:
+    """Refuse, before the work begins, a disk that the weights of a model would not fit on so many times.
 
     Raises:
-        FASError: less space than the weights take.
+        FASError: less space than they take.
     """
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    needed = copies * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     free = shutil.disk_usage(_nearest(place.absolute())).free
     if needed > free:
         raise FASError(

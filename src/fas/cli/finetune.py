@@ -64,7 +64,8 @@ def finetune(
         check_place(out)
         loaded = load(model, device)
         loaded.need_converted()
-        check_room(out, loaded.model)
+        # The result, and one checkpoint: weights and two moments of the optimiser.
+        check_room(out, loaded.model, copies=4)
         source = default_data(loaded, data)
         rows = training_rows(loaded, source, window=window, limit=None, seed=seed)
         dataset = rows if is_classifier(loaded) else language_modelling(rows)
