@@ -241,6 +241,18 @@ def test_a_converted_model_in_the_place_is_replaced(tmp_path):
     assert load(tmp_path / "out").timesteps == 4
 
 
+def test_what_a_killed_run_was_writing_is_removed(tmp_path):
+    source, method = dense(tmp_path / "dense"), fas.FAS(timesteps=4)
+    interrupt(source, tmp_path / "out", method)
+    half = tmp_path / "out.partial" / "model" / ".README.md.0bbfd16a-13758.tma6jaqr"
+    half.mkdir()
+    (half / "README.md").write_text("half")
+    half.with_name("model-00001-of-00009.safetensors.beside").write_bytes(b"half")
+    stream(source, tmp_path / "out", method, calibration=batches())
+    assert_equal(load(tmp_path / "out"), in_memory(source, method))
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".") or "beside" in path.name]
+
+
 def test_a_damaged_journal(tmp_path):
     source, method = dense(tmp_path / "dense"), fas.FAS(timesteps=4)
     interrupt(source, tmp_path / "out", method)

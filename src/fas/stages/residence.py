@@ -100,7 +100,9 @@ class Residence:
         self.figures: dict[str, Figures] = self._journal["figures"]
         for file in (directory / "model").iterdir():
             # Half a shard, which the writer of weights has under a name of its own, or what is written at the end.
-            if file.name not in self._journal["shards"]:
+            if file.is_dir():
+                shutil.rmtree(file)
+            elif file.name not in self._journal["shards"]:
                 file.unlink()
         self._earlier = frozenset(self.finished)
         for path in self.finished:
