@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--distillation", type=float, default=0.0, help="share of KL to the dense model in stage 1")
     parser.add_argument("--learning-rate", type=float, default=2e-4, help="of stage 1")
     parser.add_argument("--train-coverages", nargs="*", default=["linear"], help="of stage 1")
+    parser.add_argument("--train-timesteps", type=int, nargs="*", default=[8], help="of stage 1")
     parser.add_argument("--spike-prices", type=float, nargs="*", default=[])
     parser.add_argument("--train-price", type=float, help="of stage 1, if not that of calibration")
     parser.add_argument("--neurons", nargs="+", default=["signed_if", "phase", "ternary_phase"])
@@ -127,7 +128,8 @@ class Quality:
         if self.arguments.finetune:
             for coverage in self.arguments.train_coverages:
                 for neuron in self.arguments.neurons:
-                    self.stage_one(coverage=coverage, timesteps=8, neuron=neuron)
+                    for timesteps in self.arguments.train_timesteps:
+                        self.stage_one(coverage=coverage, timesteps=timesteps, neuron=neuron)
 
     def sparsity(self) -> None:
         """Measure what spikes buy: at every price, without training and with it."""

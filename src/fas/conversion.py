@@ -30,8 +30,9 @@ from fas.stages.layout import observe
 from fas.stages.ranks import place
 from fas.stages.residence import Finished, Residence
 from fas.stages.set_thresholds import SetThresholds
+from fas.stages.teacher import is_trained
 from fas.surgery.probe import evaluating, is_convolutional, probe_inputs, reads_images_and_text
-from fas.types import Method, Progress, Record
+from fas.types import Method, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def calibrate(
         What each stage did.
 
     Raises:
-        ValueError: a model that is not converted.
+        ValueError: a model that is not converted; one that is trained, of a method that only sets thresholds.
         CheckpointError: a parameter with NaN or infinite values; it is named.
         CalibrationError: no data, or NaN or infinite activations (the layer is named).
     """
@@ -124,11 +125,23 @@ def calibrate(
     check_parameters(model, type(model).__name__)
     model.keep_sites = None if keep is None or place()[1] > 1 else Path(keep)
     try:
-        records = [stage.run(model, batches, progress) for stage in model.fas_config.recipe.stages()]
+        records = [stage.run(model, batches, progress) for stage in stages_of(model)]
     finally:
         del model.keep_sites
     model.records.extend(records)
     return records
+
+
+def stages_of(model: Any) -> list[Stage]:
+    """Return the stages of a model's method that are left to run behind what has been trained."""
+    stages, method = model.fas_config.recipe.stages(), model.fas_config.method
+    left = [stage for stage in stages if not (stage.prepares and is_trained(model))]
+    if stages and not left:
+        raise ValueError(
+            f"calibration of method {method!r} sets thresholds anew, and these have been trained: run the model as it "
+            "is, or convert the dense model again"
+        )
+    return left
 
 
 def stream(

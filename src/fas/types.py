@@ -208,7 +208,13 @@ Progress = Callable[[str, int, int], None]
 
 
 class Stage(ABC):
-    """One step of a method that changes parameters: a frozen dataclass whose fields are its settings."""
+    """One step of a method that changes parameters: a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        prepares: whether it belongs before stage 1 only, since it sets anew what training finds.
+    """
+
+    prepares: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:

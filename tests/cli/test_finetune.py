@@ -50,3 +50,5 @@ def test_calibration_for_other_time_steps_follows_what_was_trained(
     stated = json.loads((place / "config.json").read_text())["quantization_config"]
     assert (stated["timesteps"], stated["levels"]) == (2, 4)
     assert [record["stage"] for record in stated["records"]] == ["calibrate", "finetune", "calibrate", "align"]
+    refused = run("calibrate", tuned, tmp_path / "dear", *how, "--spike-price", 0.1, code=1).stderr
+    assert "--spike-price moves thresholds, and these have been trained" in " ".join(refused.split())

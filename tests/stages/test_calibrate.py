@@ -8,11 +8,13 @@ from tiny_models import FAMILIES, logits
 
 import fas
 from fas.errors import CalibrationError
+from fas.methods.qcfs_only import QCFSOnly
 from fas.stages.calibrate import Calibrate
 from fas.stages.finetune import Finetune, finetune, language_modelling
 from fas.stages.losses import divergence
 from fas.stages.set_thresholds import SetThresholds
 from fas.surgery.replace import neuron_parameters, populations, spiking_layers
+from fas.types import Record
 
 
 def converted(name="gpt2", **options):
@@ -309,3 +311,47 @@ def test_the_dense_network_is_followed_where_that_is_asked_for(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(own(model).values(), own(other).values(), strict=True))
     with pytest.raises(ValueError, match="teacher is 'dense'; choose one of auto, quantised, ann"):
         Calibrate(teacher="dense")
+
+
+def test_layers_that_run_several_times_hear_spikes_from_themselves(tmp_path):
+    model = converted("albert", timesteps=4)
+    fas.calibrate(model, batches("albert"))
+    model.records.append(Record("finetune", {}, {}))
+    before = own(model)
+    fas.calibrate(model, batches("albert"))
+    assert all(torch.allclose(value, before[name], atol=1e-5) for name, value in own(model).items())
+
+
+def test_a_calibration_that_ends_early_leaves_the_trained_network(tmp_path):
+    model = trained(tmp_path)
+    model.timesteps, before = 2, own(model)
+
+    def stop(_, done, total):
+        if done == total - 1:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fas.calibrate(model, batches(), progress=stop)
+    assert all(torch.equal(value, before[name]) for name, value in own(model).items())
+
+
+def test_a_second_correction_says_what_it_follows(tmp_path, caplog):
+    model = trained(tmp_path)
+    fas.calibrate(model, batches())
+    assert not caplog.text
+    fas.calibrate(model, batches())
+    assert "the biases have been corrected since the network was trained" in caplog.text
+
+
+def test_what_belongs_before_training_does_not_run_behind_it(tmp_path):
+    model = trained(tmp_path, rotate=True)
+    before, answer = own(model), logits(model, batches()[0], network="snn")
+    assert [record.stage for record in fas.calibrate(model, batches())] == ["calibrate"]
+    assert torch.allclose(logits(model, batches()[0], network="snn"), answer, atol=1e-4)
+    for method in (QCFSOnly(timesteps=4, coverage="mlp"), fas.FAS(timesteps=4, coarse=False, fine=False)):
+        model = fas.convert(FAMILIES["opt"].build(), method, calibration=batches("opt"))
+        model.records.append(Record("finetune", {}, {}))
+        with pytest.raises(
+            ValueError, match="sets thresholds anew, and these have been trained: run the model as it is"
+        ):
+            fas.calibrate(model, batches("opt"))

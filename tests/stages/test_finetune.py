@@ -271,6 +271,7 @@ def test_a_checkpoint_that_was_not_written_to_the_end_is_passed_over(tmp_path):
         ("optimizer.pt", lambda content: content[: len(content) // 2]),
         ("rng_state.pth", lambda content: content.replace(content[100:110], b"\1" * 10)),
         ("scheduler.pt", lambda _: b""),
+        ("optimizer.pt", None),
         ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
     ],
 )
@@ -279,7 +280,10 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, name, damage):
     SHORT.run(whole, DATA, output_dir=tmp_path / "whole")
     SHORT.run(first, DATA, output_dir=tmp_path / "parts", callbacks=[Interrupt(5)])
     file = tmp_path / "parts/checkpoint-5" / name
-    file.write_bytes(damage(file.read_bytes()))
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
     SHORT.run(second, DATA, output_dir=tmp_path / "parts")
     assert f"{file.parent} is damaged" in caplog.text and same(second, whole)
 

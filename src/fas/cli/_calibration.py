@@ -26,7 +26,7 @@ def calibrate_and_report(
     losses: bool = False,
 ) -> None:
     """Run the stages of the model's method on data, and the losses if asked for; sites done are kept at a place."""
-    from fas.conversion import calibrate
+    from fas.conversion import calibrate, stages_of
     from fas.stages.align import Align
     from fas.stages.teacher import Teacher
 
@@ -34,7 +34,7 @@ def calibrate_and_report(
     if losses and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--losses is the work of one process: start one")
     # A stage before the one that runs out of memory has changed the weights, and must not do so twice.
-    alone = len(loaded.model.fas_config.recipe.stages()) == 1
+    alone = len(stages_of(loaded.model)) == 1
     records: list[Any] = []
     teacher = Teacher(loaded.model, "auto")
     while not records:

@@ -40,6 +40,8 @@ def calibrate(
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
         from fas.cli._saving import check_place, check_room, finish, is_in_place, save, save_in_place, unfinished
+        from fas.conversion import stages_of
+        from fas.stages.teacher import is_trained
 
         place, command = out or Path(model), context.obj.command
         in_place = is_in_place(place, model)
@@ -50,7 +52,7 @@ def calibrate(
         loaded.need_converted()
         check_room(place, loaded.model)
         if done:
-            stages = len(loaded.model.fas_config.recipe.stages()) + losses
+            stages = len(stages_of(loaded.model)) + losses
             about = {**conditions(loaded), "data": default_data(loaded, data)}
             report_records(output, loaded.model.records[-stages:], about)
             output.remark(f"written to {place} by the run that was interrupted: T = {loaded.model.timesteps}")
@@ -61,6 +63,8 @@ def calibrate(
             config = loaded.model.fas_config
             if not hasattr(config.recipe, "spike_price"):
                 raise ValueError(f"method {config.method!r} has no spike price: leave --spike-price out")
+            if is_trained(loaded.model):
+                raise ValueError("--spike-price moves thresholds, and these have been trained: give it to fas finetune")
             config.recipe = config.recipe.with_options(spike_price=spike_price)
         calibrate_and_report(
             output,

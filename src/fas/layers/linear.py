@@ -137,6 +137,8 @@ class SpikingLinear(SpikingLayer):
             return False
         if torch.is_grad_enabled() and weight.requires_grad:
             return False
+        if population.log_threshold.is_meta:
+            return False
         if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not weight.is_contiguous():
             return False
         backend = choose("spike_linear", simulation.kernels, x.device, x.dtype)
@@ -162,6 +164,11 @@ class SpikingLinear(SpikingLayer):
             raise FASError(
                 f"weights='int8' multiplies the counts of a finished window and has no gradient, but the model {state}:"
                 " set model.weights = 'float', or run it layerwise under torch.inference_mode()"
+            )
+        if population.log_threshold.is_meta:
+            raise FASError(
+                f"weights='int8' needs the neurons of {population.path} in memory, and accelerate keeps them elsewhere:"
+                " set model.weights = 'float'"
             )
         counts: Tensor = population(x, "counts")
         code = population.code(torch.promote_types(x.dtype, torch.float32))

@@ -20,7 +20,7 @@ from fas.stages.fit_uneven import fit_uneven
 from fas.stages.kept import KeptSites
 from fas.stages.ranks import bytes_of
 from fas.stages.sensitivity import sensitivities
-from fas.stages.teacher import Aim, Teacher, check_aim
+from fas.stages.teacher import Aim, Teacher, check_aim, is_corrected
 from fas.stages.walk import Visit, walk
 from fas.surgery.replace import neuron_parameters, spiking_layers
 from fas.types import Progress, Record, Stage
@@ -108,11 +108,21 @@ class Calibrate(Stage):
                 figures["expected_divergence"] = float((cost.error * error).sum())
             return figures
 
+        if trained and is_corrected(model):
+            logger.warning(
+                "the biases have been corrected since the network was trained, and that is followed; start from what "
+                "was trained (the directory that fas finetune wrote) for corrections of these time steps alone"
+            )
         kept = self._kept(model, batches, teacher.network)
-        figures = walk(
-            model, model.sites, batches, visit, max_rows=self.max_rows, teacher=teacher if trained else None, kept=kept,
-            progress=progress,
-        )  # fmt: skip
+        try:
+            figures = walk(
+                model, model.sites, batches, visit, max_rows=self.max_rows, teacher=teacher if trained else None,
+                kept=kept, progress=progress,
+            )  # fmt: skip
+        except BaseException:
+            # Another try, with smaller batches, must not add to half of the corrections.
+            teacher.restore()
+            raise
         tokens = sum(_positions(batch) for batch in batches)
         error = sum(f["relative_error"] for f in figures.values()) / len(figures)
         seconds = time.perf_counter() - began

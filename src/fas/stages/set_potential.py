@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class SetPotential(Stage):
     """
 
     share: float = 0.5
+
+    prepares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the share."""

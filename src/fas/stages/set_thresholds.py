@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class SetThresholds(Stage):
         """Check the percentile."""
         if not 0 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile}; expected a number above 0 and at most 100")
+
+    prepares: ClassVar[bool] = True
 
     def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
         """Set thresholds; v_0 = θ/2, and no offset unless the rule is ``error``."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from fas.surgery.replace import populations, spiking_layers
@@ -57,6 +58,12 @@ class Teacher:
             for population, before in zip(self._neurons, active, strict=True):
                 population.active = before
 
+    def restore(self) -> None:
+        """Give the model back the parameters that the quantised network had."""
+        with torch.no_grad():
+            for parameter, kept in self._parameters:
+                parameter.copy_(kept)
+
     def _swap(self) -> None:
         swapped = []
         for parameter, other in self._parameters:
@@ -68,6 +75,12 @@ class Teacher:
 def is_trained(model: Any) -> bool:
     """Return whether a stage has trained the quantised network of a converted model."""
     return any(record.stage in ("finetune", "train_quantised") for record in model.records)
+
+
+def is_corrected(model: Any) -> bool:
+    """Return whether biases have been corrected for some number of time steps since the last training."""
+    stages = [record.stage for record in model.records]
+    return is_trained(model) and stages[-1] not in ("finetune", "train_quantised")
 
 
 def neuron_tensors(model: nn.Module, *, bias: bool = True) -> list[nn.Parameter]:

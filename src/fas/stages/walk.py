@@ -125,7 +125,7 @@ def walk(
     figures: dict[str, Figures] = {}
     done = 0
     with evaluating(model), simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
-        with _only(neurons.values()) as active:
+        with _only(neurons.values(), asleep=teacher is None) as active:
             walker = _Walker(model, simulation, batches, max_rows, residence, figures, teacher)
             for segment in walker.segments(sites):
                 for site in segment.sites:
@@ -152,11 +152,11 @@ def walk(
 
 
 @contextmanager
-def _only(neurons: Any) -> Iterator[Callable[[Population], None]]:
-    """Silence all populations, let the caller wake them one by one, and wake all at the end."""
+def _only(neurons: Any, *, asleep: bool) -> Iterator[Callable[[Population], None]]:
+    """Silence all populations (those with thresholds may stay awake), let them be woken, and wake all at the end."""
     everyone = list(neurons)
     for population in everyone:
-        population.active = False
+        population.active = not asleep
     try:
         yield lambda population: setattr(population, "active", True)
     finally:
