@@ -345,7 +345,7 @@ def test_a_second_correction_says_what_it_follows(tmp_path, caplog):
 
 def test_what_belongs_before_training_does_not_run_behind_it(tmp_path):
     model = trained(tmp_path, rotate=True)
-    before, answer = own(model), logits(model, batches()[0], network="snn")
+    answer = logits(model, batches()[0], network="snn")
     assert [record.stage for record in fas.calibrate(model, batches())] == ["calibrate"]
     assert torch.allclose(logits(model, batches()[0], network="snn"), answer, atol=1e-4)
     for method in (QCFSOnly(timesteps=4, coverage="mlp"), fas.FAS(timesteps=4, coarse=False, fine=False)):
