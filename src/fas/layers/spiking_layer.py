@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from fas.layers.population import Population
 
 
-class SpikingLayer(nn.Module):
+class SpikingLayer(nn.Module, ABC):
     """A linear map of what a population sends, with the very parameters of the dense layer and a correction δ.
 
     Weight and bias keep their names, so checkpoints of the dense model, tied weights and optimiser groups
@@ -56,6 +57,6 @@ class SpikingLayer(nn.Module):
         response = self.response(shift)
         self.correction.copy_(self.correction + response if more else response)
 
+    @abstractmethod
     def response(self, shift: Tensor) -> Tensor:
         """Return what a constant input [in] makes of each output channel [out], without the bias."""
-        raise NotImplementedError
