@@ -133,7 +133,11 @@ def calibrate(
 
 
 def stages_of(model: Any) -> list[Stage]:
-    """Return the stages of a model's method that are left to run behind what has been trained."""
+    """Return the stages of a model's method that are left to run behind what has been trained.
+
+    Raises:
+        ValueError: there were some, and none is left.
+    """
     stages, method = model.fas_config.recipe.stages(), model.fas_config.method
     left = [stage for stage in stages if not (stage.prepares and is_trained(model))]
     if stages and not left:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,14 @@ from fas.types import Measurement
 
 def write(path: Path, machine: dict[str, Any], rows: Sequence[Measurement]) -> None:
     """Write all results; whoever reads the file sees the old ones or the new ones, never a part."""
+    # The command line imports this file at its start, and that one transformers.
+    from fas.runtime.directory import whole_file
+
     document = {"machine": machine, "rows": [finite(row.to_dict()) for row in rows]}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Measurement]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from fas.cli._data import calibration_batches, default_data
 from fas.cli._models import Loaded
 from fas.cli._output import Output
 from fas.cli._rows_at_a_time import fewer
+from fas.cli._session import is_alone
 
 
 def calibrate_and_report(
@@ -31,7 +31,7 @@ def calibrate_and_report(
     from fas.stages.teacher import Teacher
 
     source = default_data(loaded, data)
-    if losses and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if losses and not is_alone():
         raise ValueError("--losses is the work of one process: start one")
     # A stage before the one that runs out of memory has changed the weights, and must not do so twice.
     alone = len(stages_of(loaded.model)) == 1

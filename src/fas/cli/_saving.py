@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fas.cli._models import Loaded, directory_method
-from fas.cli._session import is_first
+from fas.cli._session import is_alone, is_first
 from fas.errors import FASError
 
 # In the place of what is unfinished: a model that is to replace the one it was made of, and who has written it.
@@ -93,7 +93,7 @@ def save(loaded: Loaded, directory: Path) -> None:
 
 def is_in_place(directory: Path, model: str) -> bool:
     """Return whether a model would replace the one that it is made of, by one process alone."""
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    alone = is_alone()
     return alone and directory.is_dir() and Path(model).is_dir() and directory.samefile(model)
 
 

@@ -23,6 +23,11 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_alone() -> bool:
+    """Return whether this is the only process of the command."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 @dataclass(frozen=True)
 class Session:
     """Global options of this run.
@@ -47,7 +52,7 @@ class Session:
             typer.BadParameter: one of several processes of a command that does not share its work.
         """
         name = str(context.invoked_subcommand)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and name not in _SHARED:
+        if not is_alone() and name not in _SHARED:
             raise typer.BadParameter(f"fas {name} runs in one process, {', '.join(_SHARED)} in several: start it alone")
         quiet = quiet or not is_first()
         _log_to_stderr(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)

@@ -64,13 +64,13 @@ def finetune(
         check_place(out)
         loaded = load(model, device)
         loaded.need_converted()
-        source = default_data(loaded, data)
-        rows = training_rows(loaded, source, window=window, limit=None, seed=seed)
-        dataset = rows if is_classifier(loaded) else language_modelling(rows)
         # Checkpoints lie beside the result until it is complete, so that the command can be run again.
         running = out.with_name(f"{out.name}-checkpoints")
         # The result, and a first checkpoint: weights and two moments of the optimiser.
         check_room(out, loaded.model, copies=1 if running.exists() else 4)
+        source = default_data(loaded, data)
+        rows = training_rows(loaded, source, window=window, limit=None, seed=seed)
+        dataset = rows if is_classifier(loaded) else language_modelling(rows)
         with output.progress("fine-tuning") as advance:
             record, dense = finetune(
                 loaded.model, dataset, settings, output_dir=running, tokenizer=loaded.tokenizer,

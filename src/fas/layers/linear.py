@@ -95,6 +95,11 @@ class SpikingLinear(SpikingLayer):
             signal = simulation.reduced(signal)
         return functional.linear(signal, self._matrix(), self._bias(x.dtype))
 
+    @property
+    def _neurons_elsewhere(self) -> bool:
+        """Whether accelerate keeps the neurons off the memory, and brings them only while the population runs."""
+        return self.population.log_threshold.is_meta
+
     def _matrix(self) -> Tensor:
         """W, [out, in]."""
         return self.weight.T if self.transposed else self.weight
@@ -108,8 +113,7 @@ class SpikingLinear(SpikingLayer):
         population, weight = self.population, self.weight
         # Elsewhere than on the CPU, to know how many neurons have spiked would be to wait for the device.
         plain = x.dtype == weight.dtype == torch.float32 and weight.is_contiguous() and x.device.type == "cpu"
-        # accelerate brings parameters from the disk only while the population runs.
-        plain = plain and not population.log_threshold.is_meta
+        plain = plain and not self._neurons_elsewhere
         rows = x.numel() // self.in_features
         if not plain or rows != 1 or not self.transposed or not population.has_small_counts:
             signal = population(x, "mean")
@@ -137,7 +141,7 @@ class SpikingLinear(SpikingLayer):
             return False
         if torch.is_grad_enabled() and weight.requires_grad:
             return False
-        if population.log_threshold.is_meta:
+        if self._neurons_elsewhere:
             return False
         if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not weight.is_contiguous():
             return False
@@ -165,7 +169,7 @@ class SpikingLinear(SpikingLayer):
                 f"weights='int8' multiplies the counts of a finished window and has no gradient, but the model {state}:"
                 " set model.weights = 'float', or run it layerwise under torch.inference_mode()"
             )
-        if population.log_threshold.is_meta:
+        if self._neurons_elsewhere:
             raise FASError(
                 f"weights='int8' needs the neurons of {population.path} in memory, and accelerate keeps them elsewhere:"
                 " set model.weights = 'float'"

@@ -7,22 +7,35 @@ import json
 import logging
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fas.errors import CheckpointError
 from fas.runtime.checksums import check_sums
+from fas.runtime.directory import whole_file
 from fas.surgery.replace import neuron_parameters
 
 logger = logging.getLogger(__name__)
 
 # What a run directory says about the run whose checkpoints it holds.
 RUN_FILE = "finetune.json"
+# What reading a checkpoint raises that has been cut or has a flipped bit.
+_DAMAGE = (
+    CheckpointError,
+    SafetensorError,
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+)
 # Rows that stand for a data set in its fingerprint.
 _SAMPLE = 10_000
 
@@ -106,9 +119,8 @@ def begin(directory: Path, description: Mapping[str, Any], *, resume: bool) -> P
 def save_run(directory: Path, description: Mapping[str, Any]) -> None:
     """Write the run file, whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f".{RUN_FILE}"
-    beside.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    beside.replace(directory / RUN_FILE)
+    with whole_file(directory / RUN_FILE) as beside:
+        beside.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def state_of(checkpoint: Path) -> dict[str, Any] | None:
@@ -140,7 +152,7 @@ def _is_whole(checkpoint: Path) -> bool:
             with zipfile.ZipFile(file) as archive:
                 if archive.testzip() is not None:
                     raise CheckpointError(f"{file} has changed since it was written")
-    except Exception as error:  # a flipped bit in an archive raises half a dozen kinds
+    except _DAMAGE as error:
         logger.warning("%s is damaged (%s); it is passed over", checkpoint, error)
         return False
     return True

@@ -12,6 +12,8 @@ from torch import nn
 from fas.surgery.replace import populations, spiking_layers
 
 Aim = Literal["auto", "quantised", "ann"]
+# Stages that train the quantised network.
+_TRAINING = ("finetune", "train_quantised")
 
 
 def check_aim(teacher: str) -> None:
@@ -74,13 +76,12 @@ class Teacher:
 
 def is_trained(model: Any) -> bool:
     """Return whether a stage has trained the quantised network of a converted model."""
-    return any(record.stage in ("finetune", "train_quantised") for record in model.records)
+    return any(record.stage in _TRAINING for record in model.records)
 
 
 def is_corrected(model: Any) -> bool:
     """Return whether biases have been corrected for some number of time steps since the last training."""
-    stages = [record.stage for record in model.records]
-    return is_trained(model) and stages[-1] not in ("finetune", "train_quantised")
+    return is_trained(model) and model.records[-1].stage not in _TRAINING
 
 
 def neuron_tensors(model: nn.Module, *, bias: bool = True) -> list[nn.Parameter]:

@@ -28,7 +28,7 @@ from fas.stages.kept import KeptSites
 from fas.stages.layout import hidden_of, left_out, observe, siblings
 from fas.stages.masks import masks_of_sites
 from fas.stages.memory import give_back
-from fas.stages.ranks import agree, bytes_of, check_same, gathered, place, share
+from fas.stages.ranks import agree, bytes_of, check_same, gathered, share
 from fas.stages.residence import Figures, Residence
 from fas.stages.rows import kept_rows, thinned
 from fas.stages.teacher import Teacher
@@ -109,7 +109,6 @@ def walk(
     Raises:
         CalibrationError: no batches, no activations at a site, or some that are not finite (the layer is named).
         FASError: of several processes one has other batches, or is gone.
-        ValueError: several processes and a ``residence``.
     """
     if not batches:
         raise CalibrationError("no calibration data: at least one batch is needed")
@@ -118,8 +117,6 @@ def walk(
             raise CalibrationError(f"calibration batch {i} of {len(batches)} is empty: leave it out")
     simulation: Simulation = model._simulation
     residence: Residence | None = getattr(model, "residence", None)
-    if residence is not None and place()[1] > 1:
-        raise ValueError(f"streaming is the work of one process, and {place()[1]} have been started: start one")
     neurons, layers = populations(model), spiking_layers(model)
     check_same("calibration batches", bytes_of(batches), next(iter(neurons.values())).log_threshold.device)
     figures: dict[str, Figures] = {}
