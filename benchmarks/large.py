@@ -23,9 +23,9 @@ import transformers
 
 import fas
 from fas.bench.machine import describe
+from fas.calibration.residence import Finished
 from fas.conversion import stream
-from fas.stages.memory import peak_resident
-from fas.stages.residence import Finished
+from fas.memory import peak_resident
 
 
 class _Enough(Exception):

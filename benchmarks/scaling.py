@@ -154,9 +154,9 @@ def child(stage: str, tokens: int, out: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import fas
+    from fas.distributed import join, place
+    from fas.memory import give_back
     from fas.stages.finetune import Finetune, language_modelling
-    from fas.stages.memory import give_back
-    from fas.stages.ranks import join, place
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

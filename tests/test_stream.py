@@ -15,7 +15,7 @@ import fas
 from fas import conversion
 from fas.conversion import stream
 from fas.errors import CheckpointError, FASError, SiteError
-from fas.runtime.sharded import Sharded
+from fas.storage.sharded import Sharded
 from fas.surgery.replace import populations
 
 STREAMED = ("gpt2", "opt", "llama", "gemma3", "bloom", "bert_mlm", "vit")
@@ -100,7 +100,7 @@ def test_half_precision_weights_stay_as_they_are_and_compute_in_float32(tmp_path
 
 
 def test_hidden_states_beyond_the_budget_come_from_the_disk(tmp_path, monkeypatch):
-    from fas.stages import residence
+    from fas.calibration import residence
 
     read, original = [], residence.load_file
     monkeypatch.setattr(residence, "load_file", lambda file: read.append(file) or original(file))

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from fas.recording import record as record
     from fas.report.page import write_report as write_report
     from fas.runtime.anytime import Anytime as Anytime
-    from fas.runtime.card import write_card as write_card
-    from fas.runtime.modules import load_module as load_module
+    from fas.runtime.plain import load_module as load_module
     from fas.stages.finetune import Finetune as Finetune
     from fas.stages.finetune import finetune as finetune
+    from fas.storage.card import write_card as write_card
     from fas.types import Measurement as Measurement
 
 _HOMES = {
@@ -43,11 +43,11 @@ _HOMES = {
     "count_operations": "fas.energy.count",
     "estimate_energy": "fas.energy.estimate",
     "finetune": "fas.stages.finetune",
-    "load_module": "fas.runtime.modules",
+    "load_module": "fas.runtime.plain",
     "record": "fas.recording",
     "revert": "fas.conversion",
     "stream": "fas.conversion",
-    "write_card": "fas.runtime.card",
+    "write_card": "fas.storage.card",
     "write_report": "fas.report.page",
 }
 

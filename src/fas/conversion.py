@@ -15,22 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from fas._version import __version__
+from fas.calibration.layout import observe
+from fas.calibration.residence import Finished, Residence
+from fas.calibration.teacher import is_trained
 from fas.config import FASConfig
+from fas.distributed import place
 from fas.errors import SiteError
 from fas.methods.fas import FAS
-from fas.runtime.card import write_card
-from fas.runtime.checksums import write_sums
-from fas.runtime.directory import put, read_config
-from fas.runtime.foreign import check_parameters
-from fas.runtime.modules import ConvertedModule, install_module, uninstall_module
-from fas.runtime.sharded import Sharded
+from fas.runtime.plain import ConvertedModule, install_module, uninstall_module
 from fas.runtime.transformers_ import ConvertedModel, install, uninstall
 from fas.stages.calibrate import Calibrate
-from fas.stages.layout import observe
-from fas.stages.ranks import place
-from fas.stages.residence import Finished, Residence
 from fas.stages.set_thresholds import SetThresholds
-from fas.stages.teacher import is_trained
+from fas.storage.card import write_card
+from fas.storage.checksums import write_sums
+from fas.storage.directory import put, read_config
+from fas.storage.foreign import check_parameters
+from fas.storage.sharded import Sharded
 from fas.surgery.probe import evaluating, is_convolutional, probe_inputs, reads_images_and_text
 from fas.types import Method, Progress, Record, Stage
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import fas
+from fas.energy.inventory import operations
 from fas.errors import SiteError
 from fas.methods.fast_snn import FastSNN
 from fas.methods.las import LAS
 from fas.methods.qcfs_only import QCFSOnly
 from fas.methods.rate_norm import RateNorm
 from fas.methods.threshold_balancing import ThresholdBalancing
-from fas.surgery.operations import operations
 
 STEPS = 3
 METHODS = {

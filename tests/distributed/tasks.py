@@ -14,9 +14,10 @@ from tiny_models import FAMILIES
 from transformers import TrainerCallback
 
 import fas
+from fas import distributed as ranks
 from fas.conversion import convert
 from fas.registry import load
-from fas.stages import calibrate, ranks
+from fas.stages import calibrate
 from fas.stages.align import Align
 from fas.stages.finetune import Finetune, finetune, language_modelling
 

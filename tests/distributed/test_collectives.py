@@ -5,8 +5,8 @@ from crew import agreed, crew
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fas import distributed as ranks
 from fas.errors import FASError
-from fas.stages import ranks
 
 
 def test_processes_get_the_rows_of_all_in_their_order():

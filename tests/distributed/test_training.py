@@ -12,7 +12,7 @@ from crew import agreed, crew
 from fas.errors import CheckpointError, FASError
 from fas.layers.population import Population
 from fas.registry import load
-from fas.stages.sharding import prepare_sharding
+from fas.training.sharding import prepare_sharding
 
 # A step of two processes is one of two accumulated passes: halves of sums of two are exact, and so is what follows.
 ALONE = {"batch_size": 4, "gradient_accumulation": 2}

@@ -11,8 +11,8 @@ from torch import distributed
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 import fas
+from fas.distributed import join
 from fas.stages.finetune import Finetune, finetune, language_modelling
-from fas.stages.ranks import join
 
 ROWS = torch.randint(0, 60, (23, 16), generator=torch.Generator().manual_seed(1))
 

@@ -11,7 +11,7 @@ from tiny_pictures import git_processor, write_pictures
 from tiny_vision_language import VISION_LANGUAGE
 
 import fas
-from fas.data.pictures import load_pictures
+from fas.data.image_text import load_pictures
 from fas.errors import DataError
 from fas.evaluate.captions import answer_scores, asked, caption_scores, describe, prompt_length, score_pictures, words
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import fas
 from fas.cli._models import load
 from fas.errors import CalibrationError, CheckpointError, DataError, FASError
-from fas.runtime.checksums import SUMS, check_sums, write_sums
-from fas.runtime.foreign import check_finite, check_neurons, is_plain_name, weight_files
+from fas.storage.checksums import SUMS, check_sums, write_sums
+from fas.storage.foreign import check_finite, check_neurons, is_plain_name, weight_files
 
 Edit = Callable[[Path], None]
 _WEIGHTS = "model.safetensors"
@@ -95,7 +95,7 @@ def test_weights(kind, edit, said, request, tmp_path) -> None:
     with pytest.raises(CheckpointError, match=said):
         load(str(place))
     if kind == "dense":
-        from fas.runtime.sharded import Sharded
+        from fas.storage.sharded import Sharded
 
         with pytest.raises(CheckpointError):
             Sharded(place)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from fas.cli._models import load
 from fas.cli.main import app
 from fas.errors import CheckpointError
-from fas.runtime.card import BASE, write_card
+from fas.storage.card import BASE, write_card
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "fas"
 

@@ -13,7 +13,7 @@ from mutations import edited_json, json_values
 
 from fas.config import FORMAT, FASConfig
 from fas.errors import FASError
-from fas.runtime.card import write_card
+from fas.storage.card import write_card
 
 _REFUSED = (FASError, ValueError)
 _SITE = {"path": "a", "role": "mlp", "channels": 7, "signed": True, "activation": None, "also": []}

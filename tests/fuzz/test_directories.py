@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fas.cli._models import load
 from fas.errors import FASError
-from fas.runtime.sharded import Sharded
+from fas.storage.sharded import Sharded
 
 few = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 # The long run of make test-all.

@@ -6,7 +6,7 @@ import transformers
 from tiny_models import FAMILIES, logits, spike_counts
 
 import fas
-from fas.layers.operators import GatedActivation, GatedNorm
+from fas.layers.gated_operators import GatedActivation, GatedNorm
 from fas.methods.las import LAS
 from fas.neurons.outlier_aware import OutlierAware
 from fas.stages.calibrate import Calibrate

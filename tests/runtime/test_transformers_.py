@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import fas
 from fas.errors import CheckpointError, SiteError
-from fas.runtime.directory import check_files, read_config, whole_directory
+from fas.storage.directory import check_files, read_config, whole_directory
 
 
 def converted(name="gpt2", **options):

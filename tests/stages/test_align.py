@@ -9,8 +9,8 @@ from tiny_models import FAMILIES
 import fas
 from fas.errors import CalibrationError
 from fas.stages.align import Align
-from fas.stages.losses import alignment, divergence
 from fas.surgery.replace import populations
+from fas.training.losses import alignment, divergence
 
 
 @given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=2, max_size=5))

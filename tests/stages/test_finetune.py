@@ -28,8 +28,8 @@ from fas.data.table import Table, tokenise_table
 from fas.errors import CheckpointError, DataError, FASError, MissingExtraError, NotCalibratedError
 from fas.methods.fas import FAS
 from fas.stages.finetune import Finetune, finetune, language_modelling, mean_loss
-from fas.stages.training import ThresholdTrainer, recomputing
 from fas.surgery.replace import neuron_parameters, populations
+from fas.training.trainer import ThresholdTrainer, recomputing
 
 # Rows that can be learned: every token is its predecessor plus a constant of the row.
 ROWS = (torch.arange(12) * torch.randint(1, 4, (24, 1), generator=torch.Generator().manual_seed(0))) % 40

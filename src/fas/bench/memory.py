@@ -29,8 +29,8 @@ from fas.bench.sizes import from_config, random_tokens
 from fas.bench.stock import Stock
 from fas.bench.subjects import SUBJECTS
 from fas.errors import FASError
+from fas.memory import give_back
 from fas.methods.fas import FAS
-from fas.stages.memory import give_back
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")

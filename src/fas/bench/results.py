@@ -15,7 +15,7 @@ from fas.types import Measurement
 def write(path: Path, machine: dict[str, Any], rows: Sequence[Measurement]) -> None:
     """Write all results; whoever reads the file sees the old ones or the new ones, never a part."""
     # The command line imports this file at its start, and that one transformers.
-    from fas.runtime.directory import whole_file
+    from fas.storage.directory import whole_file
 
     document = {"machine": machine, "rows": [finite(row.to_dict()) for row in rows]}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

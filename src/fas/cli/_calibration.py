@@ -26,9 +26,9 @@ def calibrate_and_report(
     losses: bool = False,
 ) -> None:
     """Run the stages of the model's method on data, and the losses if asked for; sites done are kept at a place."""
+    from fas.calibration.teacher import Teacher
     from fas.conversion import calibrate, stages_of
     from fas.stages.align import Align
-    from fas.stages.teacher import Teacher
 
     source = default_data(loaded, data)
     if losses and not is_alone():

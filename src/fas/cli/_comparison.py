@@ -224,9 +224,9 @@ class _Bench:
 
     def _row(self, plan: Plan, method: Method) -> Row:
         from fas.conversion import convert, name_of
+        from fas.energy.inventory import operations
         from fas.errors import FASError
         from fas.stages.align import Align
-        from fas.surgery.operations import operations
 
         # A copy: methods tune weights, and a plain network keeps its normalisations folded.
         loaded = replace(self.dense, model=copy.deepcopy(self.dense.model))

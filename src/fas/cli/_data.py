@@ -92,7 +92,7 @@ def _with_images(loaded: Loaded, data: str, limit: int, batch_size: int, seed: i
     """Return images with the captions, or questions and answers, that the model would write."""
     import torch
 
-    from fas.data.pictures import load_pictures, model_inputs, picture_batches
+    from fas.data.image_text import load_pictures, model_inputs, picture_batches
 
     pictures = load_pictures(data, split="train")
     rows, taken = [], 0

@@ -14,7 +14,7 @@ from fas.cli._networks import is_plain, photographs
 from fas.cli._output import Output
 from fas.cli._parts import Parts
 from fas.cli._rows_at_a_time import with_fewer
-from fas.runtime.journal import Once, directly
+from fas.storage.journal import Once, directly
 
 if TYPE_CHECKING:
     from fas.recording import Recording
@@ -36,7 +36,7 @@ class Scores:
         images: for a network that reads these, how many.
 
     Attributes:
-        once: does every batch, or returns what an earlier run has found (see ``fas.runtime.journal``).
+        once: does every batch, or returns what an earlier run has found (see ``fas.storage.journal``).
 
     Raises:
         DataError: text, a table or images that cannot be read.

@@ -74,7 +74,7 @@ class Loaded:
             CheckpointError: the model does not spike.
             ValueError: T below 1.
         """
-        from fas.stages.teacher import is_trained
+        from fas.calibration.teacher import is_trained
 
         self.need_converted()
         model = self.model
@@ -131,8 +131,8 @@ def load(name: str, device: str = "cpu") -> Loaded:
     place = location(name)
     import transformers
 
-    from fas.runtime.foreign import check_parameters, reading
-    from fas.stages.ranks import join
+    from fas.distributed import join
+    from fas.storage.foreign import check_parameters, reading
 
     join(device)
     transformers.utils.logging.disable_progress_bar()
@@ -220,7 +220,7 @@ def _class(config: Any) -> Any:
     """Return the model class that the checkpoint names, else the one that generates text."""
     import transformers
 
-    from fas.runtime.foreign import model_class
+    from fas.storage.foreign import model_class
 
     found = model_class(config)
     if found is not None:
@@ -251,7 +251,7 @@ def _processor(place: str) -> Any:
 
 def _part(auto: Any, place: str, what: str, files: tuple[str, ...]) -> Any:
     """Return what stands beside a model; say so where its files are there and cannot be read."""
-    from fas.runtime.foreign import reason, unfit
+    from fas.storage.foreign import reason, unfit
 
     try:
         return auto.from_pretrained(place, trust_remote_code=False)
@@ -267,16 +267,16 @@ def _part(auto: Any, place: str, what: str, files: tuple[str, ...]) -> Any:
 
 def _check_directory(directory: Path) -> None:
     """Refuse weights that are damaged, a pickle or not those of their checksums, before transformers sees them."""
-    from fas.runtime.checksums import check_sums
-    from fas.runtime.directory import check_files
-    from fas.runtime.foreign import weight_files
+    from fas.storage.checksums import check_sums
+    from fas.storage.directory import check_files
+    from fas.storage.foreign import weight_files
 
     check_files([str(file) for file in weight_files(directory)[0]], [])
     check_sums(directory)
 
 
 def _to(model: Any, device: str) -> Any:
-    from fas.runtime.foreign import first_sentence
+    from fas.storage.foreign import first_sentence
 
     # torch reports a device that is not there as RuntimeError or AssertionError, an unknown name too.
     try:

@@ -52,7 +52,7 @@ def load_plain(directory: str, file: Path, device: str = "cpu", spiking: Path | 
     """
     from torch import nn
 
-    from fas.runtime.foreign import check_parameters
+    from fas.storage.foreign import check_parameters
     from fas.surgery.probe import is_convolutional
 
     spec = importlib.util.spec_from_file_location(file.stem, file) if file.is_file() else None
@@ -72,8 +72,8 @@ def load_plain(directory: str, file: Path, device: str = "cpu", spiking: Path | 
             f"{_FUNCTION} of {file} returned a {type(model).__name__}; expected a plain module with convolutions"
         )
     if spiking is not None:
-        from fas.runtime.checksums import check_sums
-        from fas.runtime.modules import load_module
+        from fas.runtime.plain import load_module
+        from fas.storage.checksums import check_sums
 
         check_sums(spiking)
         model = load_module(model, spiking)

@@ -14,7 +14,7 @@ from fas.types import Measurement
 
 if TYPE_CHECKING:
     from fas.recording import Recording
-    from fas.runtime.journal import Once
+    from fas.storage.journal import Once
 
 Rows = list[list[Any]]
 # Where a recording counts the spikes of batches that an earlier run has done: they are kept for all sites together.
@@ -35,7 +35,7 @@ class Parts:
 
     def __init__(self, output: Output, *sources: Any) -> None:
         self.output, self._unwritable = output, False
-        from fas.runtime.journal import Journal
+        from fas.storage.journal import Journal
 
         # A row that is measured states the command and the versions.
         stated = Measurement("", 0.0, "", conditions=output.conditions())

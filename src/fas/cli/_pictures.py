@@ -14,7 +14,7 @@ class PictureScores(Scores):
 
     Args:
         loaded: the model.
-        source: rows of ``fas.data.pictures.load_pictures``.
+        source: rows of ``fas.data.image_text.load_pictures``.
         images: folder of the images, where it is not that of the rows.
         split: part of a data set that has parts.
         limit: use the first rows only.
@@ -39,7 +39,7 @@ class PictureScores(Scores):
         max_new_tokens: int,
         batch_size: int,
     ) -> None:
-        from fas.data.pictures import load_pictures
+        from fas.data.image_text import load_pictures
 
         self.source, self.batch_size = source, batch_size
         self._processor, self._prompt, self._most = loaded.need_processor(), prompt, max_new_tokens
@@ -68,7 +68,7 @@ def image_inputs(loaded: Loaded, image: Path, prompt: str) -> dict[str, Any]:
         CheckpointError: a model without a processor.
         DataError: an image that cannot be read.
     """
-    from fas.data.pictures import model_inputs, open_image
+    from fas.data.image_text import model_inputs, open_image
 
     inputs = model_inputs(loaded.model, loaded.need_processor(), open_image(image), prompt)
     return {name: x.to(loaded.model.device) for name, x in inputs.items()}

@@ -42,7 +42,7 @@ def fewer(output: Output, batch_size: int, error: Exception) -> int:
     """
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-    from fas.runtime.foreign import first_sentence
+    from fas.storage.foreign import first_sentence
 
     if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
         raise error

@@ -105,7 +105,7 @@ def save_in_place(loaded: Loaded, directory: Path, command: str) -> None:
         directory: where it was loaded from.
         command: that is running.
     """
-    from fas.runtime.directory import whole_file
+    from fas.storage.directory import whole_file
 
     if not is_first():
         return
@@ -121,7 +121,7 @@ def finish(directory: Path, command: str) -> bool:
 
     From the moment that the command is noted the new model is whole beside the directory, whose files may be of both.
     """
-    from fas.runtime.directory import put
+    from fas.storage.directory import put
 
     work = unfinished(directory)
     noted, written = work / _COMMAND, work / _WRITTEN
@@ -140,7 +140,7 @@ def finish(directory: Path, command: str) -> bool:
 
 
 def _write(loaded: Loaded, directory: Path) -> None:
-    from fas.runtime.directory import whole_directory
+    from fas.storage.directory import whole_directory
 
     with whole_directory(directory) as beside:
         loaded.model.save_pretrained(beside)

@@ -56,13 +56,13 @@ def stream_and_report(
     Raises:
         CheckpointError: a model that is no directory.
     """
+    from fas.calibration.residence import Finished
     from fas.cli._data import default_data, is_classifier, training_rows
     from fas.cli._models import _tokenizer as tokenizer_of
     from fas.conversion import stream
     from fas.data.text import batches
-    from fas.runtime.sharded import Sharded
-    from fas.stages.memory import peak_resident
-    from fas.stages.residence import Finished
+    from fas.memory import peak_resident
+    from fas.storage.sharded import Sharded
 
     place = Path(location(model))
     if not place.is_dir():

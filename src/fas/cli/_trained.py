@@ -106,10 +106,10 @@ class Training:
 
     def _plain(self, loaded: Loaded, rates: bool) -> Control | None:
         from fas.conversion import revert
-        from fas.stages.descent import cross_entropy, descend
         from fas.stages.train_quantised import TrainQuantised
         from fas.stages.train_rates import TrainRates
         from fas.surgery.probe import evaluating
+        from fas.training.descent import cross_entropy, descend
 
         labelled = self._labelled()
         dense = revert(copy.deepcopy(loaded.model)) if self.control is None else None

@@ -38,10 +38,10 @@ def calibrate(
     Example: `fas calibrate gpt2-snn gpt2-snn-t4 --data wikitext --timesteps 4 --losses`
     """
     with Output.opened(context, as_json) as output:
+        from fas.calibration.teacher import is_trained
         from fas.cli._models import load
         from fas.cli._saving import check_place, check_room, finish, is_in_place, save, save_in_place, unfinished
         from fas.conversion import stages_of
-        from fas.stages.teacher import is_trained
 
         place, command = out or Path(model), context.obj.command
         in_place = is_in_place(place, model)

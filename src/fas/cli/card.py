@@ -26,7 +26,7 @@ def card(
     Example: `fas evaluate gpt2-snn --data wikitext --json > quality.json; fas card gpt2-snn quality.json`
     """
     with Output.opened(context, False) as output:
-        from fas.runtime.card import write_card
+        from fas.storage.card import write_card
 
         rows = [row for file in figures or () for row in _rows(file)]
         written = write_card(directory, rows if figures else None)

@@ -137,7 +137,7 @@ def _draw(rows: list[Row], path: Path) -> None:
     """Draw the chief score against spikes per neuron, a line for each kind of network."""
     from matplotlib.figure import Figure
 
-    from fas.runtime.directory import whole_file
+    from fas.storage.directory import whole_file
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()

@@ -51,8 +51,8 @@ def finetune(
     with Output.opened(context, as_json) as output:
         from fas.cli._models import load
         from fas.cli._saving import check_place, check_room, save
-        from fas.runtime.directory import whole_directory
         from fas.stages.finetune import Finetune, finetune, language_modelling
+        from fas.storage.directory import whole_directory
 
         settings = Finetune(
             epochs=epochs, max_steps=max_steps, learning_rate=learning_rate,

@@ -123,7 +123,7 @@ def _converted(output: Output, loaded: Any, fired: Any) -> None:
 
 def _operations(output: Output, loaded: Any, probe: Any) -> None:
     """Say of every operation what arrives there and what is left to compute."""
-    from fas.surgery.operations import operations
+    from fas.energy.inventory import operations
 
     found, about = operations(loaded.model, probe), conditions(loaded)
     per = "token" if probe is None else "image"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.data.pictures import Picture, model_inputs, picture_batches
+from fas.data.image_text import Picture, model_inputs, picture_batches
 from fas.errors import DataError, MissingExtraError
 
 _ARTICLES = frozenset(("a", "an", "the"))

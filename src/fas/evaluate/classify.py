@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fas.data.table import Table, tokenise_table
 from fas.errors import DataError
 from fas.evaluate import metrics
-from fas.runtime.journal import Once, directly
+from fas.storage.journal import Once, directly
 
 
 def classify(
@@ -41,7 +41,7 @@ def classify(
         batch_size: rows per call.
         max_length: tokens at which the rows of a table are cut.
         progress: called as (rows done, rows in all) after each call of the model.
-        once: does every call, or returns what an earlier run has found (see ``fas.runtime.journal``).
+        once: does every call, or returns what an earlier run has found (see ``fas.storage.journal``).
 
     Returns:
         For classes ``accuracy``, ``f1`` (of class 1, for two classes) or ``f1_macro`` (for more),

@@ -18,8 +18,8 @@ import torch
 from fas.errors import CheckpointError, DataError, MissingExtraError
 from fas.evaluate.local_tasks import local_names, local_task
 from fas.recording import Recording
-from fas.runtime.journal import Once, directly
 from fas.runtime.transformers_ import ConvertedModel
+from fas.storage.journal import Once, directly
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Execution, Network, Operators, Schedule
 
@@ -45,7 +45,7 @@ class Stretches(HFLM):
     A stretch is batched by itself, so that its answers are the same whichever others have been given already.
 
     Attributes:
-        once: answers a stretch, or returns what an earlier run has answered (see ``fas.runtime.journal``).
+        once: answers a stretch, or returns what an earlier run has answered (see ``fas.storage.journal``).
     """
 
     once: Once = staticmethod(directly)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fas.errors import DataError
-from fas.runtime.journal import Once, directly
+from fas.storage.journal import Once, directly
 
 DEFAULT_WINDOW = 1024
 # math.exp overflows above the logarithm of the largest float64.
@@ -69,7 +69,7 @@ def perplexity(
         stride: tokens between windows, 1 to ``window``; None takes ``window // 2``.
         batch_size: windows of equal length per call.
         progress: called as (windows done, windows in all) after each call of the model.
-        once: does every call, or returns what an earlier run has found (see ``fas.runtime.journal``).
+        once: does every call, or returns what an earlier run has found (see ``fas.storage.journal``).
 
     Raises:
         DataError: fewer than two tokens, or an id outside the model's vocabulary.

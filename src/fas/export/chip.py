@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fas.data.described import check_described, read_described, shipped
+from fas.energy.constants import check_described, read_described, shipped
 from fas.errors import DataError
 
 _UNITS = {

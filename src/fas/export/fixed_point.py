@@ -16,7 +16,7 @@ from torch import Tensor
 from fas import __version__, registry
 from fas.errors import CheckpointError, FASError
 from fas.export.blocks import Affine, Block, blocks
-from fas.runtime.directory import whole_file
+from fas.storage.directory import whole_file
 from fas.types import RateNeuron
 
 # 2: names of neurons and of layers apart, since a site is called like the first layer behind it.

@@ -21,8 +21,8 @@ from fas.export.blocks import Affine, Block, Trace, blocks, left_out
 from fas.export.folded import TIE, Folded, fold
 from fas.export.simulators import SETTINGS
 from fas.layers.population import Population
-from fas.runtime.directory import whole_directory
-from fas.runtime.foreign import is_plain_name
+from fas.storage.directory import whole_directory
+from fas.storage.foreign import is_plain_name
 
 FORMAT = 1
 SIDECAR, TRACES = "export.json", "traces.safetensors"

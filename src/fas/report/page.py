@@ -15,7 +15,7 @@ from fas.report.parameter_figures import parameter_figures
 from fas.report.result_figures import result_figures
 from fas.report.tables import tables
 from fas.report.theme import COLOURS, PAGE, inline, save, style
-from fas.runtime.directory import whole_file
+from fas.storage.directory import whole_file
 
 # From what one wants to know first to what one looks up.
 _ORDER = (

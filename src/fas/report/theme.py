@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fas.errors import MissingExtraError
-from fas.runtime.directory import whole_file
+from fas.storage.directory import whole_file
 
 # What a colour stands for, in light and in dark. Figures are drawn in the light one; in the page each becomes a
 # variable of the style sheet. Blue spikes, grey is dense, orange is quantised, everywhere.

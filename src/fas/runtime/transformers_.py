@@ -14,11 +14,11 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from fas.config import FASConfig
 from fas.errors import CheckpointError
 from fas.layers.simulation import Simulation
-from fas.runtime.card import BASE, is_stock, write_card
-from fas.runtime.checksums import write_sums
-from fas.runtime.directory import CARD, check_files, is_ours, whole_directory
-from fas.runtime.foreign import check_neurons
 from fas.runtime.spiking import SpikingModel, make_dense, make_spiking
+from fas.storage.card import BASE, is_stock, write_card
+from fas.storage.checksums import write_sums
+from fas.storage.directory import CARD, check_files, is_ours, whole_directory
+from fas.storage.foreign import check_neurons
 from fas.surgery.attention import SPIKING_ATTENTION
 from fas.surgery.replace import attach, detach
 from fas.types import OPERANDS, Record, Site

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas.calibration.teacher import Aim, Teacher, check_aim, neuron_tensors
+from fas.distributed import place
 from fas.errors import CalibrationError
-from fas.stages.descent import frozen
-from fas.stages.losses import alignment, divergence
-from fas.stages.ranks import place
-from fas.stages.teacher import Aim, Teacher, check_aim, neuron_tensors
 from fas.surgery.replace import populations, spiking_layers
+from fas.training.descent import frozen
+from fas.training.losses import alignment, divergence
 from fas.types import Progress, Record, Stage
 
 

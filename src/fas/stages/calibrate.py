@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from fas._version import __version__
+from fas.calibration.fit import Fit, drive, fit_channels, fit_layer
+from fas.calibration.fit_sparse import SpikeCost, fit_sparse
+from fas.calibration.fit_uneven import fit_uneven
+from fas.calibration.kept import KeptSites
+from fas.calibration.sensitivity import sensitivities
+from fas.calibration.teacher import Aim, Teacher, check_aim, is_corrected
+from fas.calibration.walk import Visit, walk
+from fas.distributed import bytes_of
 from fas.layers.population import Population
-from fas.stages.fit import Fit, drive, fit_channels, fit_layer
-from fas.stages.fit_sparse import SpikeCost, fit_sparse
-from fas.stages.fit_uneven import fit_uneven
-from fas.stages.kept import KeptSites
-from fas.stages.ranks import bytes_of
-from fas.stages.sensitivity import sensitivities
-from fas.stages.teacher import Aim, Teacher, check_aim, is_corrected
-from fas.stages.walk import Visit, walk
 from fas.surgery.replace import neuron_parameters, spiking_layers
 from fas.types import Progress, Record, Stage
 

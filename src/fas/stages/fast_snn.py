@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
-from fas.stages.descent import check_descent, inputs_of
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations, spiking_layers
+from fas.training.descent import check_descent, inputs_of
 from fas.types import Progress, Record, Site, Stage
 
 Batch = Mapping[str, Tensor]

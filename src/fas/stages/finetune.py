@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, default_data_collator
 
+from fas.distributed import place
 from fas.errors import DataError, NotCalibratedError
 from fas.runtime.transformers_ import ConvertedModel, uninstall
-from fas.stages.distillation import Distillation
-from fas.stages.losses import mean_loss
-from fas.stages.ranks import place
-from fas.stages.run_directory import fingerprint_data, fingerprint_weights
-from fas.stages.training import Collator, train
 from fas.surgery.replace import populations
+from fas.training.distillation import Distillation
+from fas.training.losses import mean_loss
+from fas.training.run_directory import fingerprint_data, fingerprint_weights
+from fas.training.trainer import Collator, train
 from fas.types import Progress, Record
 
 Precision = Literal["fp32", "bf16", "fp16"]

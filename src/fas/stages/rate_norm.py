@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fas.errors import CalibrationError, SiteError
 from fas.layers.population import Population
-from fas.stages.descent import answer, check_descent, descend, inputs_of
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations
+from fas.training.descent import answer, check_descent, descend, inputs_of
 from fas.types import Progress, Record, Stage
 
 # Keeps Ω finite for a layer that is silent.

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fas.stages.descent import check_descent, inputs_of
 from fas.stages.set_thresholds import SetThresholds
 from fas.stages.train_quantised import TrainQuantised
+from fas.training.descent import check_descent, inputs_of
 from fas.types import Progress, Record, Stage
 
 # Batches whose activations thresholds are set from: the walk holds them all in memory.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fas.errors import SiteError
+from fas.layers.gated_operators import GatedNorm
 from fas.layers.linear import SpikingLinear
-from fas.layers.operators import GatedNorm
-from fas.surgery.operators import norm_form
+from fas.surgery.gated import norm_form
 from fas.surgery.probe import evaluating, probe_inputs
 from fas.surgery.sites import is_linear
 from fas.types import Progress, Record, Stage

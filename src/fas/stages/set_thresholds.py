@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fas.stages.fit import Fit, drive, fit_channels, fit_layer
-from fas.stages.fit_uneven import fit_uneven
-from fas.stages.walk import Visit, walk
+from fas.calibration.fit import Fit, drive, fit_channels, fit_layer
+from fas.calibration.fit_uneven import fit_uneven
+from fas.calibration.walk import Visit, walk
 from fas.types import Progress, Record, Stage
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fas.stages.descent import check_descent, cross_entropy, descend
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations, spiking_layers
+from fas.training.descent import check_descent, cross_entropy, descend
 from fas.types import Progress, Record, Stage
 
 

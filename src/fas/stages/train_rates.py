@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fas.layers.population import Population
-from fas.stages.descent import check_descent, cross_entropy, descend
 from fas.stages.rate_norm import Maxima, checked, rates
 from fas.stages.train_quantised import dense_parameters
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations
+from fas.training.descent import check_descent, cross_entropy, descend
 from fas.types import Progress, Record, Stage
 
 

@@ -15,7 +15,7 @@ from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.attention import use_dense_attention, use_spiking_attention
-from fas.surgery.operators import attach_operators, detach_operators
+from fas.surgery.gated import attach_operators, detach_operators
 from fas.surgery.sites import is_convolution, is_linear, is_spiking
 from fas.surgery.written_attention import use_dense_products, use_spiking_products, writes_attention
 from fas.types import OPERANDS, Granularity, Neuron, Site

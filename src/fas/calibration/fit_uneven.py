@@ -1,0 +1,69 @@
+"""Thresholds of neurons whose levels are not evenly spaced, from recorded activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fas.calibration.fit import SPARE, Fit
+from fas.types import Neuron
+
+# Below this share of the largest magnitude a range loses more at its end than it gains inside.
+_SMALLEST, _CANDIDATES = 0.1, 16
+_WIDER = (1.25, 1.5, 2.0, 3.0, 4.0)
+
+
+def encode_uneven(x: Tensor, threshold: Tensor, v_init: Tensor, neuron: Neuron, timesteps: int) -> Tensor:
+    """Return the mean that neurons pass on after T steps of even input.
+
+    Args:
+        x: activations [n, C].
+        threshold: θ, (C,) or ().
+        v_init: v_0/θ, likewise.
+        neuron: the neuron model.
+        timesteps: T.
+    """
+    step = threshold / neuron.resolution(timesteps)
+    return neuron.settle(torch.floor(x / step + v_init), timesteps) * step
+
+
+def fit_uneven(x: Tensor, neuron: Neuron, timesteps: int, *, per_channel: bool) -> Fit:
+    """Choose θ by the smallest mean squared error over shares of the largest magnitude.
+
+    Where the code has levels to spare the range is widened as far as the error hardly grows (``fit_channels``):
+    activations beyond those recorded will come and would be clipped.
+
+    Args:
+        x: activations [n, C].
+        neuron: the neuron model.
+        timesteps: T.
+        per_channel: one threshold a channel, or one for all.
+
+    Returns:
+        Parameters of shape (C,) or (), offset 0 and v_0 = θ/2.
+    """
+    size = x.abs() if neuron.signed else x.clamp_min(0)
+    largest = size.amax()
+    # A channel that is silent in the data keeps the scale of its layer.
+    top = torch.where(size.amax(0) > 0, size.amax(0), largest) if per_channel else largest
+    top = top.clamp_min(1e-6)
+    half, best = torch.full_like(top, 0.5), None
+    for share in torch.logspace(0, torch.log10(torch.tensor(_SMALLEST)), _CANDIDATES).tolist():
+        wrong = (encode_uneven(x, top * share, half, neuron, timesteps) - x).square().mean(0)
+        trial = Fit(top * share, torch.zeros_like(top), half, wrong if per_channel else wrong.mean())
+        if best is None:
+            best = trial
+            continue
+        better = trial.error < best.error
+        chosen = torch.where(better, trial.threshold, best.threshold)
+        best = Fit(chosen, best.offset, half, torch.minimum(trial.error, best.error))
+    assert best is not None
+    variance = x.var(0, correction=0) if per_channel else x.var(correction=0)
+    allowed, widest = best.error + SPARE * variance, best
+    for factor in _WIDER:
+        wrong = (encode_uneven(x, best.threshold * factor, half, neuron, timesteps) - x).square().mean(0)
+        wrong = wrong if per_channel else wrong.mean()
+        fits = (wrong <= allowed) & (variance > 0)
+        chosen = torch.where(fits, best.threshold * factor, widest.threshold)
+        widest = Fit(chosen, best.offset, half, torch.where(fits, wrong, widest.error))
+    return widest

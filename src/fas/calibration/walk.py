@@ -1,0 +1,397 @@
+"""Going through a converted model site by site, on what its spiking predecessors really produce.
+
+Two streams of activations are kept, of the dense network (ann) and of the spiking one (snn). Blocks that follow each
+other are replayed one at a time from their recorded inputs, so a walk costs a few passes through the model and holds
+two copies of one block's input, whatever the depth. What lies before and behind the blocks is reached by passes that
+leave them out. Where blocks do not hand over directly (branches), each is reached from the model's input instead:
+slower, the same. So are layers that run several times in a pass (ALBERT): their sites see the inputs of every time.
+
+A model larger than the memory is walked through with a ``Residence``, which has one block of it there at a time. Of
+several processes each runs its share of the batches; all see the rows of all, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fas.calibration.kept import KeptSites
+from fas.calibration.layout import hidden_of, left_out, observe, siblings
+from fas.calibration.masks import masks_of_sites
+from fas.calibration.residence import Figures, Residence
+from fas.calibration.rows import kept_rows, thinned
+from fas.calibration.teacher import Teacher
+from fas.distributed import agree, bytes_of, check_same, gathered, share
+from fas.errors import CalibrationError
+from fas.layers.population import Population
+from fas.layers.simulation import Simulation
+from fas.memory import give_back
+from fas.surgery.probe import evaluating
+from fas.surgery.replace import attention_of, populations, spiking_layers
+from fas.surgery.sites import block_of
+from fas.types import Network, Site
+
+Batch = Mapping[str, Tensor]
+# Activations of one site in one network at most: two of them, and what is computed of them, must fit into memory.
+_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a stage sees at one site.
+
+    Attributes:
+        site, population: the site and its neurons.
+        ann: inputs of the site in the dense network, or in another teacher, [n, C], float32.
+        snn: inputs of the site behind spiking predecessors [n, C], the same rows.
+    """
+
+    site: Site
+    population: Population
+    ann: Tensor
+    snn: Tensor
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How a block is called on one batch, apart from its hidden state."""
+
+    arguments: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def on(self, module: nn.Module, hidden: Tensor) -> Tensor:
+        """Call the block on a hidden state and return the next one."""
+        if self.arguments:
+            return hidden_of(module(hidden, *self.arguments[1:], **self.named))
+        return hidden_of(module(**{**self.named, "hidden_states": hidden}))
+
+
+class _Reached(Exception):
+    """The walk has seen what it wanted of this pass."""
+
+
+def walk(
+    model: Any,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    visit: Callable[[Visit], Figures | None],
+    *,
+    max_rows: int = 32768,
+    teacher: Teacher | None = None,
+    kept: KeptSites | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Figures]:
+    """Visit every site in the order of execution; a visited site spikes from then on.
+
+    Sites not yet visited pass their activations unchanged, so stages may leave thresholds unset until their site comes.
+    Rows that an attention mask marks as padding are left out.
+
+    Args:
+        model: a converted model; runs layerwise and collapsed during the walk. With a ``residence`` sites that an
+            interrupted walk has visited are not visited again.
+        sites: its sites in the order of execution.
+        batches: inputs of its forward.
+        visit: sets the parameters of one site; may return figures about it.
+        max_rows: activations kept per site, evenly spread over the batches; at most 256 MiB of them.
+        teacher: runs in the place of the dense network; not with a ``residence``.
+        kept: sites that an earlier run has visited, which are not visited again; takes those of this one.
+        progress: told after each site.
+
+    Returns:
+        The figures of every site for which there are some, by path.
+
+    Raises:
+        CalibrationError: no batches, no activations at a site, or some that are not finite (the layer is named).
+        FASError: of several processes one has other batches, or is gone.
+    """
+    if not batches:
+        raise CalibrationError("no calibration data: at least one batch is needed")
+    for i, batch in enumerate(batches):
+        if not all(value.numel() for value in batch.values() if isinstance(value, Tensor)):
+            raise CalibrationError(f"calibration batch {i} of {len(batches)} is empty: leave it out")
+    simulation: Simulation = model._simulation
+    residence: Residence | None = getattr(model, "residence", None)
+    neurons, layers = populations(model), spiking_layers(model)
+    check_same("calibration batches", bytes_of(batches), next(iter(neurons.values())).log_threshold.device)
+    figures: dict[str, Figures] = {}
+    done = 0
+    with evaluating(model), simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
+        with _only(neurons.values(), asleep=teacher is None) as active:
+            walker = _Walker(model, simulation, batches, max_rows, residence, figures, teacher)
+            for segment in walker.segments(sites):
+                for site in segment.sites:
+                    if residence is not None and residence.has_visited(site):
+                        found = residence.figures.get(site.path)
+                    elif kept is None or (found := kept.restore(site)) is None:
+                        ann, snn = segment.inputs(site)
+                        if residence is not None:
+                            residence.prepare(site)
+                        found = visit(Visit(site, neurons[site.path], ann, snn))
+                        agree(neurons[site.path].parameters())
+                        agree(layers[path].correction for path in site.layers)
+                        if kept is not None:
+                            kept.keep(site, found or {})
+                    if found is not None:
+                        figures[site.path] = found
+                    active(neurons[site.path])
+                    if residence is not None:
+                        residence.conclude(site, figures)
+                    done += 1
+                    if progress is not None:
+                        progress(site.path, done, len(sites))
+    return figures
+
+
+@contextmanager
+def _only(neurons: Any, *, asleep: bool) -> Iterator[Callable[[Population], None]]:
+    """Silence all populations (those with thresholds may stay awake), let them be woken, and wake all at the end."""
+    everyone = list(neurons)
+    for population in everyone:
+        population.active = not asleep
+    try:
+        yield lambda population: setattr(population, "active", True)
+    finally:
+        for population in everyone:
+            population.active = True
+            population.reset()
+
+
+@dataclass
+class _Walker:
+    model: Any
+    simulation: Simulation
+    batches: Sequence[Batch]
+    max_rows: int
+    residence: Residence | None
+    figures: dict[str, Figures]
+    teacher: Teacher | None
+
+    def __post_init__(self) -> None:
+        self.encoder = self.model.get_encoder() if getattr(self.model.config, "is_encoder_decoder", False) else None
+        self.mine = share(len(self.batches))
+        # The encoder's answer to each batch, as the decoder's cross-attention receives it.
+        self.encoded: dict[tuple[int, Network], Tensor] = {}
+        # Chains that passes through the model leave out, since what comes out of them is known.
+        self.behind: list[_Chain] = []
+        self.layout = self.residence.layout if self.residence else observe(self.model, lambda: self.run(0, "ann"))
+        self.masks = masks_of_sites(self.model, self.batches[0], lambda: self.run(0, "ann"))
+
+    def segments(self, sites: Sequence[Site]) -> Iterator[_Segment]:
+        """Group sites by block, and blocks by the chain in which one hands over to the next."""
+        chain: _Chain | None = None
+        for block, group in groupby(sites, key=lambda s: block_of(s.path)):
+            members = list(group)
+            again = any(site.path in self.layout.repeated for site in members)
+            if chain is not None and (block is None or again or not chain.reaches(block)):
+                self.leave(chain)
+                chain = None
+            if block is None or again:
+                yield _Segment(self, members, self.run, again)
+                continue
+            if chain is None:
+                self.behind = [known for known in self.behind if block not in known.blocks]
+                chain = _Chain(self, block)
+            chain.advance(chain.blocks.index(block))
+            yield _Segment(self, members, chain.run)
+        if chain is not None and self.residence is not None:
+            self.leave(chain)
+
+    def leave(self, chain: _Chain) -> None:
+        """Go to the end of a chain, if that spares later passes the way through it."""
+        if chain.can_leave_out:
+            chain.advance(len(chain.blocks))
+            self.behind.append(chain)
+
+    def using(self, network: Network) -> AbstractContextManager[None]:
+        """Run one of the two networks while the block lasts."""
+        taught = self.teacher if network == "ann" else None
+        return self.simulation.using(network=network) if taught is None else taught.running()
+
+    def run(self, i: int, network: Network) -> None:
+        """Run the whole model on batch i; a hook may stop it."""
+        extra = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
+        inputs = {k: v for k, v in self.batches[i].items() if k != "labels"}
+
+        def keep(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            self.encoded[i, network] = hidden_of(output)
+
+        handle = self.encoder.register_forward_hook(keep) if self.encoder is not None else None
+        try:
+            with ExitStack() as stack:
+                for chain in self.behind:
+                    stack.enter_context(left_out(self.model, self.layout, chain.blocks, chain.hidden[network, i]))
+                stack.enter_context(self.using(network))
+                stack.enter_context(suppress(_Reached))
+                self.model(**inputs, **extra)
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def is_encoded(self, i: int, network: Network, x: object) -> bool:
+        """Whether a tensor is the encoder's answer to batch i."""
+        return x is not None and x is self.encoded.get((i, network))
+
+    def mask(self, i: int, site: Site, population: Population, x: Tensor, *, encoded: bool) -> Tensor | None:
+        """Return the attention mask of the rows that a site receives, None where they have none.
+
+        Encoder and decoder may be of the same length: whose rows these are is seen by where the site lies, and in
+        cross-attention by what it reads (``encoded``). Weights of queries that are padding are left out, and so are the
+        zeros of keys that a query must not see.
+        """
+        name = self.masks.get(site.path, "attention_mask")
+        if self.encoder is not None and not encoded:
+            inside = any(module is population for module in self.encoder.modules())
+            name = "attention_mask" if inside else "decoder_attention_mask"
+        mask = self.batches[i].get(name)
+        if site.role == "attention_weight":
+            seen = (x != 0).any(-1)
+            if mask is None or mask.shape != x.shape[:2]:
+                return seen
+            return seen & mask.bool().unsqueeze(-1)
+        if mask is None or mask.numel() != x.shape[:-1].numel():
+            return None
+        # OPT joins rows and positions in front of its MLP.
+        return mask if mask.shape == x.shape[:-1] else mask.flatten() if x.ndim == 2 else None
+
+
+@dataclass
+class _Segment:
+    """Sites that one kind of replay reaches: the whole model, or one block of a chain."""
+
+    walker: _Walker
+    sites: list[Site]
+    run: Callable[[int, Network], None]
+    again: bool = False
+
+    def inputs(self, site: Site) -> tuple[Tensor, Tensor]:
+        """Return the inputs of a site [n, C] in the dense and in the spiking network."""
+        return self._stream(site, "ann"), self._stream(site, "snn")
+
+    def _stream(self, site: Site, network: Network) -> Tensor:
+        walker = self.walker
+        population = populations(walker.model)[site.path]
+        most = min(walker.max_rows, _BYTES // (4 * site.channels))
+        limit = max(1, most // len(walker.batches))
+        where = f"{site.path} ({'dense' if network == 'ann' else 'spiking'} network)"
+        rows: list[Tensor] = []
+        calls: list[Tensor] = []
+        latest: Tensor | None = None
+        crossing = False
+
+        def enter(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            nonlocal crossing
+            crossing = any(walker.is_encoded(i, network, x) for x in (*arguments, *named.values()))
+
+        def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            nonlocal latest
+            # Every layer of the site asks for the spikes of the same tensor.
+            if arguments[0] is not latest:
+                latest = arguments[0]
+                encoded = crossing or walker.is_encoded(i, network, latest)
+                calls.append(kept_rows(latest, walker.mask(i, site, population, latest, encoded=encoded), limit, where))
+            if not self.again:
+                raise _Reached
+
+        handles = [population.register_forward_pre_hook(look)]
+        if site.role in ("key", "value"):
+            attention = walker.model.get_submodule(attention_of(site))
+            handles.append(attention.register_forward_pre_hook(enter, with_kwargs=True))
+        try:
+            for i in walker.mine:
+                self.run(i, network)
+                if calls:
+                    rows.append(thinned(torch.cat(calls), limit))
+                calls, latest = [], None
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = gathered(torch.cat(rows or [population.log_threshold.new_empty(0, site.channels)]))
+        if not len(found):
+            raise CalibrationError(
+                f"no activations reach {where}: the calibration data is empty, all padding, or does not take the model "
+                "there; calibrate on other data, or exclude the layer"
+            )
+        return found
+
+
+class _Chain:
+    """Blocks of one list that hand their hidden state on, each replayed from where the last one ended."""
+
+    def __init__(self, walker: _Walker, first: str) -> None:
+        self.walker = walker
+        self.blocks = walker.layout.chain(siblings(walker.model, first), first)
+        self.can_leave_out = walker.layout.can_leave_out(self.blocks)
+        self.position = self.visited = 0
+        self.hidden: MutableMapping[tuple[Network, int], Tensor] = {}
+        if walker.residence is not None:
+            self.position, self.hidden = walker.residence.hidden(self.blocks)
+        self.calls: dict[tuple[Network, int], dict[str, _Call]] = {}
+        networks: tuple[Network, Network] = ("ann", "snn")
+        for network in networks if self.position < len(self.blocks) else ():
+            for i in walker.mine:
+                self._record(i, network)
+
+    def _record(self, i: int, network: Network) -> None:
+        """Run the model on one batch up to the last block; keep how each is called and the first hidden state."""
+        calls = self.calls[network, i] = {}
+
+        def before(path: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            hidden = arguments[0] if arguments else named.get("hidden_states")
+            rest = (None, *arguments[1:]) if arguments else ()
+            calls[path] = _Call(rest, named if arguments else {**named, "hidden_states": None})
+            if path == self.blocks[0] and self.position == 0:
+                assert hidden is not None
+                self.hidden[network, i] = hidden
+            if path == self.blocks[-1]:
+                raise _Reached
+
+        handles = [
+            self.walker.model.get_submodule(path).register_forward_pre_hook(
+                lambda _, arguments, named, path=path: before(path, arguments, named), with_kwargs=True
+            )
+            for path in self.blocks
+        ]
+        try:
+            with left_out(self.walker.model, self.walker.layout, self.blocks if self.can_leave_out else ()):
+                self.walker.run(i, network)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def reaches(self, block: str) -> bool:
+        """Whether a block lies ahead in the chain."""
+        return block in self.blocks[self.visited :]
+
+    def advance(self, target: int) -> None:
+        """Replace the hidden states by those that enter a later block, or leave the last one."""
+        self.visited = target
+        residence = self.walker.residence
+        while self.position < target:
+            path = self.blocks[self.position]
+            module = self._module(path)
+            for (network, i), calls in self.calls.items():
+                with self.walker.using(network):
+                    self.hidden[network, i] = calls.pop(path).on(module, self.hidden[network, i])
+            self.position += 1
+            if residence is not None:
+                residence.leave(path, self.walker.figures)
+            give_back()
+
+    def run(self, i: int, network: Network) -> None:
+        """Replay the present block on batch i; a hook may stop it."""
+        path = self.blocks[self.position]
+        module = self._module(path)
+        with self.walker.using(network), suppress(_Reached):
+            self.calls[network, i][path].on(module, self.hidden[network, i])
+
+    def _module(self, path: str) -> nn.Module:
+        """Return a block, which is in memory from then on."""
+        if self.walker.residence is not None:
+            self.walker.residence.enter(path)
+        return self.walker.model.get_submodule(path)

@@ -1,0 +1,1 @@
+"""What lies on the disk: whole directories, checksums, sharded checkpoints, model cards."""

@@ -1,0 +1,1 @@
+"""How training runs: the trainer, its losses, its data, its run directory."""
