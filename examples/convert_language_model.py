@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fas
-from fas.cli._models import embedded
 from fas.data.text import batches, load_documents, token_stream, windows
 from fas.evaluate.perplexity import perplexity
+from fas.loading import embedded
 
 torch.manual_seed(0)
 model = AutoModelForCausalLM.from_pretrained(embedded()).eval()

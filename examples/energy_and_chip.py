@@ -4,10 +4,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fas
-from fas.cli._models import embedded
 from fas.data.text import batches, load_documents, token_stream, windows
 from fas.export.chip import load_chip
 from fas.export.mapping import map_to_chip
+from fas.loading import embedded
 
 torch.manual_seed(0)
 model = AutoModelForCausalLM.from_pretrained(embedded()).eval()

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fas
-from fas.cli._models import embedded, load
 from fas.cli._serving import listen, server
+from fas.loading import embedded, load
 
 torch.manual_seed(0)
 directory = Path(tempfile.mkdtemp()) / "stdlib-snn"

@@ -14,7 +14,7 @@ def short(monkeypatch: pytest.MonkeyPatch, dense: Path, tmp_path: Path) -> None:
     place = shutil.copytree(dense, tmp_path / "gpt2")
     longer = GPT2Config.from_pretrained(dense, n_positions=256)
     GPT2LMHeadModel(longer).save_pretrained(place)
-    monkeypatch.setattr("fas.cli._models.embedded", lambda: place)
+    monkeypatch.setattr("fas.loading.embedded", lambda: place)
     monkeypatch.setattr("fas.data.stdlib.stdlib_text", lambda split: ["def f(x):\n    return x + 1\n" * 40])
 
 
@@ -62,5 +62,5 @@ def test_wrong_coverage(run) -> None:
 
 
 def test_a_missing_model_is_named(monkeypatch: pytest.MonkeyPatch, run, tmp_path: Path) -> None:
-    monkeypatch.setattr("fas.cli._models.files", lambda package: tmp_path)
+    monkeypatch.setattr("fas.loading.files", lambda package: tmp_path)
     assert "embedded model is missing" in run("inspect", "embedded", code=1).stderr

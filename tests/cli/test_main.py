@@ -73,7 +73,7 @@ def test_an_interrupt_says_so(monkeypatch: pytest.MonkeyPatch, run) -> None:
     def interrupted(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fas.cli._models.load", interrupted)
+    monkeypatch.setattr("fas.loading.load", interrupted)
     result = run("inspect", "embedded", code=130)
     assert result.stderr.startswith("interrupted")
 
@@ -82,7 +82,7 @@ def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, run) -> None:
     def full(*arguments: object, **named: object) -> None:
         raise OSError(28, "No space left on device", "/data/model")
 
-    monkeypatch.setattr("fas.cli._models.load", full)
+    monkeypatch.setattr("fas.loading.load", full)
     assert "no space left on the disk for /data/model" in run("inspect", "embedded", code=1).stderr
 
 
@@ -94,7 +94,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     def wrong(*arguments: object, **named: object) -> None:
         raise KeyError("bug")
 
-    monkeypatch.setattr("fas.cli._models.load", wrong)
+    monkeypatch.setattr("fas.loading.load", wrong)
     assert isinstance(CliRunner().invoke(app, ["inspect", "embedded"]).exception, KeyError)
 
 

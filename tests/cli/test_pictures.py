@@ -10,8 +10,8 @@ from tiny_pictures import git_processor, write_pictures
 from tiny_vision_language import VISION_LANGUAGE
 
 import fas
-from fas.cli._data import calibration_batches
-from fas.cli._models import load
+from fas.data.for_model import calibration_batches
+from fas.loading import load
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fas.cli import _serving
-from fas.cli._models import Loaded, load
+from fas.loading import Loaded, load
 
 for package in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install 'fas[serve]'")

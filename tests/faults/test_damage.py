@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fas
-from fas.cli._models import load
 from fas.errors import CalibrationError, CheckpointError, DataError, FASError
+from fas.loading import load
 from fas.storage.checksums import SUMS, check_sums, write_sums
 from fas.storage.foreign import check_finite, check_neurons, is_plain_name, weight_files
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from fas.cli._models import load
 from fas.cli.main import app
 from fas.errors import CheckpointError
+from fas.loading import load
 from fas.storage.card import BASE, write_card
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "fas"
@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_of_training_is_no_code(snn, run, text, tmp_path, m
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fas.cli._saving.save", stopped)
+        patch.setattr("fas.saving.save", stopped)
         run(*arguments, "--max-steps", 1, code=1)
     checkpoint = tmp_path / "tuned-checkpoints" / "checkpoint-1"
     # Trainer keeps its state in files of torch.save and reads them as tensors only.

@@ -124,7 +124,7 @@ def test_a_file_where_a_directory_should_be(name, run, models, tmp_path, monkeyp
     def late(*arguments: object, **named: object) -> None:
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("fas.cli._models.load", late)
+    monkeypatch.setattr("fas.loading.load", late)
     (tmp_path / "file").write_text("mine")
     said = run(*COMMANDS[name][1](models, tmp_path / "file" / COMMANDS[name][0]), code=1).stderr
     assert f"error: {tmp_path / 'file'}: Not a directory, but a file where a directory should be" in said
@@ -168,7 +168,7 @@ def test_standard_output_on_a_full_disk() -> None:
 
 
 def test_every_kind_of_full_disk_is_known() -> None:
-    from fas.cli._failures import message
+    from fas.cli.program.failures import message
 
     place = Path("/data/out")
     for number in (errno.ENOSPC, errno.EDQUOT):

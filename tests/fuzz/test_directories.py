@@ -15,8 +15,8 @@ from mutations import edited_json, edited_safetensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fas.cli._models import load
 from fas.errors import FASError
+from fas.loading import load
 from fas.storage.sharded import Sharded
 
 few = settings(max_examples=20, suppress_health_check=list(HealthCheck))

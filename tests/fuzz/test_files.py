@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mutations import edited_bytes, edited_json, json_values
 
-from fas.cli._output import read_rows
+from fas.cli.program.output import read_rows
 from fas.data.image_text import load_pictures
 from fas.data.table import load_table, read_records
 from fas.data.text import load_documents

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from fas.cli._calibration import conditions
 from fas.cli._counted import add, held_out_batches
 from fas.cli._findings import NEW_TOKENS, look
-from fas.cli._measured import Scores, measure
-from fas.cli._models import Loaded
-from fas.cli._output import Output
+from fas.cli.program.output import Output
+from fas.evaluate.score import Scores, measure
+from fas.loading import Loaded
 
 if TYPE_CHECKING:
     from fas.energy.estimate import Estimate

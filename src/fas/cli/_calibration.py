@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fas.cli._data import calibration_batches, default_data
-from fas.cli._models import Loaded
-from fas.cli._output import Output
 from fas.cli._rows_at_a_time import fewer
-from fas.cli._session import is_alone
+from fas.cli.program.output import Output
+from fas.cli.program.session import is_alone
+from fas.data.for_model import calibration_batches, default_data
+from fas.loading import Loaded
 
 
 def calibrate_and_report(

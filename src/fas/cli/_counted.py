@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fas.cli._data import calibration_batches, is_classifier, tokens, window_of
-from fas.cli._models import Loaded
-from fas.cli._output import Output
+from fas.cli.program.output import Output
+from fas.data.for_model import calibration_batches, is_classifier, tokens, window_of
 from fas.errors import DataError
+from fas.loading import Loaded
 from fas.types import Measurement
 
 

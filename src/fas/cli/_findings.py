@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from fas.cli._calibration import conditions
 from fas.cli._counted import count, generates
-from fas.cli._data import is_classifier
-from fas.cli._models import Loaded
-from fas.cli._output import Output
+from fas.cli.program.output import Output
+from fas.data.for_model import is_classifier
+from fas.loading import Loaded
 
 if TYPE_CHECKING:
     from fas.energy.prices import Prices

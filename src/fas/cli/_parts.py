@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fas.cli._output import Output
+from fas.cli.program.output import Output
 from fas.types import Measurement
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fas.cli._measured import Advance, Scores
-from fas.cli._models import Loaded
+from fas.evaluate.score import Advance, Scores
+from fas.loading import Loaded
 
 
 class PictureScores(Scores):

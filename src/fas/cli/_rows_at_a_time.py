@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from fas.cli._output import Output
+from fas.cli.program.output import Output
 from fas.errors import FASError
 
 Found = TypeVar("Found")

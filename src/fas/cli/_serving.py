@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-from fas.cli._models import Loaded
 from fas.errors import FASError, MissingExtraError
+from fas.loading import Loaded
 
 if TYPE_CHECKING:
     from uvicorn import Server

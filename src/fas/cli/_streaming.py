@@ -10,9 +10,9 @@ from typing import Any
 import typer
 
 from fas.cli._calibration import report_records
-from fas.cli._models import Loaded, location
-from fas.cli._output import Output
+from fas.cli.program.output import Output
 from fas.errors import CheckpointError
+from fas.loading import Loaded, location
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # Share of the machine's memory that weights may fill and still leave room for what calibration records.
@@ -57,10 +57,10 @@ def stream_and_report(
         CheckpointError: a model that is no directory.
     """
     from fas.calibration.residence import Finished
-    from fas.cli._data import default_data, is_classifier, training_rows
-    from fas.cli._models import _tokenizer as tokenizer_of
     from fas.conversion import stream
+    from fas.data.for_model import default_data, is_classifier, training_rows
     from fas.data.text import batches
+    from fas.loading import _tokenizer as tokenizer_of
     from fas.memory import peak_resident
     from fas.storage.sharded import Sharded
 

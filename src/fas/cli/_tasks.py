@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fas.cli._calibration import conditions
-from fas.cli._data import is_classifier, row_length
-from fas.cli._models import Loaded
-from fas.cli._output import Output
 from fas.cli._parts import Parts, Rows
 from fas.cli._rows_at_a_time import with_fewer
+from fas.cli.program.output import Output
+from fas.data.for_model import is_classifier, row_length
+from fas.loading import Loaded
 
 if TYPE_CHECKING:
     from fas.evaluate.harness import Score

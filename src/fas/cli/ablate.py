@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli._comparison import Data as Seen
-from fas.cli._comparison import Plan, compare_plans
-from fas.cli._method_options import method_options
-from fas.cli._options import BatchSize, Data, Device, Json, Model, Seed, TestData, TestTokens, Tokens, Window
-from fas.cli._output import Output
+from fas.cli.program.method_options import method_options
+from fas.cli.program.options import BatchSize, Data, Device, Json, Model, Seed, TestData, TestTokens, Tokens, Window
+from fas.cli.program.output import Output
+from fas.evaluate.compare import Data as Seen
+from fas.evaluate.compare import Plan, compare_plans
 
 # Each part on top of those before it.
 _PARTS: dict[str, dict[str, bool]] = {

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli._options import Device, Json, Seed, Tokens, whole_numbers, words
-from fas.cli._output import Output
+from fas.cli.program.options import Device, Json, Seed, Tokens, whole_numbers, words
+from fas.cli.program.output import Output
 from fas.types import Coverage, Measurement, Progress
 
 _SIZES = "embedded,gpt2-small"
@@ -70,8 +70,8 @@ def bench(
         from fas.bench import machine, results
         from fas.bench.subjects import chosen
         from fas.bench.suite import Suite
-        from fas.cli._saving import check_writable
         from fas.methods.fas import FAS
+        from fas.saving import check_writable
 
         if out is not None:
             check_writable(out / "bench.json")

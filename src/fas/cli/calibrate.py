@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from fas.cli._calibration import calibrate_and_report, conditions, report_records
-from fas.cli._data import default_data
-from fas.cli._options import BatchSize, Device, Json, Model, Seed, Tokens, Window
-from fas.cli._output import Output
+from fas.cli.program.options import BatchSize, Device, Json, Model, Seed, Tokens, Window
+from fas.cli.program.output import Output
+from fas.data.for_model import default_data
 
 
 def calibrate(
@@ -39,9 +39,9 @@ def calibrate(
     """
     with Output.opened(context, as_json) as output:
         from fas.calibration.teacher import is_trained
-        from fas.cli._models import load
-        from fas.cli._saving import check_place, check_room, finish, is_in_place, save, save_in_place, unfinished
         from fas.conversion import stages_of
+        from fas.loading import load
+        from fas.saving import check_place, check_room, finish, is_in_place, save, save_in_place, unfinished
 
         place, command = out or Path(model), context.obj.command
         in_place = is_in_place(place, model)

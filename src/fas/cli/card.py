@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fas.cli._output import Output, read_rows
+from fas.cli.program.output import Output, read_rows
 from fas.types import Measurement
 
 

@@ -11,9 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli._comparison import Data as Seen
-from fas.cli._comparison import Plan, Row, compare_plans
-from fas.cli._options import (
+from fas.cli.program.options import (
     BatchSize,
     Data,
     Device,
@@ -28,7 +26,9 @@ from fas.cli._options import (
     whole_numbers,
     words,
 )
-from fas.cli._output import Output
+from fas.cli.program.output import Output
+from fas.evaluate.compare import Data as Seen
+from fas.evaluate.compare import Plan, Row, compare_plans
 
 
 def compare(
@@ -76,8 +76,8 @@ def compare(
     Example: `fas compare embedded --methods fas --neuron signed_if,phase --timesteps 2,4,8 --plot build/compare.svg`
     """
     with Output.opened(context, as_json) as output:
-        from fas.cli._saving import check_writable
         from fas.errors import MissingExtraError
+        from fas.saving import check_writable
 
         if accounting not in ("paper", "compute", "memory", "none"):
             raise ValueError(f"--accounting is {accounting!r}; choose one of paper, compute, memory, none")

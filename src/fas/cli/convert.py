@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from fas.cli._calibration import calibrate_and_report
-from fas.cli._method_options import method_options
-from fas.cli._options import BatchSize, Device, Json, Model, Seed, Tokens, Window
-from fas.cli._output import Output
+from fas.cli.program.method_options import method_options
+from fas.cli.program.options import BatchSize, Device, Json, Model, Seed, Tokens, Window
+from fas.cli.program.output import Output
 
 
 @method_options
@@ -44,11 +44,11 @@ def convert(
     Example: `fas convert gpt2 gpt2-snn --data wikitext --timesteps 8 --coverage linear`
     """
     with Output.opened(context, as_json) as output:
-        from fas.cli._models import load
-        from fas.cli._saving import check_place, check_room, save, unfinished
         from fas.cli._streaming import is_large, size, stream_and_report
         from fas.config import build_method
         from fas.conversion import convert as convert_model
+        from fas.loading import load
+        from fas.saving import check_place, check_room, save, unfinished
 
         check_place(out)
         recipe = build_method(method, options)

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from fas.cli._calibration import conditions
-from fas.cli._data import calibration_batches
-from fas.cli._measured import Scores, measure
-from fas.cli._models import EMBEDDED
-from fas.cli._options import Json, Seed, Tokens, whole_numbers, words
-from fas.cli._output import Output
+from fas.cli.program.options import Json, Seed, Tokens, whole_numbers, words
+from fas.cli.program.output import Output
+from fas.data.for_model import calibration_batches
+from fas.evaluate.score import Scores, measure
+from fas.loading import EMBEDDED
 
 _PROMPT = "def read(self, path):\n    with open("
 
@@ -43,7 +43,7 @@ def demo(
     began = time.perf_counter()
     steps, coverages = whole_numbers(timesteps, "--timesteps"), words(coverage)
     with Output.opened(context, as_json) as output:
-        from fas.cli._models import load
+        from fas.loading import load
         from fas.methods.fas import FAS
 
         # Every combination is checked before the first is measured.

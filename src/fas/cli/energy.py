@@ -9,8 +9,7 @@ import typer
 
 from fas.cli._calibration import conditions
 from fas.cli._counted import add
-from fas.cli._networks import inputs_of, load_either, photographs
-from fas.cli._options import (
+from fas.cli.program.options import (
     BatchSize,
     Data,
     Device,
@@ -23,8 +22,9 @@ from fas.cli._options import (
     Window,
     words,
 )
-from fas.cli._output import Output
-from fas.cli._trained import told
+from fas.cli.program.output import Output
+from fas.evaluate.control import told
+from fas.plain_networks import inputs_of, load_either, photographs
 
 
 def energy(
@@ -78,7 +78,7 @@ def energy(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._counted import count, generates, held_out_batches
-        from fas.cli._data import calibration_batches, default_data
+        from fas.data.for_model import calibration_batches, default_data
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
 

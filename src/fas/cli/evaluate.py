@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from fas.cli._calibration import conditions
-from fas.cli._data import default_data
-from fas.cli._measured import Scores, measure
-from fas.cli._models import Loaded
-from fas.cli._options import BatchSize, Device, Json, Model, whole_numbers, words
-from fas.cli._output import Output
 from fas.cli._parts import Parts, Rows
 from fas.cli._tasks import COLUMNS, score_tasks
+from fas.cli.program.options import BatchSize, Device, Json, Model, whole_numbers, words
+from fas.cli.program.output import Output
+from fas.data.for_model import default_data
+from fas.evaluate.score import Scores, measure
+from fas.loading import Loaded
 from fas.types import Network, Schedule
 
 
@@ -77,7 +77,7 @@ def evaluate(
     if not named and (task_path or fewshot is not None):
         raise typer.BadParameter("--task-path and --fewshot belong to --tasks, which is missing")
     with Output.opened(context, as_json) as output:
-        from fas.cli._models import load
+        from fas.loading import load
 
         loaded = load(model, device)
         if network in ("quantised", "snn") or timesteps is not None or schedule is not None:

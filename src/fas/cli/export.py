@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli._options import Data, Device, Json, Model, Seed, Window
-from fas.cli._output import Output
+from fas.cli.program.options import Data, Device, Json, Model, Seed, Window
+from fas.cli.program.output import Output
 from fas.types import Schedule
 
 
@@ -55,9 +55,9 @@ def export(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._calibration import conditions
-        from fas.cli._data import calibration_batches, default_data
-        from fas.cli._models import load
+        from fas.data.for_model import calibration_batches, default_data
         from fas.errors import DataError
+        from fas.loading import load
 
         _check_place(out, to)
         loaded = load(model, device)
@@ -141,7 +141,7 @@ def _to_fixed_point(
 
 def _score(output: Output, loaded: Any, file: Path, source: str, limit: int, about: dict[str, Any]) -> None:
     """Say what the written file costs from end to end: the score of the model, and with its parameters."""
-    from fas.cli._measured import Scores
+    from fas.evaluate.score import Scores
     from fas.export.fixed_point import load_fixed_point
     from fas.export.rounded import rounded
 
@@ -164,9 +164,9 @@ def _score(output: Output, loaded: Any, file: Path, source: str, limit: int, abo
 
 def _check_place(out: Path, to: _Target) -> None:
     """Refuse, before the work begins, a place that holds something else."""
-    from fas.cli._saving import check_writable
     from fas.errors import FASError
     from fas.export.nir import SIDECAR
+    from fas.saving import check_writable
 
     check_writable(out)
     if to is _Target.FIXED_POINT:

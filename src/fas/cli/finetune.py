@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from fas.cli._calibration import conditions
-from fas.cli._data import default_data, is_classifier, training_rows
-from fas.cli._options import Device, Json, Model, Seed, Window
-from fas.cli._output import Output
-from fas.cli._session import is_first
+from fas.cli.program.options import Device, Json, Model, Seed, Window
+from fas.cli.program.output import Output
+from fas.cli.program.session import is_first
+from fas.data.for_model import default_data, is_classifier, training_rows
 
 
 def finetune(
@@ -49,8 +49,8 @@ def finetune(
     Example: `fas finetune gpt2-snn gpt2-snn-tuned --data wikitext --max-steps 1000`
     """
     with Output.opened(context, as_json) as output:
-        from fas.cli._models import load
-        from fas.cli._saving import check_place, check_room, save
+        from fas.loading import load
+        from fas.saving import check_place, check_room, save
         from fas.stages.finetune import Finetune, finetune, language_modelling
         from fas.storage.directory import whole_directory
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from fas.cli._calibration import conditions
-from fas.cli._options import Device, Json, Model, Seed
-from fas.cli._output import Output
-from fas.cli._terminal import printable
+from fas.cli.program.options import Device, Json, Model, Seed
+from fas.cli.program.output import Output
+from fas.cli.program.terminal import printable
 from fas.types import Schedule
 
 
@@ -45,10 +45,10 @@ def generate(
         import torch
         from transformers import TextStreamer, set_seed
 
-        from fas.cli._models import load
         from fas.cli._pictures import image_inputs
         from fas.data.table import check_ids
         from fas.evaluate.captions import prompt_length
+        from fas.loading import load
         from fas.runtime.anytime import Anytime
 
         loaded = load(model, device)

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from fas.cli._calibration import conditions
-from fas.cli._data import calibration_batches
-from fas.cli._networks import inputs_of, load_either, photographs
-from fas.cli._options import BatchSize, Device, Json, Model, PlainNetwork, Seed, SpikingNetwork, Window
-from fas.cli._output import Output
+from fas.cli.program.options import BatchSize, Device, Json, Model, PlainNetwork, Seed, SpikingNetwork, Window
+from fas.cli.program.output import Output
+from fas.data.for_model import calibration_batches
+from fas.plain_networks import inputs_of, load_either, photographs
 
 
 def inspect(

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from fas import __version__, registry
-from fas.cli._failures import failures_as_messages
-from fas.cli._session import RememberingGroup, Session
+from fas.cli.program.failures import failures_as_messages
+from fas.cli.program.session import RememberingGroup, Session
 
 # Tracebacks stay Python's own: `--debug` asks for them, and what nobody foresaw deserves the whole story.
 app = typer.Typer(

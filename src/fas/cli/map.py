@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fas.cli._options import Device, Json, Model, Seed, Window
-from fas.cli._output import Output
+from fas.cli.program.options import Device, Json, Model, Seed, Window
+from fas.cli.program.output import Output
 
 
 def map(
@@ -33,9 +33,9 @@ def map(
     with Output.opened(context, as_json) as output:
         from fas.cli._calibration import conditions
         from fas.cli._counted import add, held_out_batches
-        from fas.cli._models import load
         from fas.export.chip import load_chip
         from fas.export.mapping import map_to_chip
+        from fas.loading import load
         from fas.surgery.probe import probe_inputs
 
         described = load_chip(chip)

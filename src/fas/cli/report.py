@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from fas.cli._calibration import conditions
-from fas.cli._options import BatchSize, Device, Json, Model, Seed, Window, whole_numbers, words
-from fas.cli._output import Output, read_rows
+from fas.cli.program.options import BatchSize, Device, Json, Model, Seed, Window, whole_numbers, words
+from fas.cli.program.output import Output, read_rows
 from fas.types import Coverage
 
 
@@ -53,16 +53,16 @@ def report(
     began = time.perf_counter()
     with Output.opened(context, as_json) as output:
         from fas.cli._counted import count, held_out_batches
-        from fas.cli._data import calibration_batches, default_data
         from fas.cli._findings import look
-        from fas.cli._measured import Scores
-        from fas.cli._models import load
-        from fas.cli._saving import check_writable
+        from fas.data.for_model import calibration_batches, default_data
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
+        from fas.evaluate.score import Scores
+        from fas.loading import load
         from fas.report import measure
         from fas.report.page import write_report
         from fas.report.theme import style
+        from fas.saving import check_writable
 
         page = out or Path(f"{Path(model).name}-report.html")
         for place in (page, *([] if figures is None else [figures / "any.svg"])):

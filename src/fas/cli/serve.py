@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fas.cli._options import Device, Model
-from fas.cli._output import Output
+from fas.cli.program.options import Device, Model
+from fas.cli.program.output import Output
 from fas.types import Schedule
 
 
@@ -31,8 +31,8 @@ def serve(
     Example: `fas serve gpt2-snn --port 8000`
     """
     with Output.opened(context, False) as output:
-        from fas.cli._models import load
         from fas.cli._serving import listen, server
+        from fas.loading import load
 
         loaded = load(model, device)
         loaded.need_converted()

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fas.cli._terminal import printable
+from fas.cli.program.terminal import printable
 
 # Commands that share their work where torchrun or accelerate starts several processes.
 _SHARED = ("calibrate", "convert", "finetune")

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fas.cli._models import Loaded, directory_method
-from fas.cli._session import is_alone, is_first
+from fas.cli.program.session import is_alone, is_first
 from fas.errors import FASError
+from fas.loading import Loaded, directory_method
 
 # In the place of what is unfinished: a model that is to replace the one it was made of, and who has written it.
 _WRITTEN, _COMMAND = "model", "command"

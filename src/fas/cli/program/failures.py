@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import typer
 
-from fas.cli._session import Session
-from fas.cli._terminal import printable
+from fas.cli.program.session import Session
+from fas.cli.program.terminal import printable
 from fas.errors import FASError
 
 _INTERRUPTED = "interrupted, nothing was written"

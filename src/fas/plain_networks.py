@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fas.cli._models import Loaded, _to
 from fas.errors import CheckpointError, DataError
+from fas.loading import Loaded, _to
 
 _FUNCTION = "load_network"
 
@@ -27,7 +27,7 @@ def load_either(name: str, device: str, network: Path | None, spiking: Path | No
         ValueError: ``spiking`` without ``network``.
         CheckpointError: as ``load`` and ``load_plain``.
     """
-    from fas.cli._models import load
+    from fas.loading import load
 
     if network is not None:
         return load_plain(name, network, device, spiking)

@@ -11,12 +11,12 @@ from typing import Any
 
 from fas.cli._calibration import conditions
 from fas.cli._counted import add, held_out_batches
-from fas.cli._data import calibration_batches, default_data
-from fas.cli._measured import Scores, measure
-from fas.cli._models import Loaded
-from fas.cli._networks import inputs_of, is_plain, load_either, photographs
-from fas.cli._output import Output
-from fas.cli._trained import TRAINED, Training, told
+from fas.cli.program.output import Output
+from fas.data.for_model import calibration_batches, default_data
+from fas.evaluate.control import TRAINED, Training, told
+from fas.evaluate.score import Scores, measure
+from fas.loading import Loaded
+from fas.plain_networks import inputs_of, is_plain, load_either, photographs
 from fas.types import Measurement, Method
 
 # Tokens, or images, whose operations are counted: counts per token settle quickly.

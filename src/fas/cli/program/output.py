@@ -16,8 +16,8 @@ import typer
 
 from fas import __version__
 from fas.bench.results import finite
-from fas.cli._session import Session, is_first
-from fas.cli._terminal import printable
+from fas.cli.program.session import Session, is_first
+from fas.cli.program.terminal import printable
 from fas.errors import DataError
 from fas.types import Measurement
 

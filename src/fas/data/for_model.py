@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fas.cli._models import EMBEDDED, Loaded, embedded
 from fas.errors import DataError
+from fas.loading import EMBEDDED, Loaded, embedded
 
 _LONGEST_ROW = 128
 # Windows beyond this length cost memory and teach calibration nothing more.

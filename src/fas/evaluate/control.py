@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fas.cli._data import is_classifier, training_rows
-from fas.cli._models import Loaded
-from fas.cli._networks import is_plain, photographs
-from fas.cli._output import Output
+from fas.cli.program.output import Output
+from fas.data.for_model import is_classifier, training_rows
+from fas.loading import Loaded
+from fas.plain_networks import is_plain, photographs
 
 if TYPE_CHECKING:
     from fas.types import Stage

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fas.cli._calibration import conditions
-from fas.cli._data import is_classifier, row_length, tokens
-from fas.cli._models import Loaded
-from fas.cli._networks import is_plain, photographs
-from fas.cli._output import Output
 from fas.cli._parts import Parts
 from fas.cli._rows_at_a_time import with_fewer
+from fas.cli.program.output import Output
+from fas.data.for_model import is_classifier, row_length, tokens
+from fas.loading import Loaded
+from fas.plain_networks import is_plain, photographs
 from fas.storage.journal import Once, directly
 
 if TYPE_CHECKING:
