@@ -105,7 +105,7 @@ def test_whole_scores_of_a_regressor(rows, classifier: Path, tmp_path: Path) -> 
 
 
 def test_a_run_that_was_interrupted_goes_on(run, rows, snn: Path, text: Path, tmp_path: Path, monkeypatch) -> None:
-    from fas.cli import _measured
+    from fas.evaluate import score as _measured
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     command = ["evaluate", snn, "--data", text, "--window", 16, "--limit-tokens", 64, "--timesteps", "2,3,4"]

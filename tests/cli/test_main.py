@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fas import __version__, registry
-from fas.cli import _failures
+from fas.cli.program import failures as _failures
 
 
 def test_help_names_every_command_and_imports_no_heavy_library() -> None:
