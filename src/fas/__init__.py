@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fas.conversion import stream as stream
     from fas.energy.count import count_operations as count_operations
     from fas.energy.estimate import estimate_energy as estimate_energy
+    from fas.loading import Loaded as Loaded
+    from fas.loading import load as load
     from fas.methods.fas import FAS as FAS
     from fas.methods.las import LAS as LAS
     from fas.recording import record as record
@@ -37,12 +39,14 @@ _HOMES = {
     "FASConfig": "fas.config",
     "Finetune": "fas.stages.finetune",
     "LAS": "fas.methods.las",
+    "Loaded": "fas.loading",
     "Measurement": "fas.types",
     "calibrate": "fas.conversion",
     "convert": "fas.conversion",
     "count_operations": "fas.energy.count",
     "estimate_energy": "fas.energy.estimate",
     "finetune": "fas.stages.finetune",
+    "load": "fas.loading",
     "load_module": "fas.runtime.plain",
     "record": "fas.recording",
     "revert": "fas.conversion",

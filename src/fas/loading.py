@@ -42,6 +42,18 @@ class Loaded:
         return isinstance(self.model, ConvertedModel)
 
     @property
+    def data(self) -> str | None:
+        """Name of the data that belong to the model: the embedded one was trained on ``stdlib``."""
+        is_embedded = self.name == EMBEDDED or Path(self.name).resolve() == embedded().resolve()
+        return "stdlib" if is_embedded else None
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes text."""
+        can_generate = getattr(self.model, "can_generate", None)
+        return not self.is_for("ForSequenceClassification") and can_generate is not None and bool(can_generate())
+
+    @property
     def context(self) -> int | None:
         """Tokens that the model takes at once, if it has such a limit."""
         config = self.model.config.get_text_config()

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fas.cli.program.session import is_alone, is_first
+from fas.distributed import place
 from fas.errors import FASError
 from fas.loading import Loaded, directory_method
 
@@ -36,15 +36,15 @@ def check_place(directory: Path) -> None:
         raise FASError(f"{directory} holds a dense model, which would be lost: name another directory")
 
 
-def check_writable(place: Path) -> None:
+def check_writable(path: Path) -> None:
     """Refuse, before the work begins, a file or directory that could not be written.
 
     Raises:
         OSError: the nearest place that exists is no directory, or takes nothing.
     """
-    nearest = _nearest(place.absolute())
+    nearest = _nearest(path.absolute())
     # What lies at the place itself is replaced by something beside it.
-    folder = nearest.parent if nearest == place.absolute() and not nearest.is_dir() else nearest
+    folder = nearest.parent if nearest == path.absolute() and not nearest.is_dir() else nearest
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     try:
@@ -53,17 +53,17 @@ def check_writable(place: Path) -> None:
         raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
-def check_room(place: Path, model: Any, copies: int = 1) -> None:
+def check_room(directory: Path, model: Any, copies: int = 1) -> None:
     """Refuse, before the work begins, a disk that the weights of a model would not fit on so many times.
 
     Raises:
         FASError: less space than they take.
     """
     needed = copies * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    free = shutil.disk_usage(_nearest(place.absolute())).free
+    free = shutil.disk_usage(_nearest(directory.absolute())).free
     if needed > free:
         raise FASError(
-            f"{place} takes {_size(needed)} and more, and its disk has {_size(free)} free: free some, or name "
+            f"{directory} takes {_size(needed)} and more, and its disk has {_size(free)} free: free some, or name "
             "another directory"
         )
 
@@ -74,8 +74,8 @@ def _size(count: int) -> str:
     return f"{count / _UNITS[unit]:.1f} {unit}"
 
 
-def _nearest(place: Path) -> Path:
-    return next(path for path in (place, *place.parents) if path.exists())
+def _nearest(path: Path) -> Path:
+    return next(found for found in (path, *path.parents) if found.exists())
 
 
 def unfinished(directory: Path) -> Path:
@@ -84,17 +84,19 @@ def unfinished(directory: Path) -> Path:
 
 
 def save(loaded: Loaded, directory: Path) -> None:
-    """Write model and processor or tokenizer; a new directory appears whole or not at all."""
-    if not is_first():
+    """Write model and processor or tokenizer, from the first of several processes.
+
+    A new directory appears whole or not at all.
+    """
+    if place()[0] != 0:
         return
     _write(loaded, directory)
     shutil.rmtree(unfinished(directory), ignore_errors=True)
 
 
 def is_in_place(directory: Path, model: str) -> bool:
-    """Return whether a model would replace the one that it is made of, by one process alone."""
-    alone = is_alone()
-    return alone and directory.is_dir() and Path(model).is_dir() and directory.samefile(model)
+    """Return whether a model would replace the one that it is made of."""
+    return directory.is_dir() and Path(model).is_dir() and directory.samefile(model)
 
 
 def save_in_place(loaded: Loaded, directory: Path, command: str) -> None:
@@ -107,7 +109,7 @@ def save_in_place(loaded: Loaded, directory: Path, command: str) -> None:
     """
     from fas.storage.directory import whole_file
 
-    if not is_first():
+    if place()[0] != 0:
         return
     work = unfinished(directory)
     _write(loaded, work / _WRITTEN)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fas.cli._calibration import conditions
-from fas.cli._counted import add, held_out_batches
+from fas.cli._counted import add
 from fas.cli._findings import NEW_TOKENS, look
 from fas.cli.program.output import Output
+from fas.data.for_model import held_out_batches
 from fas.evaluate.score import Scores, measure
 from fas.loading import Loaded
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fas.cli._calibration import conditions
-from fas.cli._counted import count, generates
+from fas.cli._counted import count
 from fas.cli.program.output import Output
 from fas.data.for_model import is_classifier
 from fas.loading import Loaded
@@ -52,7 +52,7 @@ def look(
     from fas.report.findings import Findings
 
     network = loaded.model
-    writes = generates(loaded) and network.main_input_name == "input_ids"
+    writes = loaded.generates and network.main_input_name == "input_ids"
     shown = batches
     if writes:
         # Prompts leave room for what is written behind them.

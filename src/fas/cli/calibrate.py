@@ -10,6 +10,7 @@ import typer
 from fas.cli._calibration import calibrate_and_report, conditions, report_records
 from fas.cli.program.options import BatchSize, Device, Json, Model, Seed, Tokens, Window
 from fas.cli.program.output import Output
+from fas.cli.program.session import is_alone
 from fas.data.for_model import default_data
 
 
@@ -44,7 +45,7 @@ def calibrate(
         from fas.saving import check_place, check_room, finish, is_in_place, save, save_in_place, unfinished
 
         place, command = out or Path(model), context.obj.command
-        in_place = is_in_place(place, model)
+        in_place = is_alone() and is_in_place(place, model)
         if out is not None:
             check_place(out)
         done = in_place and finish(place, command)

@@ -77,8 +77,8 @@ def energy(
     Example: `fas energy gpt2-snn --data wikitext --prices 45nm,loihi`
     """
     with Output.opened(context, as_json) as output:
-        from fas.cli._counted import count, generates, held_out_batches
-        from fas.data.for_model import calibration_batches, default_data
+        from fas.cli._counted import count
+        from fas.data.for_model import calibration_batches, default_data, held_out_batches
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
 
@@ -92,7 +92,7 @@ def energy(
         if plain:
             batches = inputs_of(photographs(loaded, source, "test", limit=images, rows=batch_size, seed=seed))
         else:
-            new = (16 if generates(loaded) else 0) if new_tokens is None else new_tokens
+            new = (16 if loaded.generates else 0) if new_tokens is None else new_tokens
             batches = held_out_batches(
                 loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed, new_tokens=new
             )

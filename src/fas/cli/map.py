@@ -32,7 +32,8 @@ def map(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._calibration import conditions
-        from fas.cli._counted import add, held_out_batches
+        from fas.cli._counted import add
+        from fas.data.for_model import held_out_batches
         from fas.export.chip import load_chip
         from fas.export.mapping import map_to_chip
         from fas.loading import load

@@ -52,9 +52,9 @@ def report(
     """
     began = time.perf_counter()
     with Output.opened(context, as_json) as output:
-        from fas.cli._counted import count, held_out_batches
+        from fas.cli._counted import count
         from fas.cli._findings import look
-        from fas.data.for_model import calibration_batches, default_data
+        from fas.data.for_model import calibration_batches, default_data, held_out_batches
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
         from fas.evaluate.score import Scores

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fas.errors import DataError
-from fas.loading import EMBEDDED, Loaded, embedded
+
+if TYPE_CHECKING:
+    from fas.loading import Loaded
 
 _LONGEST_ROW = 128
 # Windows beyond this length cost memory and teach calibration nothing more.
@@ -19,15 +21,14 @@ def window_of(loaded: Loaded, asked: int | None) -> int:
 
 
 def default_data(loaded: Loaded, data: str | None) -> str:
-    """Return the data's name; the embedded model brings its own.
+    """Return the name of the data asked for, else of those that belong to the model.
 
     Raises:
-        DataError: none was named for another model.
+        DataError: none was named for a model that has none of its own.
     """
-    if data is not None:
-        return data
-    if loaded.name == EMBEDDED or Path(loaded.name).resolve() == embedded().resolve():
-        return "stdlib"
+    found = data or loaded.data
+    if found is not None:
+        return found
     raise DataError(
         f"no data named for {loaded.name}: pass a text file, a jsonl or tsv file, a directory, or a hub data set"
     )
@@ -86,6 +87,42 @@ def calibration_batches(
         found = _padded(rows, loaded.need_tokenizer(), limit, batch_size, seed)
     device = loaded.model.device
     return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in found]
+
+
+def held_out_batches(
+    loaded: Loaded, source: str, *, window: int | None, limit: int, batch_size: int, seed: int, new_tokens: int
+) -> list[dict[str, Any]]:
+    """Return inputs of about ``limit`` tokens from the test part of a text, rows of a table for a classifier.
+
+    Args:
+        loaded: the model.
+        source: text source or table.
+        window: tokens per row; what the model takes if None.
+        limit: tokens in all.
+        batch_size: rows per call.
+        seed: of the choice of windows.
+        new_tokens: room to leave after each row.
+
+    Raises:
+        DataError: no data, or no room for the new tokens.
+    """
+    if is_classifier(loaded) or loaded.model.main_input_name != "input_ids":
+        return calibration_batches(loaded, source, window=window, limit=limit, batch_size=batch_size, seed=seed)
+    from fas.data.text import batches, windows
+
+    length = window_of(loaded, window)
+    if loaded.context is not None:
+        length = min(length, loaded.context - new_tokens)
+    if length < 1:
+        raise DataError(
+            f"{new_tokens} new tokens leave no room for a prompt in the model's context of {loaded.context}: "
+            "pass a smaller --new-tokens"
+        )
+    rows = windows(tokens(loaded, source, "test"), length, limit_tokens=limit, seed=seed)
+    found: list[dict[str, Any]] = batches(rows, batch_size)
+    if loaded.model.config.is_encoder_decoder and not new_tokens:
+        found = [{**batch, "decoder_input_ids": batch["input_ids"]} for batch in found]
+    return [{name: tensor.to(loaded.model.device) for name, tensor in batch.items()} for batch in found]
 
 
 def _with_images(loaded: Loaded, data: str, limit: int, batch_size: int, seed: int) -> list[dict[str, Any]]:

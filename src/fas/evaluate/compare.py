@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fas.cli._calibration import conditions
-from fas.cli._counted import add, held_out_batches
+from fas.cli._counted import add
 from fas.cli.program.output import Output
-from fas.data.for_model import calibration_batches, default_data
+from fas.data.for_model import calibration_batches, default_data, held_out_batches
 from fas.evaluate.control import TRAINED, Training, told
 from fas.evaluate.score import Scores, measure
 from fas.loading import Loaded
