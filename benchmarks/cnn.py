@@ -25,7 +25,7 @@ from torch import Tensor
 
 import fas
 from fas.data.images import AugmentedBatches, image_batches
-from fas.evaluate.images import accuracy_by_step, classify_images
+from fas.evaluation.images import accuracy_by_step, classify_images
 from fas.methods.fast_snn import FastSNN
 from fas.methods.las import LAS
 from fas.methods.qcfs_only import QCFSOnly

@@ -21,7 +21,7 @@ import transformers
 
 import fas
 from fas.data.text import batches, load_documents, token_stream, windows
-from fas.evaluate.perplexity import perplexity
+from fas.evaluation.perplexity import perplexity
 from fas.stages.finetune import Finetune, finetune, language_modelling
 
 

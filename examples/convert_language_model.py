@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fas
 from fas.data.text import batches, load_documents, token_stream, windows
-from fas.evaluate.perplexity import perplexity
+from fas.evaluation.perplexity import perplexity
 from fas.loading import embedded
 
 torch.manual_seed(0)

@@ -5,8 +5,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fas
 from fas.data.text import batches, load_documents, token_stream, windows
-from fas.export.chip import load_chip
-from fas.export.mapping import map_to_chip
+from fas.exporting.chip import load_chip
+from fas.exporting.mapping import map_to_chip
 from fas.loading import embedded
 
 torch.manual_seed(0)

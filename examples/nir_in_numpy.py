@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from transformers import OPTConfig, OPTForCausalLM
 
 import fas
-from fas.export.nir import export_nir
+from fas.exporting.nir import export_nir
 
 torch.manual_seed(0)
 config = OPTConfig(

@@ -1,7 +1,7 @@
 """Running an exported file in other simulators, with the settings that the export states; each if it is there.
 
 They want different versions of nir, and packages that must not be installed beside torch: they come from folders
-of their own, ``pip install --no-deps --target DIR …`` and ``PYTHONPATH=DIR pytest tests/export``.
+of their own, ``pip install --no-deps --target DIR …`` and ``PYTHONPATH=DIR pytest tests/exporting``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fas.export.simulators import SETTINGS
+from fas.exporting.simulators import SETTINGS
 
 
 def need(*modules: str) -> list[Any]:

@@ -29,7 +29,7 @@ _KILLER = """
 import os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
-import fas, fas.stages.finetune, fas.stages.calibrate, fas.export.fixed_point, transformers
+import fas, fas.stages.finetune, fas.stages.calibrate, fas.exporting.fixed_point, transformers
 from fas.cli.main import main
 
 line, root, (trials, seed, kills) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fas.methods.fas import FAS as FAS
     from fas.methods.las import LAS as LAS
     from fas.recording import record as record
-    from fas.report.page import write_report as write_report
+    from fas.reporting.page import write_report as write_report
     from fas.runtime.anytime import Anytime as Anytime
     from fas.runtime.plain import load_module as load_module
     from fas.stages.finetune import Finetune as Finetune
@@ -52,7 +52,7 @@ _HOMES = {
     "revert": "fas.conversion",
     "stream": "fas.conversion",
     "write_card": "fas.storage.card",
-    "write_report": "fas.report.page",
+    "write_report": "fas.reporting.page",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -13,7 +13,7 @@ def values(found: list[dict[str, Any]], quantity: str) -> list[float]:
 def test_dense_perplexity_is_that_of_the_library(rows, dense: Path, text: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fas.evaluate.perplexity import perplexity
+    from fas.evaluation.perplexity import perplexity
 
     found = rows("evaluate", dense, "--data", text, "--limit-tokens", 200)
     ids = AutoTokenizer.from_pretrained(dense)(text.read_text(), return_tensors="pt").input_ids[0][:200]
@@ -105,7 +105,7 @@ def test_whole_scores_of_a_regressor(rows, classifier: Path, tmp_path: Path) -> 
 
 
 def test_a_run_that_was_interrupted_goes_on(run, rows, snn: Path, text: Path, tmp_path: Path, monkeypatch) -> None:
-    from fas.evaluate import score as _measured
+    from fas.evaluation import score as _measured
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     command = ["evaluate", snn, "--data", text, "--window", 16, "--limit-tokens", 64, "--timesteps", "2,3,4"]

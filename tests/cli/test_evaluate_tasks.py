@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fas.evaluate.local_tasks import local_task
+from fas.evaluation.local_tasks import local_task
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'fas[eval]'")
 

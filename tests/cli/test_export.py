@@ -6,7 +6,7 @@ import pytest
 
 
 def test_fixed_point(rows, run, snn: Path, text: Path, tmp_path: Path) -> None:
-    from fas.export.fixed_point import load_fixed_point
+    from fas.exporting.fixed_point import load_fixed_point
 
     file = tmp_path / "model.safetensors"
     found = rows("export", snn, "--to", "fixed-point", "--out", file, "--data", text, "--membrane-bits", 24)
@@ -33,7 +33,7 @@ def test_fixed_point(rows, run, snn: Path, text: Path, tmp_path: Path) -> None:
 
 def test_nir(rows, run, snn: Path, text: Path, tmp_path: Path) -> None:
     pytest.importorskip("nir", reason="nir is not installed: pip install 'fas[nir]'")
-    from fas.export.nir import import_nir
+    from fas.exporting.nir import import_nir
 
     place = tmp_path / "nir"
     found = rows("export", snn, "--to", "nir", "--out", place, "--data", text, "--tokens", 16)

@@ -91,7 +91,7 @@ def test_classifier_and_glue(run, calls, cache: Path, classifier: Path, table: P
 def test_tasks(
     run, calls, cache: Path, snn: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
-    harness = pytest.importorskip("fas.evaluate.harness", reason="lm-eval is not installed: pip install 'fas[eval]'")
+    harness = pytest.importorskip("fas.evaluation.harness", reason="lm-eval is not installed: pip install 'fas[eval]'")
     # A stretch is a handful of requests here.
     monkeypatch.setattr(harness, "STRETCH", 4)
     lines = [{"context": f"{i} bottles of beer on the", "continuation": "wall"} for i in range(24)]

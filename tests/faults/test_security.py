@@ -233,7 +233,7 @@ def nir(run, snn, text, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", ["../evil.nir", "/etc/passwd", "", "..", 3, None])
 def test_an_export_that_names_a_file_elsewhere(name, nir, tmp_path) -> None:
-    from fas.export.nir import import_nir
+    from fas.exporting.nir import import_nir
 
     shutil.copytree(nir, tmp_path / "nir")
     sidecar = json.loads((tmp_path / "nir" / "export.json").read_text())
@@ -247,7 +247,7 @@ def test_an_export_that_names_a_file_elsewhere(name, nir, tmp_path) -> None:
 def test_an_export_that_has_its_data_elsewhere(kind, nir, tmp_path) -> None:
     import h5py
 
-    from fas.export.nir import import_nir
+    from fas.exporting.nir import import_nir
 
     shutil.copytree(nir, tmp_path / "nir")
     file = next((tmp_path / "nir").glob("*.nir"))

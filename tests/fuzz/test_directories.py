@@ -102,8 +102,8 @@ def whole(run, snn: Path, text: Path, folder: Path) -> Path:
 @few
 @given(st.data())
 def test_exports(nir: Path, whole: Path, tmp_path: Path, data: st.DataObject) -> None:
-    from fas.export.fixed_point import load_fixed_point
-    from fas.export.nir import import_nir
+    from fas.exporting.fixed_point import load_fixed_point
+    from fas.exporting.nir import import_nir
 
     copied = tmp_path / "nir"
     shutil.copytree(nir, copied, dirs_exist_ok=True)

@@ -19,8 +19,8 @@ from fas.data.table import load_table, read_records
 from fas.data.text import load_documents
 from fas.energy.prices import load_prices
 from fas.errors import DataError
-from fas.evaluate.local_tasks import local_task
-from fas.export.chip import load_chip
+from fas.evaluation.local_tasks import local_task
+from fas.exporting.chip import load_chip
 
 here = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -76,7 +76,7 @@ def test_rows_of_data(tmp_path: Path, content: bytes, ending: str) -> None:
 
 _MODELS = {
     load_prices: (files("fas") / "energy" / "models" / "45nm.toml").read_bytes(),
-    load_chip: (files("fas") / "export" / "chips" / "loihi2.toml").read_bytes(),
+    load_chip: (files("fas") / "exporting" / "chips" / "loihi2.toml").read_bytes(),
 }
 _TITLED = b'title="x"\nreference="y"\n'
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import fas
 from fas.errors import CalibrationError, SiteError
-from fas.evaluate.fit_curve import fit_curve
+from fas.evaluation.fit_curve import fit_curve
 from fas.methods.rate_norm import RateNorm
 from fas.stages.rate_norm import FitRates, omega, rates
 from fas.stages.train_rates import TrainRates

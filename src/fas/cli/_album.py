@@ -11,13 +11,13 @@ from fas.cli._counted import add
 from fas.cli._findings import NEW_TOKENS, look
 from fas.cli.program.output import Output
 from fas.data.for_model import held_out_batches
-from fas.evaluate.score import Scores, measure
+from fas.evaluation.score import Scores, measure
 from fas.loading import Loaded
 
 if TYPE_CHECKING:
     from fas.energy.estimate import Estimate
     from fas.methods.fas import FAS
-    from fas.report.findings import Findings, Quality
+    from fas.reporting.findings import Findings, Quality
 
 _PRICES = ("45nm", "45nm-dram", "loihi")
 # Enough for counts that change little with more, and few enough to count every conversion.
@@ -73,7 +73,7 @@ class Album:
 
     def findings(self, command: str, sample: tuple[str, str]) -> Findings:
         """Return everything for the page; converts the model a few times more."""
-        from fas.report.measure import mean_thresholds
+        from fas.reporting.measure import mean_thresholds
 
         assert self._found is not None
         for name, switches in (("none (maximum)", {"coarse": False}), ("coarse", {})):
@@ -111,7 +111,7 @@ class Album:
     def _estimate(self, plan: FAS) -> Estimate:
         """Return the energy of reading; the dense network is counted once per coverage."""
         from fas.energy.estimate import Estimate, count_both, levels_of
-        from fas.report.measure import spiking_counts
+        from fas.reporting.measure import spiking_counts
 
         model = self._loaded.model
         if plan.coverage in self._dense:
@@ -144,8 +144,8 @@ class Album:
 
     def _quality(self) -> list[Quality]:
         """Return scores and energies of the shown code and coverage at every T, from what was measured."""
-        from fas.report.findings import Quality
-        from fas.report.result_figures import gather
+        from fas.reporting.findings import Quality
+        from fas.reporting.result_figures import gather
 
         found = gather(self._output.measurements)
         assert found.dense is not None

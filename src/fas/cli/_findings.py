@@ -14,7 +14,7 @@ from fas.loading import Loaded
 
 if TYPE_CHECKING:
     from fas.energy.prices import Prices
-    from fas.report.findings import Findings
+    from fas.reporting.findings import Findings
 
 # Tokens written behind each prompt, to see decoding.
 NEW_TOKENS = 8
@@ -48,8 +48,8 @@ def look(
         Findings without scores, results, sample and duration, for ``dataclasses.replace``.
     """
     from fas.energy.estimate import Estimate, levels_of
-    from fas.report import measure
-    from fas.report.findings import Findings
+    from fas.reporting import measure
+    from fas.reporting.findings import Findings
 
     network = loaded.model
     writes = loaded.generates and network.main_input_name == "input_ids"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fas.evaluate.score import Advance, Scores
+from fas.evaluation.score import Advance, Scores
 from fas.loading import Loaded
 
 
@@ -53,7 +53,7 @@ class PictureScores(Scores):
 
     def of(self, loaded: Loaded, advance: Advance | None = None) -> dict[str, float]:
         """Return the scores of the network that a model is set to, the chief one first."""
-        from fas.evaluate.captions import score_pictures
+        from fas.evaluation.captions import score_pictures
 
         return score_pictures(
             loaded.model, self._processor, self._pictures, prompt=self._prompt, max_new_tokens=self._most,

@@ -17,7 +17,7 @@ from fas.data.for_model import is_classifier, row_length
 from fas.loading import Loaded
 
 if TYPE_CHECKING:
-    from fas.evaluate.harness import Score
+    from fas.evaluation.harness import Score
     from fas.recording import Recording
 
 COLUMNS = ["network", "T", "levels", "task", "quantity", "value", "± stderr", "spikes per neuron"]
@@ -49,7 +49,7 @@ def score_tasks(
 
         return [row for task in tasks for row in parts.run(_part(loaded, task), partial(classified, task))]
     with _quiet_harness():
-        from fas.evaluate.harness import SpikingLM, Stretches, score
+        from fas.evaluation.harness import SpikingLM, Stretches, score
 
         lm = _backend(loaded, batch_size, SpikingLM, Stretches)
         spiking = loaded.converted and loaded.model.network == "snn"
@@ -97,8 +97,8 @@ def _glue(
     output: Output, loaded: Loaded, task: str, folder: Path | None, *, limit: int | None, batch_size: int, parts: Parts
 ) -> Rows:
     import fas
-    from fas.evaluate.classify import classify
-    from fas.evaluate.glue import HUB, glue_scores, glue_table
+    from fas.evaluation.classify import classify
+    from fas.evaluation.glue import HUB, glue_scores, glue_table
 
     table = glue_table(task, folder, limit)
     spiking = loaded.converted and loaded.model.network == "snn"
@@ -133,7 +133,7 @@ def _row(
 
 
 def _source(task: str, folder: Path | None) -> str:
-    from fas.evaluate.local_tasks import local_names
+    from fas.evaluation.local_tasks import local_names
 
     local = folder is not None and task in local_names(folder)
     return str(folder) if local else "lm-evaluation-harness"

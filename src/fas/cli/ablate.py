@@ -9,8 +9,8 @@ import typer
 from fas.cli.program.method_options import method_options
 from fas.cli.program.options import BatchSize, Data, Device, Json, Model, Seed, TestData, TestTokens, Tokens, Window
 from fas.cli.program.output import Output
-from fas.evaluate.compare import Data as Seen
-from fas.evaluate.compare import Plan, compare_plans
+from fas.evaluation.compare import Data as Seen
+from fas.evaluation.compare import Plan, compare_plans
 
 # Each part on top of those before it.
 _PARTS: dict[str, dict[str, bool]] = {

@@ -27,8 +27,8 @@ from fas.cli.program.options import (
     words,
 )
 from fas.cli.program.output import Output
-from fas.evaluate.compare import Data as Seen
-from fas.evaluate.compare import Plan, Row, compare_plans
+from fas.evaluation.compare import Data as Seen
+from fas.evaluation.compare import Plan, Row, compare_plans
 
 
 def compare(

@@ -13,7 +13,7 @@ from fas.cli._calibration import conditions
 from fas.cli.program.options import Json, Seed, Tokens, whole_numbers, words
 from fas.cli.program.output import Output
 from fas.data.for_model import calibration_batches
-from fas.evaluate.score import Scores, measure
+from fas.evaluation.score import Scores, measure
 from fas.loading import EMBEDDED
 
 _PROMPT = "def read(self, path):\n    with open("
@@ -118,7 +118,7 @@ def _write(loaded: Any, prompt: str) -> str:
 def _can_draw(output: Output) -> bool:
     """Say on both ends of a long run that there will be no page where the library for it is missing."""
     from fas.errors import MissingExtraError
-    from fas.report.theme import style
+    from fas.reporting.theme import style
 
     try:
         with style():
@@ -129,7 +129,7 @@ def _can_draw(output: Output) -> bool:
 
 
 def _publish(output: Output, findings: Any, page: Path) -> None:
-    from fas.report.page import write_report
+    from fas.reporting.page import write_report
 
     written = write_report(findings, page, figures=page.parent / "figures")
     drawn = sorted({path.stem for path in written[1:]})

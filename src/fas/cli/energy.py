@@ -23,7 +23,7 @@ from fas.cli.program.options import (
     words,
 )
 from fas.cli.program.output import Output
-from fas.evaluate.control import told
+from fas.evaluation.control import told
 from fas.plain_networks import inputs_of, load_either, photographs
 
 

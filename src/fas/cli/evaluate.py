@@ -14,7 +14,7 @@ from fas.cli._tasks import COLUMNS, score_tasks
 from fas.cli.program.options import BatchSize, Device, Json, Model, whole_numbers, words
 from fas.cli.program.output import Output
 from fas.data.for_model import default_data
-from fas.evaluate.score import Scores, measure
+from fas.evaluation.score import Scores, measure
 from fas.loading import Loaded
 from fas.types import Network, Schedule
 

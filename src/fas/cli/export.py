@@ -65,7 +65,7 @@ def export(
         if loaded.model.main_input_name != "input_ids":
             raise DataError(
                 f"{model} takes {loaded.model.main_input_name}, for which the command line reads no data: call "
-                "fas.export.nir.export_nir(model, directory, inputs) in Python"
+                "fas.exporting.nir.export_nir(model, directory, inputs) in Python"
             )
         if timesteps is not None:
             loaded.set_timesteps(timesteps)
@@ -86,7 +86,7 @@ def export(
 def _to_nir(
     output: Output, loaded: Any, out: Path, inputs: Any, sites: list[str] | None, rows: int, about: dict[str, Any]
 ) -> None:
-    from fas.export.nir import export_nir
+    from fas.exporting.nir import export_nir
 
     checks = export_nir(loaded.model, out, inputs, sites=sites, rows=rows, about={"model": loaded.name})
     for check in checks:
@@ -110,7 +110,7 @@ def _to_fixed_point(
     about: dict[str, Any],
     bits: _Bits,
 ) -> None:
-    from fas.export.fixed_point import export_fixed_point
+    from fas.exporting.fixed_point import export_fixed_point
 
     membrane_bits: Any = int(bits)
     costs = export_fixed_point(loaded.model, out, inputs, membrane_bits=membrane_bits, sites=sites, rows=rows)
@@ -141,9 +141,9 @@ def _to_fixed_point(
 
 def _score(output: Output, loaded: Any, file: Path, source: str, limit: int, about: dict[str, Any]) -> None:
     """Say what the written file costs from end to end: the score of the model, and with its parameters."""
-    from fas.evaluate.score import Scores
-    from fas.export.fixed_point import load_fixed_point
-    from fas.export.rounded import rounded
+    from fas.evaluation.score import Scores
+    from fas.exporting.fixed_point import load_fixed_point
+    from fas.exporting.rounded import rounded
 
     scores = Scores(loaded, source, limit=limit)
     fixed = load_fixed_point(file)
@@ -165,7 +165,7 @@ def _score(output: Output, loaded: Any, file: Path, source: str, limit: int, abo
 def _check_place(out: Path, to: _Target) -> None:
     """Refuse, before the work begins, a place that holds something else."""
     from fas.errors import FASError
-    from fas.export.nir import SIDECAR
+    from fas.exporting.nir import SIDECAR
     from fas.saving import check_writable
 
     check_writable(out)

@@ -47,7 +47,7 @@ def generate(
 
         from fas.cli._pictures import image_inputs
         from fas.data.table import check_ids
-        from fas.evaluate.captions import prompt_length
+        from fas.evaluation.captions import prompt_length
         from fas.loading import load
         from fas.runtime.anytime import Anytime
 

@@ -34,8 +34,8 @@ def map(
         from fas.cli._calibration import conditions
         from fas.cli._counted import add
         from fas.data.for_model import held_out_batches
-        from fas.export.chip import load_chip
-        from fas.export.mapping import map_to_chip
+        from fas.exporting.chip import load_chip
+        from fas.exporting.mapping import map_to_chip
         from fas.loading import load
         from fas.surgery.probe import probe_inputs
 

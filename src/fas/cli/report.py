@@ -57,11 +57,11 @@ def report(
         from fas.data.for_model import calibration_batches, default_data, held_out_batches
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
-        from fas.evaluate.score import Scores
+        from fas.evaluation.score import Scores
         from fas.loading import load
-        from fas.report import measure
-        from fas.report.page import write_report
-        from fas.report.theme import style
+        from fas.reporting import measure
+        from fas.reporting.page import write_report
+        from fas.reporting.theme import style
         from fas.saving import check_writable
 
         page = out or Path(f"{Path(model).name}-report.html")

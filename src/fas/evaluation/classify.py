@@ -1,0 +1,181 @@
+"""Scores of a sequence classifier (or regressor) on labelled rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fas.data.table import Table, tokenise_table
+from fas.errors import DataError
+from fas.evaluation import metrics
+from fas.storage.journal import Once, directly
+
+
+def classify(
+    model: nn.Module,
+    rows: Table | Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    batch_size: int = 32,
+    max_length: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+    once: Once = directly,
+) -> dict[str, float]:
+    """Score a model with a sequence classification head on labelled rows.
+
+    Rows of similar length share a batch, so that little is padded; the scores do not depend on
+    the order. Where the model and the table name the same classes in another order
+    (``model.config.id2label``), predictions are mapped by name; else index i means class i.
+
+    Args:
+        model: called as ``model(**inputs).logits`` giving [B, classes], or [B, 1] for regression.
+            It runs in evaluation mode without gradients, its mode is restored.
+        rows: a table, or tokenised rows as ``tokenise_table`` gives them (``labels`` or ``label``:
+            int for classes, float for regression).
+        tokenizer: pads the rows, and tokenises a table.
+        batch_size: rows per call.
+        max_length: tokens at which the rows of a table are cut.
+        progress: called as (rows done, rows in all) after each call of the model.
+        once: does every call, or returns what an earlier run has found (see ``fas.storage.journal``).
+
+    Returns:
+        For classes ``accuracy``, ``f1`` (of class 1, for two classes) or ``f1_macro`` (for more),
+        ``matthews``; for regression ``pearson``, ``spearman``. NaN where a score is undefined (see
+        ``fas.evaluation.metrics``), and for all of them where the model gives a NaN.
+
+    Raises:
+        DataError: no rows, rows without labels, labels that do not fit the model's head, or rows
+            that do not fit its vocabulary or context.
+        ValueError: ``batch_size`` below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected at least 1 row per call")
+    names = rows.label_names if isinstance(rows, Table) else ()
+    encoded = tokenise_table(rows, tokenizer, max_length) if isinstance(rows, Table) else rows
+    labels, inputs = _split_labels(encoded)
+    _check_inputs(inputs, getattr(model, "config", None))
+    logits = _logits(model, inputs, tokenizer, batch_size, progress, once)
+    scores = _scores(logits, labels, _class_map(model, names))
+    # argmax would turn a NaN into a class.
+    return dict.fromkeys(scores, math.nan) if logits.isnan().any() else scores
+
+
+def _split_labels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[dict[str, Any]]]:
+    if not len(rows):
+        raise DataError("no rows to classify: expected at least one labelled row")
+    labels, inputs = [], []
+    for number, row in enumerate(rows):
+        label = row.get("labels", row.get("label"))
+        if label is None:
+            raise DataError(f"row {number} has no label (keys {list(row)}): expected 'labels' or 'label'")
+        labels.append(label.item() if hasattr(label, "item") else label)
+        inputs.append({key: value for key, value in row.items() if key not in ("labels", "label")})
+    return labels, inputs
+
+
+def _check_inputs(inputs: list[dict[str, Any]], config: Any) -> None:
+    vocabulary = getattr(config, "vocab_size", None)
+    highest = max((int(i) for row in inputs for i in row["input_ids"]), default=-1)
+    if vocabulary is not None and highest >= vocabulary:
+        raise DataError(
+            f"token id {highest} is outside the model's vocabulary of {vocabulary}: "
+            "use the tokenizer saved with this model"
+        )
+    context = getattr(config, "max_position_embeddings", None)
+    longest = max(len(row["input_ids"]) for row in inputs)
+    if context is not None and longest > context:
+        raise DataError(
+            f"a row of {longest} tokens is longer than the model's context of {context}: "
+            f"pass max_length={context}, or tokenise with it"
+        )
+
+
+def _logits(
+    model: nn.Module,
+    inputs: list[dict[str, Any]],
+    tokenizer: Any,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+    once: Once,
+) -> Tensor:
+    """Return float32 logits [N, classes] on the CPU, in the order of ``inputs``."""
+    from transformers import DataCollatorWithPadding
+
+    pad = DataCollatorWithPadding(tokenizer)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    order = sorted(range(len(inputs)), key=lambda row: -len(inputs[row]["input_ids"]))
+
+    def answers(rows: list[int]) -> list[list[float]]:
+        batch = pad([inputs[row] for row in rows])
+        output = model(**{key: value.to(device) for key, value in batch.items()})
+        found: list[list[float]] = output.logits.float().tolist()
+        return found
+
+    parts: list[list[float]] = []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                # float32 passes through Python's numbers, and through JSON, unchanged.
+                parts += once(f"rows {start} to {start + len(rows)}", partial(answers, rows))
+                if progress is not None:
+                    progress(min(start + batch_size, len(order)), len(order))
+    finally:
+        model.train(was_training)
+    logits = torch.tensor(parts, dtype=torch.float32)
+    in_order = torch.empty_like(logits)
+    in_order[torch.tensor(order)] = logits
+    return in_order
+
+
+def _class_map(model: nn.Module, names: Sequence[str]) -> list[int] | None:
+    """Return the table's class of each output of the model, None where indices agree as they are."""
+    id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
+    own = [str(id2label[key]).lower() for key in sorted(id2label)]
+    wanted = [name.lower() for name in names]
+    if own == wanted or sorted(own) != sorted(wanted) or len(set(own)) != len(own):
+        return None
+    return [wanted.index(name) for name in own]
+
+
+def _scores(logits: Tensor, labels: list[Any], class_map: list[int] | None) -> dict[str, float]:
+    outputs = logits.shape[-1]
+    if any(isinstance(label, float) for label in labels):
+        if outputs != 1:
+            raise DataError(f"labels are scores, but the model has {outputs} outputs: load it with num_labels=1")
+        predictions = logits[:, 0].numpy()
+        return {
+            "pearson": metrics.pearson(predictions, labels),
+            "spearman": metrics.spearman(predictions, labels),
+        }
+    low, high = min(labels), max(labels)
+    if outputs == 1:
+        raise DataError(
+            f"labels are classes 0 to {high}, but the model has one output (regression): "
+            f"load it with num_labels={high + 1}, or give float labels"
+        )
+    if low < 0 or high >= outputs:
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"label {wrong} is outside the model's {outputs} classes: "
+            "take labelled rows, and a model fine-tuned for them"
+        )
+    classes = logits.argmax(dim=-1)
+    if class_map is not None:
+        classes = torch.tensor(class_map)[classes]
+    predictions = classes.numpy()
+    f1 = (
+        {"f1": metrics.f1(predictions, labels)} if outputs == 2 else {"f1_macro": metrics.f1_macro(predictions, labels)}
+    )
+    return {
+        "accuracy": metrics.accuracy(predictions, labels),
+        **f1,
+        "matthews": metrics.matthews(predictions, labels),
+    }

@@ -1,0 +1,312 @@
+"""The backend ``fas`` of lm-evaluation-harness: converted models on any of its tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fas.errors import CheckpointError, DataError, MissingExtraError
+from fas.evaluation.local_tasks import local_names, local_task
+from fas.recording import Recording
+from fas.runtime.transformers_ import ConvertedModel
+from fas.storage.journal import Once, directly
+from fas.surgery.replace import populations, spiking_layers
+from fas.types import Execution, Network, Operators, Schedule
+
+try:
+    from lm_eval import simple_evaluate
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+except ModuleNotFoundError as error:
+    raise MissingExtraError(
+        f"tasks run in lm-evaluation-harness, which is not complete ({error.name} is missing): pip install 'fas[eval]'"
+    ) from error
+
+# Draws for the standard error of a perplexity or a correlation; the error of the error is 2 %.
+DRAWS = 1000
+# Requests that are answered together: many batches, and minutes rather than hours of work.
+STRETCH = 512
+
+
+class Stretches(HFLM):
+    """The harness's backend ``hf``, whose answers come in stretches that an interrupted run need not repeat.
+
+    A stretch is batched by itself, so that its answers are the same whichever others have been given already.
+
+    Attributes:
+        once: answers a stretch, or returns what an earlier run has answered (see ``fas.storage.journal``).
+    """
+
+    once: Once = staticmethod(directly)
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return log-likelihood and whether it is the greedy answer, for each (context, continuation)."""
+        answers = self._answered(super().loglikelihood, requests, disable_tqdm)
+        return [(value, greedy) for value, greedy in answers]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-likelihood of each text."""
+        return self._answered(super().loglikelihood_rolling, requests, disable_tqdm)
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model writes behind each context."""
+        return self._answered(super().generate_until, requests, disable_tqdm)
+
+    def _answered(self, answer: Callable[..., Any], requests: Sequence[Any], quiet: bool) -> list[Any]:
+        found: list[Any] = []
+        for start in range(0, len(requests), STRETCH):
+            stretch = requests[start : start + STRETCH]
+            asked = hashlib.sha256(repr([request.args for request in stretch]).encode()).hexdigest()[:16]
+            found += self.once(f"{answer.__name__} {asked}", partial(answer, stretch, quiet))
+        return found
+
+
+@register_model("fas")
+class SpikingLM(Stretches):
+    """A converted model as a backend of lm-evaluation-harness, which counts its spikes.
+
+    ``python -m fas.evaluation.harness --model fas --model_args pretrained=DIR,timesteps=8 --tasks …`` is the
+    harness's own command line with this backend; in Python, ``import fas.evaluation.harness`` registers it for
+    ``lm_eval.simple_evaluate(model="fas", …)``. Batches, the cache of keys and values, few-shot prompts and
+    generation are those of the harness's ``hf`` backend.
+
+    Args:
+        pretrained: directory or hub name of a converted model, or the model itself.
+        timesteps: T; levels that were those of the model's own T follow it. The model's if None.
+        network: ``snn``, ``quantised`` or ``ann``.
+        schedule: ``layerwise`` or ``online``; the model's if None.
+        operators: ``difference`` or ``instant``; the model's if None.
+        execution: ``collapsed`` or ``stepped``; the model's if None.
+        device: as torch names it; the first accelerator, else the CPU, if None.
+        options: those of the ``hf`` backend (``batch_size``, ``dtype``, ``max_length``, ``tokenizer``, …).
+
+    Attributes:
+        recording: spikes since the last ``forget``.
+
+    Raises:
+        CheckpointError: the model is dense, or spiking layers are missing in it: transformers loads a converted
+            directory as the dense model where nothing has imported ``fas``.
+        NotCalibratedError: thresholds have not been set.
+        ValueError: a value that a setting does not have.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        *,
+        timesteps: int | None = None,
+        network: Network = "snn",
+        schedule: Schedule | None = None,
+        operators: Operators | None = None,
+        execution: Execution | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        super().__init__(pretrained=pretrained, device=device, **options)
+        _check_spikes(self.model, str(pretrained) if isinstance(pretrained, str) else type(pretrained).__name__)
+        self.model.network = network
+        if timesteps is not None:
+            _set_timesteps(self.model, timesteps)
+        for name, value in (("schedule", schedule), ("operators", operators), ("execution", execution)):
+            if value is not None:
+                setattr(self.model, name, value)
+        self.forget()
+
+    def _create_model(self, *arguments: Any, **options: Any) -> None:
+        with warnings.catch_warnings():
+            # The harness states once more what the directory states itself, of which transformers warns.
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`", category=UserWarning)
+            super()._create_model(*arguments, **options)
+
+    def forget(self) -> None:
+        """Begin to count spikes anew."""
+        self.recording = Recording(simulation=self.model.simulation)
+
+    @property
+    def spikes_per_neuron(self) -> float | None:
+        """Mean spikes of a neuron over the window since the last ``forget``; None where nothing spikes."""
+        return self.recording.spikes_per_neuron if self.model.network == "snn" else None
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return log-likelihood and whether it is the greedy answer, for each (context, continuation)."""
+        with self._counted():
+            answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return answers
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return the log-likelihood of each text."""
+        with self._counted():
+            answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+        return answers
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model writes behind each context."""
+        with self._counted():
+            answers: list[str] = super().generate_until(requests, disable_tqdm)
+        return answers
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what the harness writes beside its results, with the settings of the spiking network."""
+        model = self.model
+        names = ("network", "timesteps", "levels", "schedule", "operators", "execution")
+        settings = {name: getattr(model, name) for name in names}
+        recipe = model.fas_config.recipe
+        method = {"method": model.fas_config.method, "coverage": recipe.coverage, "neuron": recipe.neuron}
+        spikes = {"spikes_per_neuron": self.spikes_per_neuron}
+        return {**super().get_model_info(), "fas": {**method, **settings, **spikes}}
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        simulation = self.model.simulation
+        with simulation.using(observers=[*simulation.observers, self.recording]):
+            yield
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of one task.
+
+    Attributes:
+        task: its name; of the parts of a group too.
+        metric: as the harness calls it (acc, acc_norm, perplexity, …), with the filter behind a comma where
+            one was applied.
+        value: the figure.
+        stderr: its standard error; None where the harness has none.
+        samples: rows that were scored; None for a group.
+        fewshot: examples in the prompt.
+        version: of the task.
+        spikes: per neuron over the window, during the whole task; None where nothing spikes.
+    """
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    samples: int | None
+    fewshot: int | None
+    version: float | str | None
+    spikes: float | None
+
+
+def score(
+    lm: Any,
+    task: str,
+    *,
+    task_path: Path | None = None,
+    limit: int | None = None,
+    fewshot: int | None = None,
+) -> list[Score]:
+    """Run a task, or a group of tasks, of lm-evaluation-harness.
+
+    Args:
+        lm: ``SpikingLM``, or another backend for dense models.
+        task: name of a task, group or tag.
+        task_path: folder with jsonl files (see ``local_task``) or the harness's YAML files; what is not there
+            is looked for among the harness's own tasks, whose data come from the hub.
+        limit: rows per task, from the first.
+        fewshot: examples in the prompt, from the task's own training rows; the task's own number if None. A
+            task of a jsonl file has test rows only, and takes its examples from the others of these.
+
+    Returns:
+        Every figure that the harness reports.
+
+    Raises:
+        DataError: no task of that name; local files that make none.
+        OSError: data that the hub does not have, or no hub.
+    """
+    found, manager = _find(task, task_path)
+    if isinstance(lm, SpikingLM):
+        lm.forget()
+    # The harness prints on stdout what it is doing.
+    with contextlib.redirect_stdout(sys.stderr):
+        results = simple_evaluate(
+            model=lm, tasks=[found], task_manager=manager, num_fewshot=fewshot, limit=limit, bootstrap_iters=DRAWS,
+            log_samples=False,
+        )  # fmt: skip
+    spikes = lm.spikes_per_neuron if isinstance(lm, SpikingLM) else None
+    scores = []
+    for name, figures in results["results"].items():
+        for key, value in figures.items():
+            metric, _, filtered = key.partition(",")
+            if not filtered or metric.endswith("_stderr") or isinstance(value, str):
+                continue
+            stderr = figures.get(f"{metric}_stderr,{filtered}")
+            scores.append(
+                Score(
+                    task=name,
+                    metric=metric if filtered == "none" else key,
+                    value=float(value),
+                    stderr=None if stderr is None or isinstance(stderr, str) else float(stderr),
+                    samples=results["n-samples"].get(name, {}).get("effective"),
+                    fewshot=results["n-shot"].get(name),
+                    version=results["versions"].get(name),
+                    spikes=spikes,
+                )
+            )
+    return scores
+
+
+def _find(task: str, task_path: Path | None) -> tuple[Any, Any]:
+    """Return what the harness takes for a task, and the manager that knows it."""
+    if task_path is not None:
+        if not task_path.is_dir():
+            raise DataError(f"{task_path} is no directory: name one with jsonl or YAML files of tasks")
+        local = local_task(task, task_path)
+        manager = TaskManager(include_path=str(task_path), include_defaults=False)
+        if local is not None or task in manager.all_tasks:
+            return local or task, manager
+    # Reads thousands of files, which takes seconds.
+    manager = TaskManager()
+    if task not in manager.all_tasks:
+        here = "" if task_path is None else f" in {task_path} ({', '.join(local_names(task_path)) or 'no jsonl'})"
+        alike = [name for name in manager.all_tasks if task.lower() in name.lower()][:5]
+        raise DataError(
+            f"no task {task!r}{here}; of the {len(manager.all_tasks)} that lm-evaluation-harness has, "
+            + (f"these are alike: {', '.join(alike)}" if alike else "none is alike: `lm_eval ls tasks` lists them")
+        )
+    return task, manager
+
+
+def _check_spikes(model: Any, name: str) -> None:
+    if not isinstance(model, ConvertedModel):
+        raise CheckpointError(
+            f"{name} is dense: convert it first with fas.convert, or evaluate it with the harness's own backend, hf"
+        )
+    wanted, there = sum(len(site.layers) for site in model.sites), len(spiking_layers(model))
+    if there != wanted or len(populations(model)) != len(model.sites):
+        raise CheckpointError(
+            f"{name} has {there} spiking layers where its configuration names {wanted}: load it again with fas"
+        )
+    for population in populations(model).values():
+        population.check()
+
+
+def _set_timesteps(model: Any, timesteps: int) -> None:
+    neuron = model.fas_config.recipe.build(model.sites[0])
+    follows = model.levels == neuron.resolution(model.timesteps)
+    model.timesteps = timesteps
+    if follows:
+        model.levels = neuron.resolution(timesteps)
+
+
+def main() -> None:
+    """Run the harness's own command line, which knows the backend ``fas`` now."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The figures of a report about energy: bills by accounting, and when spiking pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Accounting, Estimate, Network
+from fas.reporting.drawing import Drawing, logarithmic, named_rows, note
+from fas.reporting.findings import Findings
+from fas.reporting.theme import LIGHT, PAGE, new_figure
+
+_GROUPS = {
+    "driven by spikes": ("spiking", ("additions", "graded multiply-adds", "resets")),
+    "membrane potentials": ("violet", ("membrane updates", "membrane potentials")),
+    "dense layers": ("dense", ("multiply-adds behind the sites",)),
+    "weights": ("quantised", ("weights",)),
+    "events, activations": ("green", ("events", "activations")),
+    "the same in all networks": (
+        "sand",
+        ("other multiply-adds", "multiplications", "float additions", "evaluations", "other operands"),
+    ),
+}
+
+
+def energy_figures(findings: Findings) -> list[Drawing]:
+    """Draw the bills of the first cost model, the break-even points, and how coverages compare."""
+    found = findings.estimates[0]
+    if found.unpriced(_phase(found), "compute", "ann"):
+        return []
+    coverages = [_coverages(findings)] if len(findings.coverages) > 1 else []
+    return [_bill(found), _break_even(found), *coverages]
+
+
+def _phase(found: Estimate) -> Any:
+    """Return decoding where there is any: it is what a language model does most of the time."""
+    return found.spiking.phases[-1]
+
+
+def _bill(found: Estimate) -> Drawing:
+    phase = _phase(found)
+    figure, grid = new_figure(3.1, 1, 3, sharey=True, width_ratios=[1, 1.25, 1.25])
+    for axes, accounting in zip(grid, ACCOUNTINGS, strict=True):
+        for place, network in enumerate(NAMES):
+            total = found.energy(phase, accounting, network)
+            if total is None:
+                axes.annotate(" not defined", (0, place), va="center", fontsize=8, color=LIGHT["muted"])
+                continue
+            at = 0.0
+            for colour, items in _GROUPS.values() if accounting != "paper" else ():
+                part = sum(
+                    line.energy
+                    for line in found.bill(phase, network)
+                    if line.item in items and (accounting == "memory" or not line.memory)
+                )
+                axes.barh(place, part / 1e6, left=at / 1e6, height=0.66, color=LIGHT[colour])
+                at += part
+            if accounting == "paper":
+                axes.barh(place, total / 1e6, height=0.66, color=LIGHT["spiking" if network == "snn" else "dense"])
+            axes.annotate(f" {total / 1e6:.3g}", (total / 1e6, place), va="center", fontsize=8, color=LIGHT["ink"])
+        axes.set_title({"paper": "as in papers", "compute": "compute", "memory": "with memory and events"}[accounting])
+        axes.set_xlabel("µJ per token")
+        axes.margins(x=0.2)
+        axes.grid(axis="y", visible=False)
+    grid[0].set_yticks(range(len(NAMES)), list(NAMES.values()))
+    grid[0].set_ylim(len(NAMES) - 0.4, -0.6)
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=LIGHT[colour], label=label) for label, (colour, _) in _GROUPS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, handlelength=1, columnspacing=1.2)
+    return Drawing(
+        "energy",
+        "Energy by accounting",
+        f"Estimated from counted operations of {phase} with {found.prices.title}. As in papers: additions of spikes "
+        "(0.9 pJ) against multiply-adds (4.6 pJ) of the same layers, nothing else. Compute: all arithmetic. Memory: "
+        f"weights (kept for: {found.reuse}), membrane potentials and events too. The fair comparison is the integer "
+        f"twin, which has the same {found.levels} levels in {found.activation_bits} bits, beside the INT8 spiking one.",
+        figure,
+    )
+
+
+def _break_even(found: Estimate) -> Drawing:
+    phase = _phase(found)
+    fires = found.spikes_per_neuron(phase)
+    rows = [
+        (f"{NAMES[baseline]}, {accounting}", point)
+        for accounting in ACCOUNTINGS
+        for baseline in BASELINES
+        if (point := found.break_even(phase, accounting, baseline)) is not None
+    ]
+    figure, axes = new_figure(0.25 * len(rows) + 1.0)
+    for place, (_, point) in enumerate(rows):
+        wins = fires < point
+        shown = max(point, 0.0)
+        axes.plot([0, shown], [place, place], color=LIGHT["spiking-soft"], linewidth=6, solid_capstyle="butt", zorder=1)
+        axes.plot(shown, place, "o", color=LIGHT["green" if wins else "rose"], markersize=8, zorder=3)
+        text = "never" if point <= 0 else f"{point:.3g}, {'wins' if wins else 'loses'}"
+        ground = {"facecolor": PAGE["card"][0], "edgecolor": "none", "pad": 1.0}
+        note(axes, text, (shown, place), (9, 0), va="center", bbox=ground)
+    axes.axvline(fires, color=LIGHT["ink"], linewidth=1.4)
+    note(axes, f"it fires {fires:.3g}", (fires, -0.8), (5, 0), fontsize=8.5, color=LIGHT["ink"], va="bottom")
+    named_rows(axes, [label for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -1.3)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.18)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("spikes per neuron and window")
+    won = sum(fires < point for _, point in rows)
+    return Drawing(
+        "break-even",
+        "When does the spiking network win?",
+        "Below so many spikes per neuron and window the spiking network takes less energy than the network named, in "
+        f"the accounting named. It fires {fires:.3g} times (upright line) and wins {won} of {len(rows)} comparisons. "
+        "What spikes cause is thought to grow in proportion to them.",
+        figure,
+    )
+
+
+_RATIOS: tuple[tuple[str, Accounting, Network], ...] = (
+    ("as in papers, of dense", "paper", "ann"),
+    ("compute, of dense", "compute", "ann"),
+    ("compute, of dense, zeros skipped", "compute", "ann_zeros_skipped"),
+    ("compute, of integer twin", "compute", "twin"),
+    ("memory and events, of dense", "memory", "ann"),
+    ("memory and events, of integer twin", "memory", "twin"),
+)
+
+
+def _coverages(findings: Findings) -> Drawing:
+    figure, axes = new_figure(0.62 * len(_RATIOS) + 0.9)
+    shown = dict(zip(findings.coverages, ("quantised", "spiking", "violet", "green"), strict=False))
+    width = 0.78 / len(shown)
+    for number, (coverage, colour) in enumerate(shown.items()):
+        found = findings.coverages[coverage]
+        phase = _phase(found)
+        fires = found.spikes_per_neuron(phase)
+        for place, (_, accounting, baseline) in enumerate(_RATIOS):
+            ratio = found.ratio(phase, accounting, baseline)
+            if ratio is None:
+                continue
+            at = place + (number - (len(shown) - 1) / 2) * width
+            label = f"{coverage}, {fires:.2f} spikes per neuron" if not place else None
+            axes.barh(at, ratio - 1, left=1, height=0.9 * width, color=LIGHT[colour], label=label)
+            side = 1 if ratio >= 1 else -1
+            note(axes, f"{ratio:.2f}", (ratio, at), (3 * side, 0), va="center", ha="left" if side > 0 else "right")
+    axes.axvline(1, color=LIGHT["ink"], linewidth=1.4)
+    named_rows(axes, [label for label, _, _ in _RATIOS])
+    axes.margins(x=0.12)
+    logarithmic(axes.xaxis)
+    axes.set_xlabel("energy of the spiking network, × that of the network named, estimated")
+    figure.legend(loc="outside upper right", ncols=len(shown), borderaxespad=0.0)
+    return Drawing(
+        "coverages",
+        "What spikes, and what that costs",
+        "Energy per token of the spiking network over that of the network named, by what is made to spike: the layer "
+        "behind each activation (mlp), the input of every linear layer (linear), the operands of attention too (full). "
+        "Left of the upright line spiking takes less. All are conversions of the same model at the same T, counted on "
+        "the same tokens.",
+        figure,
+    )

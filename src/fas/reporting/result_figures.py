@@ -1,0 +1,234 @@
+"""Figures of several conversions side by side: quality over T with controls, Pareto points, and an ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fas.reporting.drawing import Drawing, height, logarithmic, named_rows, note
+from fas.reporting.theme import LIGHT, new_figure
+from fas.types import Measurement
+
+_LINES = ("spiking", "quantised", "green", "violet", "rose", "sand")
+_SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1))
+_SCORES = ("perplexity", "accuracy")
+# What `fas ablate` calls its rows.
+ABLATION = ("none (maximum)", "coarse", "coarse + fine", "coarse + fine + losses")
+
+
+@dataclass
+class Point:
+    """One conversion at one T.
+
+    Attributes:
+        conditions: of its rows.
+        score: name of ``value``.
+        value: of the spiking network.
+        control: of the quantised network, None where it was not measured.
+        spikes: per neuron and window.
+        energy: pJ per token, accounting compute, in the precision of the dense network.
+    """
+
+    conditions: dict[str, Any]
+    score: str
+    value: float
+    control: float | None = None
+    spikes: float | None = None
+    energy: float | None = None
+
+    @property
+    def timesteps(self) -> int:
+        """T."""
+        return int(self.conditions["timesteps"])
+
+    @property
+    def plan(self) -> str:
+        """What the conversion is called."""
+        return str(self.conditions["plan"])
+
+
+@dataclass
+class Results:
+    """Rows of other conversions, gathered.
+
+    Attributes:
+        score: what they were measured by.
+        dense: of the dense network.
+        dense_energy: pJ per token, accounting compute.
+        curves: conversions over T, by what they have in common.
+        ablation: conversions that differ in which parts of calibration ran.
+    """
+
+    score: str = ""
+    dense: float | None = None
+    dense_energy: float | None = None
+    curves: dict[str, list[Point]] = field(default_factory=dict)
+    ablation: list[Point] = field(default_factory=list)
+
+
+def gather(rows: Sequence[Measurement]) -> Results:
+    """Return what rows of ``fas compare``, ``fas ablate`` and ``fas demo`` say; rows of other commands are left out."""
+    scores = [row for row in rows if row.quantity in _SCORES]
+    planned = [row for row in scores if "plan" in row.conditions and row.conditions.get("network") == "snn"]
+    if not planned:
+        return Results()
+    score = planned[0].quantity
+    found = Results(score)
+    found.dense = next((r.value for r in scores if r.quantity == score and r.conditions.get("network") == "ann"), None)
+    controls = {_key(row): row.value for row in scores if row.conditions.get("network") == "quantised"}
+    spikes = {_key(row): row.value for row in rows if row.quantity == "spikes_per_neuron"}
+    bills = [row for row in rows if row.quantity == "energy" and row.conditions.get("accounting") == "compute"]
+    energies = {_key(row): row.value for row in bills if row.conditions.get("energy_of") == "snn"}
+    found.dense_energy = next((row.value for row in bills if row.conditions.get("energy_of") == "ann"), None)
+    same_plan = len({row.conditions["plan"] for row in planned if row.conditions["plan"] not in ABLATION}) == 1
+    for row in planned:
+        if row.quantity != score:
+            continue
+        key = _key(row)
+        point = Point(
+            dict(row.conditions), score, row.value, controls.get(key), spikes.get(key), energies.get(key)
+        )  # fmt: skip
+        if point.plan in ABLATION:
+            found.ablation.append(point)
+            continue
+        names = ("coverage", "neuron") if same_plan else ("plan", "coverage", "neuron")
+        label = ", ".join(str(row.conditions.get(name, "")) for name in names)
+        found.curves.setdefault(label, []).append(point)
+    for points in found.curves.values():
+        points.sort(key=lambda point: point.timesteps)
+    found.ablation.sort(key=lambda point: ABLATION.index(point.plan))
+    return found
+
+
+def _key(row: Measurement) -> tuple[object, ...]:
+    return tuple(row.conditions.get(name) for name in ("plan", "coverage", "neuron", "timesteps"))
+
+
+def result_figures(rows: Sequence[Measurement]) -> list[Drawing]:
+    """Draw several conversions over T and over their cost, and an ablation, where there are rows of them."""
+    found = gather(rows)
+    drawings = []
+    if found.curves:
+        drawings.append(_comparison(found))
+    if found.ablation:
+        drawings.append(_ablation(found))
+    return drawings
+
+
+def _comparison(found: Results) -> Drawing:
+    figure, (left, right) = new_figure(4.3, 1, 2, sharey=True)
+    everything = [point for points in found.curves.values() for point in points]
+    priced = all(point.energy is not None for point in everything)
+    controlled = any(point.control is not None for point in everything)
+    costs = []
+    for number, (label, points) in enumerate(found.curves.items()):
+        colour = LIGHT[_LINES[number % len(_LINES)]]
+        times = [point.timesteps for point in points]
+        left.plot(
+            times, [p.value for p in points], marker="o", markersize=4.5, linewidth=1.7, color=colour, label=label
+        )
+        controls = [(p.timesteps, p.control) for p in points if p.control is not None]
+        if controls:
+            left.plot(
+                *zip(*controls, strict=True), "o", markersize=9, markerfacecolor="none", markeredgewidth=1.3,
+                color=colour,
+            )  # fmt: skip
+        known = [(cost, p.value, p.timesteps) for p in points if (cost := _cost(p, priced)) is not None]
+        costs += [(cost, value) for cost, value, _ in known]
+        right.plot([c for c, _, _ in known], [v for _, v, _ in known], "o", markersize=4.5, color=colour)
+        for cost, value, steps in known:
+            # Each line has its own side of the points: others are near.
+            across, up = _SIDES[number % len(_SIDES)]
+            note(
+                right, str(steps), (cost, value), (5 * across, 7 * up), fontsize=7.5, color=colour, va="center",
+                ha="left" if across > 0 else "right",
+            )  # fmt: skip
+    front = pareto(costs, lower=found.score == "perplexity")
+    if front:
+        right.plot(*zip(*front, strict=True), color=LIGHT["muted"], linewidth=1.1, linestyle=":", zorder=1)
+    if found.dense is not None:
+        left.axhline(found.dense, color=LIGHT["dense"], linewidth=1.4, label="dense")
+        if priced and found.dense_energy is not None:
+            right.plot(found.dense_energy / 1e6, found.dense, "s", markersize=8, color=LIGHT["dense"])
+            note(right, "dense", (found.dense_energy / 1e6, found.dense), (8, -13))
+        else:
+            right.axhline(found.dense, color=LIGHT["dense"], linewidth=1.4)
+    left.set_xscale("log", base=2)
+    ticks = sorted({point.timesteps for point in everything})
+    left.set_xticks(ticks, [str(tick) for tick in ticks])
+    left.minorticks_off()
+    left.margins(y=0.1)
+    right.margins(x=0.1)
+    if found.score == "perplexity":
+        logarithmic(left.yaxis)
+    unit = "µJ per token, estimated (compute)" if priced else "spikes per neuron and window"
+    left.set(xlabel="time steps T", ylabel=found.score, title="Quality over time steps")
+    right.set(xlabel=unit, title=f"Quality against {'energy' if priced else 'spikes'}, with T")
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(found.curves) + 1),
+        columnspacing=1.4,
+    )  # fmt: skip
+    control = "Rings are the controls: quantised networks of as many levels and no spikes. " if controlled else ""
+    return Drawing(
+        "comparison",
+        "Methods side by side",
+        f"{found.score.capitalize()} of other conversions of the same model. Left: over T. {control}Right: what they "
+        "cost, with T at every point; nothing measured here is better and cheaper than the points on the dotted line "
+        "(Pareto). Compare systems by levels and spikes, not by T alone. Grey is the dense network.",
+        figure,
+    )
+
+
+def _cost(point: Point, priced: bool) -> float | None:
+    return point.energy / 1e6 if priced and point.energy is not None else point.spikes
+
+
+def pareto(points: Sequence[tuple[float, float]], *, lower: bool) -> list[tuple[float, float]]:
+    """Return the points that no other beats in cost and score alike, by cost.
+
+    Args:
+        points: cost, less is better, and score.
+        lower: whether a lower score is better.
+    """
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], point[1] if lower else -point[1])):
+        if not front or (value < front[-1][1] if lower else value > front[-1][1]):
+            front.append((cost, value))
+    return front
+
+
+def _ablation(found: Results) -> Drawing:
+    points = found.ablation
+    several = len({(p.conditions.get("coverage"), p.conditions.get("neuron"), p.timesteps) for p in points}) > 1
+    figure, axes = new_figure(height(len(points)) + 0.25)
+    names = []
+    for place, point in enumerate(points):
+        shown = LIGHT["spiking" if point.value == _best(found) else "spiking-soft"]
+        axes.barh(place, point.value, height=0.6, color=shown)
+        relation = "" if not found.dense or found.score != "perplexity" else f", × {point.value / found.dense:.3f}"
+        note(axes, f" {point.value:.4g}{relation}", (point.value, place), (2, 0), va="center")
+        about = (point.conditions.get("coverage"), point.conditions.get("neuron"), f"T = {point.timesteps}")
+        names.append(", ".join([point.plan, *map(str, about)]) if several else point.plan)
+    if found.dense is not None:
+        axes.axvline(found.dense, color=LIGHT["dense"], linewidth=1.6)
+        note(axes, "dense", (found.dense, -0.45), (3, 0), va="bottom")
+    named_rows(axes, names)
+    axes.set_ylim(len(names) - 0.4, -0.95)
+    axes.margins(x=0.14)
+    axes.set_xlabel(found.score)
+    first = points[0].conditions
+    setting = "" if several else f" ({first.get('coverage')}, {first.get('neuron')}, T = {points[0].timesteps})"
+    return Drawing(
+        "ablation",
+        "What each part of the calibration is worth",
+        f"{found.score.capitalize()} of the spiking network{setting} with thresholds at the largest activation, one "
+        "fitted threshold per layer (coarse), thresholds and potentials per channel (fine), and trained by "
+        "alignment and KL losses on top. Each part is added to those before it. Grey: the dense network.",
+        figure,
+    )
+
+
+def _best(found: Results) -> float:
+    values = [point.value for point in found.ablation]
+    return min(values) if found.score == "perplexity" else max(values)

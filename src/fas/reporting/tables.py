@@ -1,0 +1,192 @@
+"""The tables of a report, as HTML; whatever they show is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Accounting, Estimate
+from fas.energy.operations import Phase
+from fas.reporting.findings import Findings
+from fas.reporting.result_figures import Point, gather
+
+
+def tables(findings: Findings) -> str:
+    """Return every table of the page, each in a section of its own."""
+    parts = (_results(findings), _ablation(findings), _sites(findings), _energies(findings), _coverages(findings))
+    return "\n".join(part for part in parts if part)
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose cells are text; columns of numbers stand to the right."""
+    filled = [list(row) for row in rows]
+    right = [all(_is_number(row[i]) for row in filled) for i in range(len(titles))]
+    head = "".join(f"<th{_side(right[i])}>{escape(title)}</th>" for i, title in enumerate(titles))
+    body = "".join(
+        "<tr>" + "".join(f"<td{_side(right[i])}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
+        for row in filled
+    )
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _side(right: bool) -> str:
+    return " class=n" if right else ""
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.removeprefix("> ").removesuffix(" %").replace(",", "") or 0)
+    except ValueError:
+        return cell in ("never", "no price")
+    return True
+
+
+def _section(name: str, title: str, text: str, content: str) -> str:
+    return f'<section id="{name}"><h2>{escape(title)}</h2><p>{escape(text)}</p>{content}</section>'
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Return a number with as many significant digits, trailing zeros too, and never with an exponent."""
+    if value is None:
+        return ""
+    shown = f"{value:#.{digits}g}".removesuffix(".")
+    return f"{value:,.{digits}f}" if "e-" in shown else f"{float(shown):,.0f}" if "e" in shown else shown
+
+
+def _point(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "never" if value <= 0 else f"{value:.3g}"
+
+
+def _results(findings: Findings) -> str:
+    found = gather(findings.results)
+    points = [point for curve in found.curves.values() for point in curve]
+    if not points:
+        return ""
+    return _section(
+        "results",
+        "Methods in numbers",
+        f"{found.score.capitalize()} of other conversions of this model, measured; dense "
+        f"{significant(found.dense, 4)}. The control is the quantised network of as many levels without spikes.",
+        _conversions(points, found.dense, found.score, "method"),
+    )
+
+
+def _ablation(findings: Findings) -> str:
+    found = gather(findings.results)
+    if not found.ablation:
+        return ""
+    return _section(
+        "ablation-table",
+        "Ablation in numbers",
+        f"Parts of the calibration, each added to those before it. Dense: {significant(found.dense, 4)}.",
+        _conversions(found.ablation, found.dense, found.score, "part"),
+    )
+
+
+def _conversions(points: Sequence[Point], dense: float | None, score: str, title: str) -> str:
+    relative = "× dense" if score == "perplexity" else "− dense"
+    columns = {
+        title: [point.plan for point in points],
+        **{
+            name: [str(point.conditions.get(key, "")) for point in points]
+            for name, key in (("coverage", "coverage"), ("neuron", "neuron"), ("T", "timesteps"), ("levels", "levels"))
+        },
+        f"{score}, spiking": [significant(point.value, 4) for point in points],
+        f"{score}, control": [significant(point.control, 4) for point in points],
+        relative: [_relation(point.value, dense, score) for point in points],
+        "spikes per neuron": [significant(point.spikes) for point in points],
+        "µJ per token, estimated": ["" if p.energy is None else significant(p.energy / 1e6) for p in points],
+    }
+    kept = {name: cells for name, cells in columns.items() if any(cells)}
+    return table(list(kept), zip(*kept.values(), strict=True))
+
+
+def _relation(value: float, dense: float | None, score: str) -> str:
+    if not dense:
+        return ""
+    return f"{value / dense:.4f}" if score == "perplexity" else f"{value - dense:+.4f}"
+
+
+def _sites(findings: Findings) -> str:
+    rows = [
+        [
+            site.path, site.role.replace("_", " "), f"{site.spikes_per_neuron:.3f}",
+            f"{site.spikes_per_neuron / findings.timesteps:.4f}", f"{100 * site.silent:.1f} %",
+            significant(site.coarse), significant(float(site.threshold.median())),
+            "" if site.code_error is None else f"{100 * site.code_error:.3g} %",
+            "" if site.error is None else f"{100 * site.error:.3g} %",
+        ]
+        for site in findings.sites
+    ]  # fmt: skip
+    titles = [
+        "site", "role", "spikes per neuron", "firing rate", "silent", "θ before (coarse)", "θ after, median",
+        "error of its code", "error of its output",
+    ]  # fmt: skip
+    return (
+        '<section id="sites"><h2>Sites in numbers</h2><details><summary>'
+        f"{len(rows)} sites: firing, thresholds, errors</summary>{table(titles, rows)}</details></section>"
+    )
+
+
+def _cells(found: Estimate, phase: Phase, accounting: Accounting) -> list[str]:
+    """Return µJ per token of every network; where operations have no price the number is a lower bound."""
+    cells = []
+    for network in NAMES:
+        value, partial = found.energy(phase, accounting, network), bool(found.unpriced(phase, accounting, network))
+        if value is None or (partial and not value):
+            cells.append("" if value is None else "no price")
+        else:
+            cells.append(("> " if partial else "") + significant(value / 1e6))
+    return cells
+
+
+def _energies(findings: Findings) -> str:
+    estimates = findings.estimates
+    rows = [
+        [found.prices.name, phase, accounting, *_cells(found, phase, accounting)]
+        for found in estimates
+        for phase in found.spiking.phases
+        for accounting in ACCOUNTINGS
+    ]
+    details = "".join(_sources(found) for found in estimates)
+    return _section(
+        "energies",
+        "Energy in numbers",
+        "µJ per token, estimated; where a number has > in front, some operations have no price and are left out.",
+        table(["prices", "phase", "accounting", *NAMES.values()], rows) + details,
+    )
+
+
+def _sources(found: Estimate) -> str:
+    sources = "".join(
+        f"<li><b>{escape(name)}</b> {constant.value:g} {escape(constant.unit)}: {escape(constant.source)}"
+        + (f" <em>Not verified: {escape(constant.why)}.</em>" if constant.unverified else "")
+        + "</li>"
+        for name, constant in found.prices.constants.items()
+    )
+    return (
+        f"<details><summary>Constants of {escape(found.prices.name)} and where they are from</summary>"
+        f"<p>{escape(found.prices.title)}: {escape(found.prices.reference)}</p><ul>{sources}</ul></details>"
+    )
+
+
+def _coverages(findings: Findings) -> str:
+    rows = []
+    for coverage, found in findings.coverages.items():
+        for phase in found.spiking.phases:
+            for accounting in ACCOUNTINGS:
+                points = [_point(found.break_even(phase, accounting, baseline)) for baseline in BASELINES]
+                fires = f"{found.spikes_per_neuron(phase):.2f}"
+                rows.append([coverage, phase, accounting, *_cells(found, phase, accounting), fires, *points])
+    if not rows:
+        return ""
+    limits = [f"wins below, {NAMES[baseline]}" for baseline in BASELINES]
+    return _section(
+        "coverages-table",
+        "Coverages in numbers",
+        "µJ per token, estimated, by what is made to spike; then how often a neuron fires in its window, and below how "
+        "many spikes the spiking network would take less than the network named.",
+        table(["coverage", "phase", "accounting", *NAMES.values(), "it fires", *limits], rows),
+    )

@@ -1,0 +1,253 @@
+"""The page: complete, closed, asking for nothing, and safe from what a model's files say."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import pytest
+
+from fas.reporting.drawing import short
+from fas.reporting.page import write_report
+from fas.reporting.result_figures import gather, pareto, result_figures
+from fas.reporting.tables import significant, table
+from fas.reporting.theme import COLOURS, PAGE, ROLES, style
+
+from .tiny_findings import Page, conversions, everything, findings, result
+
+FIGURES = [
+    "quality", "comparison", "ablation", "firing", "raster", "errors", "thresholds", "initial-potentials", "early-exit",
+    "energy", "break-even", "coverages",
+]  # fmt: skip
+TABLES = ["results", "ablation-table", "sites", "energies", "coverages-table", "provenance"]
+EVIL = "\"><script>alert(1)</script><img src=//evil.example/x> $x^2$ & ' {name} $name"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    return write_report(everything(), folder / "new" / "page.html", figures=folder / "figures")
+
+
+@pytest.fixture(scope="module")
+def text(written):
+    return written[0].read_text(encoding="utf-8")
+
+
+def test_every_figure_is_there_and_drawn(text):
+    page = Page(text)
+    assert page.open == []
+    sections = [attributes["id"] for attributes in page.all("section")]
+    assert sections == [*FIGURES, "sample", *TABLES]
+    for name in FIGURES:
+        assert sections.count(name) == 1
+        body = re.search(rf'<section id="{name}">(.*?)</section>', text, re.DOTALL).group(1)
+        # Axes, and marks in the colours of the style sheet.
+        assert body.count("<path") > 10, name
+        assert "var(--spiking)" in body or "var(--green)" in body, name
+        assert len(re.search(r"<figcaption>(.*?)</figcaption>", body, re.DOTALL).group(1)) > 60
+    assert len(page.all("svg")) == len(FIGURES) and len(page.all("figcaption")) == len(FIGURES)
+
+
+def test_it_asks_no_network_for_anything(text):
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form", "image"} & {
+        t for t, _ in page.elements
+    }
+    for _, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("href", "xlink:href", "src", "action", "srcset"):
+                assert value.startswith("#")
+    assert re.findall(r"url\((?!#)", text) == [] and "@import" not in text
+    assert re.findall(r"(?:https?:)?//[\w.]+", text) == []
+    # And a browser would refuse if it did, scripts too.
+    policies = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+def test_ids_are_unique_and_references_lead_somewhere(text):
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    references = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
+    assert references and references <= set(ids)
+
+
+def test_light_and_dark(text):
+    assert "prefers-color-scheme:dark" in text and 'content="light dark"' in text
+    dark = text[text.index("prefers-color-scheme:dark") :]
+    for name, (light, other) in {**COLOURS, **PAGE}.items():
+        assert f"--{name}:{light};" in text and f"--{name}:{other};" in dark
+        # No figure keeps a colour of its own.
+        assert text.count(light) == 1, name
+
+
+def test_what_is_said(text):
+    page = Page(text)
+    said = " ".join(page.texts)
+    for part in (
+        "fas report tiny",
+        "fas compare <tiny>",
+        "fas 0.1",
+        "Horowitz 2014",
+        "Not verified",
+        "break-even",
+        "loihi",
+    ):
+        assert part in said, part
+    assert "> " in said  # sums of a cost model that has not every price
+
+
+def test_files(written):
+    names = sorted(path.name for path in written[1:])
+    assert names == sorted(f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png"))
+    for path in written[1:]:
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
+        else:
+            assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+
+
+def test_what_a_model_says_of_itself_is_text(tmp_path):
+    found = findings()
+    sites = [replace(site, path=EVIL) for site in found.sites]
+    evil = replace(
+        found, name=EVIL, facts={**found.facts, EVIL: EVIL}, sites=sites, command=EVIL, data=EVIL,
+        versions={EVIL: EVIL}, sample=(EVIL, EVIL), coverages={EVIL: found.estimates[0]},
+        rasters=[replace(raster, path=EVIL) for raster in found.rasters],
+        results=[result(EVIL, 4, 3.0, neuron=EVIL), result("x", 4, 2.0), result("coarse", 4, 2.0, coverage=EVIL)],
+    )  # fmt: skip
+    page = Page(write_report(evil, tmp_path / "page.html")[0].read_text(encoding="utf-8"))
+    assert page.open == [] and not page.all("script") and not page.all("img")
+    assert EVIL in "".join(page.texts)
+
+
+def test_the_same_findings_give_the_same_page(text, tmp_path):
+    assert write_report(everything(), tmp_path / "page.html")[0].read_text(encoding="utf-8") == text
+
+
+def test_parts_that_were_not_measured_are_left_out(tmp_path):
+    found = findings()
+    sites = [replace(site, coarse=None, error=None) for site in found.sites]
+    less = replace(found, exits=[], rasters=[], sites=sites, estimates=found.estimates[1:], results=[])
+    text = write_report(less, tmp_path / "page.html")[0].read_text(encoding="utf-8")
+    shown = [attributes["id"] for attributes in Page(text).all("section")]
+    # Loihi has no price for a dense network: no bill beside it, and no break-even.
+    assert not set(shown) & {
+        "early-exit",
+        "raster",
+        "errors",
+        "energy",
+        "coverages",
+        "coverages-table",
+        "sample",
+        "break-even",
+        "comparison",
+        "results",
+        "ablation",
+    }
+    assert {"quality", "firing", "thresholds", "energies"} <= set(shown)
+    assert "were not fitted again" in text
+
+
+def luminance(colour):
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_colours_stand_out(mode):
+    for name, both in COLOURS.items():
+        for place in PAGE.values():
+            dark, light = sorted((luminance(both[mode]), luminance(place[mode])))
+            # WCAG 2 asks 4.5 of text and 3 of marks; of marks only where they are drawn, on a card.
+            asked = 4.5 if name in ("ink", "muted") else 3 if place is PAGE["card"] and name != "grid" else 1
+            assert (light + 0.05) / (dark + 0.05) >= asked, name
+    assert set(ROLES.values()) <= set(COLOURS)
+
+
+def test_a_comparison():
+    found = gather(conversions())
+    assert (found.score, found.dense, found.dense_energy) == ("perplexity", 5.0, 4e6)
+    assert list(found.curves) == ["mlp, phase", "mlp, signed_if"]
+    (first, last) = found.curves["mlp, signed_if"]
+    assert (first.timesteps, first.value, first.control, first.spikes, first.energy) == (2, 6.5, 6.4, 0.75, 3e6)
+    assert (last.timesteps, last.value) == (4, 5.75)
+    with style():
+        drawing = result_figures(conversions())[0]
+    left, right = drawing.figure.axes
+    lines = [(line.get_marker(), list(line.get_xdata()), list(line.get_ydata())) for line in left.lines]
+    assert ("o", [2, 4], [6.5, 5.75]) in lines and ("o", [2, 4], [6.4, 5.65]) in lines
+    (front,) = [line for line in right.lines if line.get_linestyle() == ":"]
+    # Of (2, 6.0), (4, 5.5), (3, 6.5), (6, 5.75): µJ and perplexity.
+    assert front.get_xydata().tolist() == [[2.0, 6.0], [4.0, 5.5]]
+
+
+def test_pareto_against_all_pairs():
+    points = [(3.0, 1.0), (1.0, 5.0), (2.0, 5.0), (2.0, 4.0), (4.0, 1.0), (0.5, 9.0), (2.0, 3.0), (5.0, 0.5)]
+    for lower in (True, False):
+        sign = 1 if lower else -1
+        beaten = {
+            one for one in points for other in points
+            if other != one and other[0] <= one[0] and sign * other[1] <= sign * one[1]
+        }  # fmt: skip
+        assert pareto(points, lower=lower) == sorted(set(points) - beaten)
+    assert pareto([], lower=True) == []
+
+
+def test_an_ablation():
+    rows = [
+        *(row for row in conversions() if row.conditions["plan"] != "fas"),
+        result("coarse", 4, 0.3, "spikes_per_neuron"),
+    ]
+    with style():
+        (drawing,) = result_figures(rows)
+        assert result_figures([]) == []
+    assert drawing.title == "What each part of the calibration is worth"
+    (axes,) = drawing.figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [9.0, 7.0, 6.0, 5.9]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "none (maximum)", "coarse", "coarse + fine", "coarse + fine + losses",
+    ]  # fmt: skip
+    assert [point.spikes for point in gather(rows).ablation] == [None, 0.3, None, None]
+
+
+def test_methods_at_one_number_of_steps_are_no_ablation():
+    with style():
+        (drawing,) = result_figures([result("fas", 4, 6.0), result("las", 4, 5.5)])
+    assert drawing.name == "comparison"
+    assert list(gather([result("fas", 4, 6.0), result("las", 4, 5.5)]).curves) == ["fas, mlp, phase", "las, mlp, phase"]
+
+
+def test_potentials_that_calibration_moves_are_told_from_those_it_leaves(tmp_path):
+    found = findings()
+    moved = [replace(site, v_init=site.v_init + 0.1, offset=0 * site.offset) for site in found.sites]
+    text = write_report(replace(found, sites=moved), tmp_path / "page.html")[0].read_text(encoding="utf-8")
+    assert "Calibration moves them channel by channel" in text and "bias current" not in text
+    left = [replace(site, v_init=0 * site.v_init + 0.5, offset=site.offset + 0.1) for site in found.sites]
+    text = write_report(replace(found, sites=left), tmp_path / "page.html")[0].read_text(encoding="utf-8")
+    assert "Calibration has left all of them there" in text and "bias current μ / θ" in text
+
+
+def test_a_table_escapes_and_puts_numbers_right():
+    text = table(["a", "<b>"], [["> 1.5", "x & y"], ["never", "2"]])
+    assert "<th class=n>a</th><th>&lt;b&gt;</th>" in text
+    assert "<td class=n>&gt; 1.5</td><td>x &amp; y</td>" in text and "<td class=n>never</td>" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [(None, 3, ""), (7.7, 3, "7.70"), (19.0, 4, "19.00"), (1190.4, 3, "1,190"), (107.2, 3, "107"),
+     (0.0005, 3, "0.000500"), (0.0, 3, "0.00"), (0.00000123, 3, "0.000"), (999.6, 3, "1,000")],
+)  # fmt: skip
+def test_numbers(value, digits, shown):
+    assert significant(value, digits) == shown
+
+
+def test_names_of_any_kind_take_one_line():
+    assert short("a.b") == "a.b" and short("x" * 50, 10) == "…" + "x" * 9
+    assert short("a\nb\x00\x1b[0m  c") == "a b [0m c"
