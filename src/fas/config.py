@@ -99,6 +99,13 @@ class FASConfig(QuantizationConfigMixin):
             "records": [record.to_dict() for record in self.records],
         }
 
+    def levels_after(self, timesteps: int) -> int:
+        """Return how many values a neuron can send in a window of T steps, zero and both signs included.
+
+        Sites with and without sign have neurons of different levels: the most of them count. 0 without sites.
+        """
+        return max((self.recipe.build(site).levels(timesteps) for site in self.sites or ()), default=0)
+
     def to_diff_dict(self) -> dict[str, Any]:
         """Return everything: a converted directory states its configuration in full."""
         return self.to_dict()

@@ -91,7 +91,7 @@ def conditions(loaded: Loaded) -> dict[str, Any]:
     }
     if model.network == "ann":
         return about
-    levels = max(recipe.build(site).levels(model.timesteps) for site in model.sites)
+    levels = model.fas_config.levels_after(model.timesteps)
     if model.network == "quantised":
         levels = 2 * model.levels + 1 if any(site.signed for site in model.sites) else model.levels + 1
     return {

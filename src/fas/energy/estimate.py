@@ -344,9 +344,8 @@ def count_both(
 
 def levels_of(model: Any) -> int:
     """Return how many values a neuron of a converted model can send in its window, zero included."""
-    recipe, steps = model.fas_config.recipe, model.timesteps
-    spans = [recipe.build(site).bounds(steps) for site in model.sites]
-    return max(high - low + 1 for low, high in spans)
+    found: int = model.fas_config.levels_after(model.timesteps)
+    return found
 
 
 def _run(model: Any, batch: Mapping[str, Tensor], new_tokens: int) -> None:
