@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fas.types import RateNeuron
+from fas.types import Emission, RateNeuron
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class BurstIF(RateNeuron):
 
     signed: bool = True
     exact_when: ClassVar[Literal["even", "any"]] = "even"
+    # A burst travels as one event that says how many spikes it holds.
+    emission: ClassVar[Emission] = "graded"
 
     def step(self, current, potential, count, threshold, timesteps):
         potential = potential + current

@@ -17,6 +17,8 @@ Schedule = Literal["layerwise", "online"]
 Operators = Literal["difference", "instant"]
 Execution = Literal["collapsed", "stepped"]
 Granularity = Literal["channel", "tensor"]
+Emission = Literal["binary", "ternary", "graded", "digits"]
+Recursion = Literal["binary", "ternary", "graded", "digits"]
 Origin = Literal["measured", "estimated", "published"]
 
 
@@ -85,6 +87,11 @@ class Neuron(ABC):
         exact_when: inputs for which the count after T steps is the quantised value: ``even`` over time, or
             ``any``.
         even_levels: whether every whole number within the bounds is a count.
+        emission: what one spike stands for: one threshold (``binary``, or ``ternary`` where it has a sign), a
+            whole number of them (``graded``), or what the step says (``digits``, sent after the window). A class
+            that declares nothing counts as the general case of its kind.
+        takes_back: whether negative spikes occur where counts are not negative: while uneven input falls, or
+            among the digits of a positive number.
         recursion: which of the neurons that ``fas.kernels`` knows this one is, declared by the class itself; a
             neuron that declares none runs by its own methods.
     """
@@ -92,7 +99,9 @@ class Neuron(ABC):
     signed: bool
     exact_when: ClassVar[Literal["even", "any"]]
     even_levels: ClassVar[bool] = True
-    recursion: ClassVar[Literal["binary", "ternary", "graded", "digits"] | None] = None
+    emission: ClassVar[Emission] = "digits"
+    takes_back: ClassVar[bool] = True
+    recursion: ClassVar[Recursion | None] = None
 
     def resolution(self, timesteps: int) -> int:
         """Return the number of levels between zero and the threshold after T steps."""
@@ -141,6 +150,8 @@ class RateNeuron(Neuron):
     v_t = v_{t-1} + x_t − θ s_t. With F_t = ⌊(v_0 + x_1 + … + x_t)/θ⌋ every such neuron here is a recursion
     on F and N alone (``scan``), which needs one floor per step and no membrane potential.
     """
+
+    emission: ClassVar[Emission] = "graded"
 
     @abstractmethod
     def step(

@@ -179,3 +179,23 @@ def test_scan_in_two_stretches_is_one_scan(neuron, seed, steps, data):
     first = neuron.scan(levels[:cut], start, steps)
     second = neuron.scan(levels[cut:], first[-1], steps)
     assert torch.equal(torch.cat([first, second]), neuron.scan(levels, start, steps))
+
+
+@rate
+def test_what_is_declared_about_single_spikes_holds_by_the_definition(neuron):
+    count, v, largest, falls = torch.zeros(1), torch.zeros(1), 0.0, False
+    for current in (3.0, -2.5, 2.0, -2.0):
+        spikes, v = neuron.step(torch.tensor([current]), v, count, torch.tensor(1.0), 8)
+        largest, falls = max(largest, float(spikes.abs())), falls or float(spikes) < 0
+        count = count + spikes
+    assert (neuron.emission == "graded") == (largest > 1)
+    assert neuron.takes_back == falls
+
+
+@every
+def test_what_is_declared_about_digits_holds_for_every_positive_count(neuron):
+    assert (neuron.emission == "digits") == (not isinstance(neuron, RateNeuron))
+    if neuron.emission == "digits":
+        values = torch.linspace(0, 1, 512, dtype=torch.float64)
+        sent = torch.diff(neuron.window(values, torch.tensor(0.5, dtype=torch.float64), 6), dim=0)
+        assert neuron.takes_back == bool((sent < 0).any())

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from neuron_variants import every
 
-from fas.energy.emission import Code, Emission, bits, is_graded, takes_back
+from fas.energy.emission import Code, Emission, bits
+from fas.energy.inventory import alphabet
 from fas.energy.operations import Operations
+from fas.layers.simulation import Simulation
 from fas.neurons.clipped_count import ClippedCount
 from fas.neurons.phase import Phase
 from fas.neurons.signed_if import SignedIF
@@ -136,15 +138,21 @@ def test_codes(neuron, schedule, kind, payload):
     assert Code.of(neuron, 8, schedule) == Code(kind, payload)
 
 
+def test_a_neuron_that_declares_nothing_is_described_as_the_general_case():
+    class Burst(ClippedCount):
+        """Signed spikes of up to three thresholds, as in examples/own_neuron.py."""
+
+        emission = RateNeuron.emission
+
+    assert Code.of(Burst(), 8, "online") == Code("graded_multiply_adds", 5)
+    assert alphabet(Burst(), Simulation()) == "graded spikes"
+
+
 @every
-def test_what_is_found_out_about_a_neuron_holds_by_its_definition(neuron):
-    if not isinstance(neuron, RateNeuron):
-        assert not is_graded(neuron)
-        return
-    count, v, largest, falls = torch.zeros(1), torch.zeros(1), 0.0, False
-    for current in (3.0, -2.5, 2.0, -2.0):
-        spikes, v = neuron.step(torch.tensor([current]), v, count, torch.tensor(1.0), 8)
-        largest, falls = max(largest, float(spikes.abs())), falls or float(spikes) < 0
-        count = count + spikes
-    assert is_graded(neuron) == (largest > 1)
-    assert takes_back(neuron) == falls
+@pytest.mark.parametrize("schedule", ["layerwise", "online"])
+def test_energy_and_inventory_say_the_same(neuron, schedule):
+    words = {("additions", 0): "binary", ("additions", 1): "ternary"}
+    words |= {("shift_additions", 0): "binary", ("shift_additions", 1): "ternary"}
+    code = Code.of(neuron, 8, schedule)
+    expected = words.get((code.kind, code.payload), "graded")
+    assert alphabet(neuron, Simulation(schedule=schedule)) == f"{expected} spikes"

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fas.energy.arithmetic import Arithmetic
-from fas.energy.emission import Code, Emission, is_graded
+from fas.energy.emission import Code, Emission
 from fas.energy.operands import Operands, Positions
 from fas.energy.operations import Counts, Operations, Phase
 from fas.energy.reach import Reach
@@ -57,7 +57,7 @@ def count_operations(model: Any) -> Iterator[Counts]:
     simulation: Simulation = model.simulation
     counter = _Counter(model, simulation)
     settings: dict[str, Any] = {"observers": [*simulation.observers, counter]}
-    if any(is_graded(population.neuron) for population in populations(model).values()):
+    if any(population.neuron.emission == "graded" for population in populations(model).values()):
         settings["execution"] = "stepped"
     with simulation.using(**settings), counter.watching(model), counter.arithmetic:
         yield counter.counts

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fas.energy.operations import Operations
-from fas.types import Neuron, RateNeuron, Schedule
+from fas.types import Neuron, Schedule
 
 Kind = Literal["additions", "shift_additions", "graded_multiply_adds"]
 
@@ -29,41 +29,23 @@ class Code:
 
     @classmethod
     def of(cls, neuron: Neuron, timesteps: int, schedule: Schedule) -> Code:
-        """Return the code of a neuron, found out by letting it run.
+        """Return the code of a neuron from what it declares.
 
         Args:
             neuron: the neuron model.
             timesteps: T.
-            schedule: online, a neuron may have to take spikes back and needs a sign for it even where its
-                counts have none; in the layerwise schedule its input is even and it never does.
+            schedule: see ``sends_both_signs``.
         """
-        low, high = neuron.bounds(timesteps)
-        if not isinstance(neuron, RateNeuron):
-            return cls("shift_additions", int(neuron.signed or sends_both_signs(neuron, timesteps)))
-        sign = neuron.signed or (schedule == "online" and takes_back(neuron))
-        if not is_graded(neuron):
-            return cls("additions", int(sign))
-        return cls("graded_multiply_adds", bits(high - low) + int(sign))
+        sign = int(sends_both_signs(neuron, schedule))
+        if neuron.emission == "graded":
+            low, high = neuron.bounds(timesteps)
+            return cls("graded_multiply_adds", bits(high - low) + sign)
+        return cls("shift_additions" if neuron.emission == "digits" else "additions", sign)
 
 
-def is_graded(neuron: Neuron) -> bool:
-    """Whether one spike can be worth several thresholds."""
-    if not isinstance(neuron, RateNeuron):
-        return False
-    return bool(neuron.scan(torch.full((1, 1), 3.0), torch.zeros(1), 4)[0] > 1)
-
-
-def sends_both_signs(neuron: Neuron, timesteps: int) -> bool:
-    """Whether the digits of a value that is not negative can be: 2 is +3 −1."""
-    values = torch.linspace(0, 1, 128)
-    sent = torch.diff(neuron.window(values, torch.tensor(0.5), timesteps), dim=0)
-    return bool((sent < 0).any())
-
-
-def takes_back(neuron: RateNeuron) -> bool:
-    """Whether the count falls when the input turns negative."""
-    first, second = neuron.scan(torch.tensor([[1.0], [0.0]]), torch.zeros(1), 4)
-    return bool(second < first)
+def sends_both_signs(neuron: Neuron, schedule: Schedule) -> bool:
+    """Whether spikes have a sign: layerwise, input is even over time and a rate code never takes a spike back."""
+    return neuron.signed or (neuron.takes_back and (neuron.emission == "digits" or schedule == "online"))
 
 
 def bits(values: int) -> int:

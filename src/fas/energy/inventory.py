@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fas.energy.emission import sends_both_signs
 from fas.errors import SiteError
 from fas.layers.attention import AttentionOperands
 from fas.layers.conv import SpikingConv2d
@@ -68,12 +69,9 @@ class Operation:
 
 def alphabet(neuron: Neuron, simulation: Simulation) -> str:
     """Return what a neuron sends in one step: ``binary``, ``ternary`` or ``graded`` spikes."""
-    kind = type(neuron).__name__
-    if kind == "ClippedCount":
+    if neuron.emission == "graded":
         return "graded spikes"
-    # A signed neuron without negative counts takes spikes back, which even input never asks for.
-    returns = kind == "SignedIF" and simulation.schedule == "online"
-    return "ternary spikes" if neuron.signed or returns else "binary spikes"
+    return "ternary spikes" if sends_both_signs(neuron, simulation.schedule) else "binary spikes"
 
 
 def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Operation]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fas.types import Neuron
+from fas.types import Neuron, Recursion
 
-Recursion = Literal["binary", "ternary", "graded", "digits"]
 _TENSORS = ("scale", "unit", "step_unit", "threshold", "v_init", "offset")
 
 

@@ -397,4 +397,4 @@ class Population(nn.Module):
     def _events(self, emitted: Tensor) -> Tensor:
         """Spikes per step: a rate-coded spike is one level (a graded one counts as many), a digit any."""
         size = emitted.detach().abs()
-        return size if isinstance(self.neuron, RateNeuron) else size.sign()
+        return size.sign() if self.neuron.emission == "digits" else size

@@ -19,7 +19,6 @@ from fas.types import (
     Method,
     Neuron,
     Operators,
-    RateNeuron,
     Schedule,
     Site,
     Stage,
@@ -90,7 +89,7 @@ class FAS(Method):
         check_options(self)
         self._calibration()
         neuron = registry.load("neurons", self.neuron)
-        if self.schedule == "online" and not issubclass(neuron, RateNeuron):
+        if self.schedule == "online" and neuron.emission == "digits":
             raise ValueError(
                 f"neuron {self.neuron!r} fires after its whole input: it needs schedule='layerwise'; online "
                 "take 'clipped_count' or 'signed_if'"

@@ -37,6 +37,7 @@ class OutlierAware(Neuron):
     signed: bool = True
     outlier_bits: int = 4
     exact_when: ClassVar[Literal["even", "any"]] = "any"
+    takes_back: ClassVar[bool] = False
     even_levels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class Phase(Neuron):
 
     signed: bool = True
     exact_when: ClassVar[Literal["even", "any"]] = "any"
+    takes_back: ClassVar[bool] = False
     recursion: ClassVar[Literal["digits"]] = "digits"
 
     def resolution(self, timesteps: int) -> int:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fas.types import RateNeuron
+from fas.types import Emission, RateNeuron
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class SignedIF(RateNeuron):
     signed: bool = True
     # One correction a step: uneven input can leave the count short at the end of the window.
     exact_when: ClassVar[Literal["even", "any"]] = "even"
+    emission: ClassVar[Emission] = "ternary"
     recursion: ClassVar[Literal["ternary"]] = "ternary"
 
     def step(

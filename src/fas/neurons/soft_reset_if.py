@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fas.types import RateNeuron
+from fas.types import Emission, RateNeuron
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class SoftResetIF(RateNeuron):
     signed: ClassVar[bool] = False  # type: ignore[misc]
     # An early spike is never undone.
     exact_when: ClassVar[Literal["even", "any"]] = "even"
+    emission: ClassVar[Emission] = "binary"
+    takes_back: ClassVar[bool] = False
     recursion: ClassVar[Literal["binary"]] = "binary"
 
     def step(

@@ -19,7 +19,6 @@ from fas.reporting.findings import Exit, Quality, Raster, SiteFinding
 from fas.stages.calibrate import Calibrate
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations, spiking_layers
-from fas.types import RateNeuron
 
 Batch = Mapping[str, Tensor]
 # 200 MB in float32.
@@ -225,7 +224,7 @@ def early_exits(model: Any, batch: Batch, margins: Sequence[float], *, positions
     Returns:
         One entry per margin, empty where a network cannot stop early (codes without an online schedule).
     """
-    if not all(isinstance(p.neuron, RateNeuron) for p in populations(model).values()):
+    if any(p.neuron.emission == "digits" for p in populations(model).values()):
         return []
     classes = model.config.get_text_config().vocab_size
     positions = max(1, min(positions, _MOST_LOGITS // (classes * model.timesteps)))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fas.layers.population import Population
 from fas.surgery.replace import populations
-from fas.types import RateNeuron
 
 
 def soft_spikes(population: Population, x: Tensor) -> Tensor:
@@ -37,7 +36,7 @@ def soft_spikes(population: Population, x: Tensor) -> Tensor:
         counts = neuron.settle(torch.floor(level), steps)
         spikes = neuron.spikes(counts, steps)
     size = torch.where(counts != 0, (level - 0.5).abs(), torch.zeros_like(level))
-    if not isinstance(neuron, RateNeuron):
+    if neuron.emission == "digits":
         size = torch.log2(1 + size)
     return spikes + (size - size.detach())
 
