@@ -46,7 +46,7 @@ test-all: lint docs  ## lint, the site, then every test
 	$(PYTEST)
 
 bench: setup  ## measure speed and memory beside the dense model; writes build/bench
-	$(BIN)/fas bench --out build/bench
+	$(BIN)/python -m benchmarks.suite --out build/bench
 
 docs: setup  ## build the site into build/site
 	$(BIN)/sphinx-build -W --keep-going -q docs build/site

@@ -1,7 +1,7 @@
 """Streaming a checkpoint larger than the memory: seconds per block, bytes on the way, most resident memory.
 
     python tools/write_random_checkpoint.py opt-6.7b /tmp/opt-6.7b
-    python benchmarks/large.py /tmp/opt-6.7b --tokens 1024 --out build/large.json
+    python -m benchmarks.large /tmp/opt-6.7b --tokens 1024 --out build/large.json
 
 Calibrates on random ids and throws the result away, or keeps it with ``--keep``. ``--blocks 6`` stops behind the
 sixth block and states what the rest would take. Resident memory is that of the whole process, with the pages of
@@ -22,7 +22,7 @@ import torch
 import transformers
 
 import fas
-from fas.bench.machine import describe
+from benchmarks.suite.machine import describe
 from fas.calibration.residence import Finished
 from fas.conversion import stream
 from fas.memory import peak_resident

@@ -64,6 +64,16 @@ def test_commands_and_options_exist(command, option):
     assert option in re.sub(r"\x1b\[[0-9;]*m", "", shown.output)
 
 
+def test_options_of_the_benchmark_exist():
+    from benchmarks.suite.__main__ import app
+
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"benchmarks\.suite ([^#`\n]*)", text)
+    options = {option for line in lines for option in re.findall(r"(?<!\S)--[\w-]+", line)}
+    assert options and options <= set(re.findall(r"--[\w-]+", re.sub(r"\x1b\[[0-9;]*m", "", shown)))
+
+
 def test_public_names_exist():
     import fas
 

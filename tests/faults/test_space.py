@@ -50,16 +50,7 @@ COMMANDS: dict[str, tuple[str, Arguments]] = {
             "--test-tokens", 64, "--plot", out, "--accounting", "none",
         ],
     ),
-    "bench": (
-        "bench",
-        lambda m, out: [
-            "bench", "--sizes", m["dense"], "--subjects", "dense,collapsed", "--prompt", 4, "--new-tokens", 1,
-            "--batch", "1", "--repeats", 1, "--no-memory", "--no-kernels", "--no-growth", "--out", out,
-        ],
-    ),
 }  # fmt: skip
-# Without work in front: nothing is lost but seconds, whatever they write on.
-_LATE = ("bench",)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +76,7 @@ def earlier(run, models, folder) -> dict[str, Path]:
     return Made(made)
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in _LATE])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_what_was_there_stays_where_a_file_cannot_grow(name, run, models, earlier, limited, contents) -> None:
     place = earlier[name]
     before = contents(place)
@@ -108,8 +99,8 @@ def test_a_full_disk(name, size, run, models, mounted) -> None:
     last = ended.stderr.splitlines()[-1]
     assert last.startswith("error: ") and ("no space left on the disk for" in last or "free: free some" in last), last
     left = {path.name for path in disk.iterdir()}
-    assert left <= ({"bench"} if name == "bench" else {"model-checkpoints", "model.calibrating"})
-    assert name == "bench" or ("a second run goes on" in last) == bool(left), (last, left)
+    assert left <= {"model-checkpoints", "model.calibrating"}
+    assert ("a second run goes on" in last) == bool(left), (last, left)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fas.cli.main import app
 
 # Those that serve until they are stopped, or measure for minutes.
-_LONG = ("ablate", "bench", "compare", "demo", "energy", "finetune", "report", "serve")
+_LONG = ("ablate", "compare", "demo", "energy", "finetune", "report", "serve")
 _SMALL = {
     "convert": ["--tokens", "64", "--window", "16"],
     "calibrate": ["--tokens", "64", "--window", "16"],

@@ -15,11 +15,10 @@ from typing import IO, Any
 import typer
 
 from fas import __version__
-from fas.bench.results import finite
 from fas.cli.program.session import Session, is_first
 from fas.cli.program.terminal import printable
 from fas.errors import DataError
-from fas.types import Measurement
+from fas.types import Measurement, finite
 
 # Columns of a table that is not shown on a terminal: wide enough for one line per row.
 _FILE_WIDTH = 180

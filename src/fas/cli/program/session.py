@@ -46,7 +46,7 @@ class Session:
 
     @classmethod
     def begin(cls, context: typer.Context, *, debug: bool, verbose: bool, quiet: bool) -> Session:
-        """Start a run: send the library's log to stderr and keep other libraries from chatting.
+        """Start a run of ``fas``, whose arguments the group has kept.
 
         Raises:
             typer.BadParameter: one of several processes of a command that does not share its work.
@@ -54,13 +54,17 @@ class Session:
         name = str(context.invoked_subcommand)
         if not is_alone() and name not in _SHARED:
             raise typer.BadParameter(f"fas {name} runs in one process, {', '.join(_SHARED)} in several: start it alone")
+        return cls.of(shlex.join(["fas", *context.meta[_ARGUMENTS]]), debug=debug, verbose=verbose, quiet=quiet)
+
+    @classmethod
+    def of(cls, command: str, *, debug: bool, verbose: bool, quiet: bool) -> Session:
+        """Start a run of a program: send the library's log to stderr and keep other libraries from chatting."""
         quiet = quiet or not is_first()
         _log_to_stderr(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
         # Read once, when transformers and its hub client are imported.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        command = shlex.join(["fas", *context.meta[_ARGUMENTS]])
         return cls(debug, verbose, quiet, command)
 
 
