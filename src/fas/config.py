@@ -16,6 +16,8 @@ from fas.types import Method, Record, Role, Site
 
 # Raised when directories of an older release can no longer be read as they are.
 FORMAT = 1
+# Stages that train, for directories whose records do not say so.
+_TRAINED = ("finetune", "train_quantised", "reduce_bits")
 
 
 class FASConfig(QuantizationConfigMixin):
@@ -173,9 +175,9 @@ def _record(value: Any) -> Record:
     if isinstance(value, Record):
         return value
     try:
-        record = Record(**value)
+        record = Record(**{"trains": value.get("stage") in _TRAINED, **value})
         figures = [record.results, *record.sites.values()]
-        sound = isinstance(record.stage, str) and isinstance(record.settings, Mapping)
+        sound = isinstance(record.stage, str) and isinstance(record.settings, Mapping) and type(record.trains) is bool
         sound = sound and all(isinstance(x, int | float) for found in figures for x in found.values())
     except (TypeError, AttributeError):
         sound = False

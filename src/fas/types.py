@@ -26,6 +26,9 @@ Origin = Literal["measured", "estimated", "published"]
 OPERANDS: tuple[Role, ...] = ("query", "key", "value", "attention_weight")
 """Roles of the factors of the two products in attention, in the order in which they are made."""
 
+V_INIT_MAX = 1 - 2**-20
+"""Largest initial membrane potential v_0/θ: no neuron starts at its threshold, in float32 either."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -214,12 +217,14 @@ class Record:
         settings: the stage's own fields.
         results: figures about the whole model (tokens, seconds, mean relative error).
         sites: figures per site, by path.
+        trains: whether the stage trained the quantised network (see ``Stage.trains``).
     """
 
     stage: str
     settings: Mapping[str, Any]
     results: Mapping[str, float]
     sites: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    trains: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -235,9 +240,16 @@ class Stage(ABC):
 
     Attributes:
         prepares: whether it belongs before stage 1 only, since it sets anew what training finds.
+        trains: whether it trains the thresholds of the quantised network, which later stages then keep.
     """
 
     prepares: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+
+    def record(self, results: Mapping[str, float], sites: Mapping[str, Mapping[str, float]] | None = None) -> Record:
+        """Return what a run of this stage did: its figures, beside its name and its settings."""
+        name = type(self).__module__.rpartition(".")[2]
+        return Record(name, asdict(self), results, sites or {}, self.trains)  # type: ignore[call-overload]
 
     @abstractmethod
     def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:

@@ -12,9 +12,10 @@ import fas
 from fas.errors import CalibrationError, SiteError
 from fas.evaluation.fit_curve import fit_curve
 from fas.methods.rate_norm import RateNorm
-from fas.stages.rate_norm import FitRates, omega, rates
+from fas.stages.rate_norm import FitRates, omega
 from fas.stages.train_rates import TrainRates
 from fas.surgery.replace import populations
+from fas.training.rates import rates
 
 
 def converted(batches, **options):

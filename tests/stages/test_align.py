@@ -9,8 +9,10 @@ from tiny_models import FAMILIES
 import fas
 from fas.errors import CalibrationError
 from fas.stages.align import Align
+from fas.stages.set_potential import SetPotential
 from fas.surgery.replace import populations
 from fas.training.losses import alignment, divergence
+from fas.types import V_INIT_MAX
 
 
 @given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=2, max_size=5))
@@ -74,3 +76,21 @@ def test_what_it_refuses():
         Align(epochs=0)
     with pytest.raises(CalibrationError, match="at least one batch"):
         Align().run(fas.convert(FAMILIES["gpt2"].build()), [])
+
+
+def test_a_potential_just_below_the_threshold_is_left_there():
+    # Training may end at the bound of v_0; the losses must not pull it down by a bound of their own.
+    model = fas.convert(FAMILIES["opt"].build(), fas.FAS(timesteps=3, coverage="mlp"))
+    data = [FAMILIES["opt"].batch()]
+    fas.calibrate(model, data)
+    for population in populations(model).values():
+        population.v_init.data.fill_(V_INIT_MAX)
+    Align(learning_rate=1e-12).run(model, data)
+    assert all(bool((population.v_init == V_INIT_MAX).all()) for population in populations(model).values())
+
+
+def test_every_bound_of_the_potential_is_the_same():
+    model = fas.convert(FAMILIES["opt"].build(), fas.FAS(timesteps=3, coverage="mlp"))
+    # 1 - 1e-12 is 1 in float32: a neuron would start at its threshold.
+    SetPotential(1 - 1e-12).run(model, [])
+    assert all(bool((population.v_init == V_INIT_MAX).all()) for population in populations(model).values())

@@ -316,7 +316,7 @@ def test_the_dense_network_is_followed_where_that_is_asked_for(tmp_path):
 def test_layers_that_run_several_times_hear_spikes_from_themselves(tmp_path):
     model = converted("albert", timesteps=4)
     fas.calibrate(model, batches("albert"))
-    model.records.append(Record("finetune", {}, {}))
+    model.records.append(Record("finetune", {}, {}, trains=True))
     before = own(model)
     fas.calibrate(model, batches("albert"))
     assert all(torch.allclose(value, before[name], atol=1e-5) for name, value in own(model).items())
@@ -350,7 +350,7 @@ def test_what_belongs_before_training_does_not_run_behind_it(tmp_path):
     assert torch.allclose(logits(model, batches()[0], network="snn"), answer, atol=1e-4)
     for method in (QCFSOnly(timesteps=4, coverage="mlp"), fas.FAS(timesteps=4, coarse=False, fine=False)):
         model = fas.convert(FAMILIES["opt"].build(), method, calibration=batches("opt"))
-        model.records.append(Record("finetune", {}, {}))
+        model.records.append(Record("finetune", {}, {}, trains=True))
         with pytest.raises(
             ValueError, match="sets thresholds anew, and these have been trained: run the model as it is"
         ):

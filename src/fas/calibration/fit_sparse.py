@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fas.calibration.fit import Fit
-from fas.types import Neuron
+from fas.types import V_INIT_MAX, Neuron
 
 # A channel's sorted activations in as many groups, and as many at either end alone: rare large values carry
 # much of the variance.
@@ -25,7 +25,6 @@ _ROUNDS = (1.0, 0.5, 0.25, 0.12)
 _MOVES = (-0.2, -0.1, 0.1, 0.2)
 # Largest count whose spikes are looked up instead of computed.
 _TABLE = 4096
-_BELOW_ONE = 1 - 2**-20
 # Smallest range of a channel, relative to the largest activation of its site, and at all.
 _STILL, _TINY = 1e-5, 1e-8
 
@@ -82,7 +81,7 @@ def fit_sparse(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost, *, pe
     counts = neuron.settle(torch.floor((pooled - edge) / step), timesteps)
     offset = _offset(edge, step, (pooled - counts * step).mean(0), neuron)
     sent = (counts * step + offset).view(x.shape)
-    threshold, v_init = step * neuron.resolution(timesteps), ((offset - edge) / step).clamp(0, _BELOW_ONE)
+    threshold, v_init = step * neuron.resolution(timesteps), ((offset - edge) / step).clamp(0, V_INIT_MAX)
     if not per_channel:
         threshold, offset, v_init = threshold[0], offset[0], v_init[0]
     return Fit(threshold, offset, v_init, (sent - x).square().mean(0))
@@ -92,7 +91,7 @@ def _offset(edge: Tensor, step: Tensor, mean: Tensor, neuron: Neuron) -> Tensor:
     """Return μ: the mean of what counts do not say, inside the silent interval."""
     if not neuron.signed:
         return torch.zeros_like(mean)
-    return edge + ((mean - edge) / step).clamp(0, _BELOW_ONE) * step
+    return edge + ((mean - edge) / step).clamp(0, V_INIT_MAX) * step
 
 
 class _Search:
@@ -143,7 +142,7 @@ class _Search:
 
     def _try(self, step: Tensor, edge: Tensor) -> None:
         if not self.neuron.signed:
-            edge = torch.maximum(torch.minimum(edge, torch.zeros_like(edge)), -_BELOW_ONE * step)
+            edge = torch.maximum(torch.minimum(edge, torch.zeros_like(edge)), -V_INIT_MAX * step)
         price = self._price(step, edge)
         better = price < self.least
         self.least = torch.where(better, price, self.least)

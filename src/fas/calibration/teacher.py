@@ -12,8 +12,6 @@ from torch import nn
 from fas.surgery.replace import populations, spiking_layers
 
 Aim = Literal["auto", "quantised", "ann"]
-# Stages that train the quantised network.
-_TRAINING = ("finetune", "train_quantised")
 
 
 def check_aim(teacher: str) -> None:
@@ -76,12 +74,12 @@ class Teacher:
 
 def is_trained(model: Any) -> bool:
     """Return whether a stage has trained the quantised network of a converted model."""
-    return any(record.stage in _TRAINING for record in model.records)
+    return any(record.trains for record in model.records)
 
 
 def is_corrected(model: Any) -> bool:
     """Return whether biases have been corrected for some number of time steps since the last training."""
-    return is_trained(model) and model.records[-1].stage not in _TRAINING
+    return is_trained(model) and not model.records[-1].trains
 
 
 def neuron_tensors(model: nn.Module, *, bias: bool = True) -> list[nn.Parameter]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fas.layers.population import Population
-from fas.stages.rate_norm import rates
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations
 from fas.training.descent import inputs_of
+from fas.training.rates import rates
 
 
 def fit_curve(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fas.errors import CalibrationError
 from fas.surgery.replace import populations, spiking_layers
 from fas.training.descent import frozen
 from fas.training.losses import alignment, divergence
-from fas.types import Progress, Record, Stage
+from fas.types import V_INIT_MAX, Progress, Record, Stage
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Align(Stage):
             "loss_first": sum(history[:tenth]) / tenth,
             "loss_last": sum(history[-tenth:]) / tenth,
         }
-        return Record("align", asdict(self), results)
+        return self.record(results)
 
     def _loss(self, model: Any, teacher: Teacher, batch: Mapping[str, Tensor]) -> Tensor:
         inputs = {k: v for k, v in batch.items() if k != "labels"}
@@ -148,4 +148,4 @@ def _outputs(model: Any) -> Iterator[list[Tensor]]:
 def _keep_potential(model: nn.Module) -> None:
     """Hold v_0 in [0, θ): a neuron does not begin above its threshold."""
     for population in populations(model).values():
-        population.v_init.clamp_(0.0, 0.999)
+        population.v_init.clamp_(0.0, V_INIT_MAX)

@@ -135,7 +135,7 @@ class Calibrate(Stage):
         }
         if costs:
             results["expected_divergence"] = sum(f["expected_divergence"] for f in figures.values())
-        return Record("calibrate", asdict(self), results, figures)
+        return self.record(results, figures)
 
     def _kept(self, model: Any, batches: Sequence[Mapping[str, Tensor]], network: str) -> KeptSites | None:
         """Return what an interrupted run has kept where ``fas.calibrate`` was told to keep it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ class TuneLayers(Stage):
                 if progress is not None:
                     progress(site.path, done, len(model.sites))
         model.reset()
-        return Record("fast_snn", asdict(self), {"seconds": time.perf_counter() - began}, figures)
+        return self.record({"seconds": time.perf_counter() - began}, figures)
 
     def _tune(
         self,

@@ -103,6 +103,7 @@ class Finetune:
     logging_steps: int = 10
     tensorboard: bool = False
 
+    trains: ClassVar[bool] = True
     _stage: ClassVar[str] = "finetune"
 
     def __post_init__(self) -> None:
@@ -186,7 +187,7 @@ class Finetune:
             }
             for path, p in populations(model).items()
         }
-        return Record(self._stage, asdict(self), results, sites)
+        return Record(self._stage, asdict(self), results, sites, self.trains)
 
     @contextmanager
     def _network(self, model: Any) -> Iterator[str]:
@@ -269,7 +270,7 @@ def finetune(
         if place()[0] == 0:
             dense.save_pretrained(directory)
         results = {**record.results, **{f"control_{name}": value for name, value in figures.items()}}
-        record = Record(record.stage, record.settings, results, record.sites)
+        record = replace(record, results=results)
     model.records.append(record)
     return record, dense
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fas.stages.finetune import Finetune
-from fas.stages.train_rates import Thresholds
+from fas.training.rates import Thresholds
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class FinetuneRates(Finetune):
     scale: float | None = None
     momentum: float = 0.1
 
+    # Weights alone, at thresholds that are those of rates.
+    trains: ClassVar[bool] = False
     _stage: ClassVar[str] = "finetune_rates"
 
     @contextmanager

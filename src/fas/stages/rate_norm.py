@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fas.errors import CalibrationError, SiteError
+from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations
-from fas.training.descent import answer, check_descent, descend, inputs_of
+from fas.training.descent import answer, check_descent, descend, frozen, inputs_of
+from fas.training.rates import rates, running_maxima
 from fas.types import Progress, Record, Stage
 
 # Keeps Ω finite for a layer that is silent.
 _SILENT = 1e-5
-_SMALLEST = 1e-8
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class FitRates(Stage):
             return rate_inference_loss(made, target, seen, self.weight)
 
         history: list[float] = []
-        with evaluating(model), _frozen(model):
+        with evaluating(model), frozen(model):
             if self.epochs:
                 history = descend(
                     scales, batches, loss, label="thresholds", epochs=self.epochs, learning_rate=self.learning_rate,
@@ -120,7 +119,7 @@ class FitRates(Stage):
         results = {"seconds": time.perf_counter() - began}
         if history:
             results |= {"loss_first": history[0], "loss_last": history[-1]}
-        return Record("rate_norm", asdict(self), results, figures)
+        return self.record(results, figures)
 
 
 def omega(rate: Tensor) -> Tensor:
@@ -139,104 +138,3 @@ def rate_inference_loss(made: Tensor, target: Tensor, seen: Sequence[Tensor], we
     """
     distance = 1 - nn.functional.cosine_similarity(made, target, dim=-1, eps=1e-6).mean()
     return distance + weight * torch.stack([omega(rate) for rate in seen]).mean()
-
-
-@dataclass(eq=False)
-class Maxima:
-    """Running maxima p ← (1 − m) p + m · max ReLU(x), from the first batch's own."""
-
-    momentum: float
-    values: dict[Population, Tensor] = field(default_factory=dict)
-
-    def update(self, population: Population, x: Tensor) -> Tensor:
-        """Return p of a population after ``x``."""
-        top = x.detach().amax().clamp_min(0).float()
-        known = self.values.get(population)
-        self.values[population] = top if known is None else (1 - self.momentum) * known + self.momentum * top
-        return self.values[population]
-
-
-@contextmanager
-def rates(
-    model: Any, threshold: Callable[[Population], Tensor], maxima: Maxima | None = None
-) -> Iterator[dict[Population, Tensor]]:
-    """Let the model run as the network of rates: every site passes θ · clip(ReLU(x)/θ, 0, 1) on.
-
-    x is what the neurons get: behind a GELU that they replace, what the GELU would have got.
-
-    Args:
-        model: a converted model.
-        threshold: θ of a site, () or (C,).
-        maxima: told of every activation before it is clipped.
-
-    Yields:
-        The rates of the last pass by population.
-
-    Raises:
-        SiteError: a site of both signs, which a rate cannot carry.
-    """
-    seen: dict[Population, Tensor] = {}
-
-    def clip(population: Any, arguments: Any, output: Tensor) -> Tensor:
-        if population.neuron.signed:
-            raise SiteError(f"{population.path} receives values of both signs; a firing rate is between 0 and 1")
-        x = arguments[0].clamp_min(0)
-        if maxima is not None:
-            maxima.update(population, x)
-        value = threshold(population).clamp_min(_SMALLEST)
-        seen[population] = (x / value).clamp(max=1)
-        return (seen[population] * value).to(output.dtype)
-
-    handles = [population.register_forward_hook(clip) for population in populations(model).values()]
-    try:
-        with model.simulation.using(network="ann", observers=[]):
-            yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def running_maxima(
-    model: Any, batches: Sequence[Mapping[str, Tensor]], share: float, momentum: float
-) -> dict[Population, Tensor]:
-    """Return p of every site over the batches, in a network whose sites clip at p · share as they go.
-
-    Raises:
-        CalibrationError: a site that is never above zero.
-    """
-    maxima = Maxima(momentum)
-    with evaluating(model), rates(model, lambda p: maxima.values[p] * share, maxima):
-        for batch in batches:
-            model(**inputs_of(batch))
-    return checked(model, maxima.values)
-
-
-def checked(model: Any, maxima: dict[Population, Tensor]) -> dict[Population, Tensor]:
-    """Refuse maxima of zero, and those that are no numbers.
-
-    Raises:
-        CalibrationError: a site that was never above zero or never reached, or received NaN or infinite values.
-    """
-    for path, population in populations(model).items():
-        if population in maxima and not bool(maxima[population].isfinite()):
-            raise CalibrationError(
-                f"the input of {path} has NaN or infinite values; check the weights of the layers before it and the "
-                "calibration data"
-            )
-        if population not in maxima or not bool(maxima[population] > 0):
-            raise CalibrationError(
-                f"site {path} is never above zero on the calibration data: use other data, or exclude the layer"
-            )
-    return maxima
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in before:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -53,6 +53,8 @@ class ReduceBits(Stage):
     refit: bool = True
     seed: int = 0
 
+    trains: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate)
@@ -69,4 +71,4 @@ class ReduceBits(Stage):
             if self.refit:
                 SetThresholds(rule="error").run(model, [inputs_of(batch) for batch in batches[:_LOOKED_AT]])
             results[f"loss_{bits}_bits"] = training.run(model, batches, progress).results["loss_last"]
-        return Record("reduce_bits", asdict(self), {"seconds": time.perf_counter() - began, **results})
+        return self.record({"seconds": time.perf_counter() - began, **results})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -71,7 +71,7 @@ class Rotate(Stage):
             raise
         if progress is not None:
             progress("rotate", 1, 1)
-        return Record("rotate", asdict(self), {"seconds": time.perf_counter() - began, "change": change})
+        return self.record({"seconds": time.perf_counter() - began, "change": change})
 
 
 @dataclass

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fas.surgery.replace import populations
-from fas.types import Progress, Record, Stage
+from fas.types import V_INIT_MAX, Progress, Record, Stage
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,6 @@ class SetPotential(Stage):
         """Set v_0 in place; the batches are not read."""
         found = populations(model)
         for population in found.values():
-            population.v_init.fill_(self.share)
+            population.v_init.fill_(min(self.share, V_INIT_MAX))
             population.reset()
-        return Record("set_potential", asdict(self), {"sites": float(len(found))})
+        return self.record({"sites": float(len(found))})

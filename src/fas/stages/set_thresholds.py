@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,7 +56,7 @@ class SetThresholds(Stage):
             population.set(fit.threshold, fit.offset, fit.v_init)
 
         walk(model, model.sites, batches, visit, progress=progress)
-        return Record("set_thresholds", asdict(self), {"seconds": time.perf_counter() - began})
+        return self.record({"seconds": time.perf_counter() - began})
 
     def _by_magnitude(self, x: Tensor, bounds: tuple[int, int], *, per_channel: bool) -> Fit:
         size = x.abs() if bounds[0] < 0 else x.clamp_min(0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -42,6 +42,8 @@ class TrainQuantised(Stage):
     weight_decay: float = 1e-4
     seed: int = 0
 
+    trains: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate)
@@ -59,7 +61,7 @@ class TrainQuantised(Stage):
         model.reset()
         tenth = max(1, len(history) // 10)
         results = {"seconds": time.perf_counter() - began, "loss_last": sum(history[-tenth:]) / tenth}
-        return Record("train_quantised", asdict(self), results)
+        return self.record(results)
 
 
 def dense_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fas.layers.population import Population
-from fas.stages.rate_norm import Maxima, checked, rates
 from fas.stages.train_quantised import dense_parameters
 from fas.surgery.probe import evaluating
-from fas.surgery.replace import populations
 from fas.training.descent import check_descent, cross_entropy, descend
+from fas.training.rates import Thresholds
 from fas.types import Progress, Record, Stage
 
 
@@ -70,38 +67,4 @@ class TrainRates(Stage):
             )  # fmt: skip
         thresholds.settle()
         results = {"seconds": time.perf_counter() - began, "loss_first": history[0], "loss_last": history[-1]}
-        return Record("train_rates", asdict(self), results)
-
-
-class Thresholds:
-    """What θ is while weights are trained: the running maximum times σ(s), or what it was.
-
-    Args:
-        model: a converted model.
-        scale: s; None keeps the thresholds that the model has.
-        momentum: of the running maximum.
-    """
-
-    def __init__(self, model: Any, scale: float | None, momentum: float) -> None:
-        self._model = model
-        self._kept = {p: p.threshold.detach() for p in populations(model).values()} if scale is None else None
-        self._share = 1.0 if scale is None else float(torch.tensor(float(scale)).sigmoid())
-        self._maxima = Maxima(momentum)
-
-    def running(self) -> Any:
-        """Let the model run as the network of rates."""
-        return rates(self._model, self._value, self._maxima if self._kept is None else None)
-
-    def _value(self, population: Population) -> Tensor:
-        return self._maxima.values[population] * self._share if self._kept is None else self._kept[population]
-
-    def settle(self) -> None:
-        """Set the thresholds that the training ended with; v_0 = 0 behind a running maximum, no offset.
-
-        Raises:
-            CalibrationError: a site that was never above zero.
-        """
-        if self._kept is None:
-            for population, top in checked(self._model, self._maxima.values).items():
-                population.set(top * self._share, torch.zeros_like(top), torch.zeros_like(top))
-        self._model.reset()
+        return self.record(results)

@@ -29,15 +29,12 @@ from fas.training.distillation import Distillation
 from fas.training.run_directory import begin, save_run, state_of, step_of
 from fas.training.sharding import prepare_sharding, shards_weights, take_weights
 from fas.training.spike_penalty import Penalty, penalised
-from fas.types import Progress
+from fas.types import V_INIT_MAX, Progress
 
 if TYPE_CHECKING:
     from fas.stages.finetune import Finetune
 
 logger = logging.getLogger(__name__)
-
-# Largest v_0/θ: the initial potential stays below the threshold.
-_BELOW_ONE = 1 - 2**-20
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -152,7 +149,7 @@ class Watch(TrainerCallback):
         """Bring initial potentials back below the threshold, where the closed forms over time hold."""
         with torch.no_grad():
             for population in self.neurons:
-                population.v_init.clamp_(0, _BELOW_ONE)
+                population.v_init.clamp_(0, V_INIT_MAX)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Report the step; the last one is always logged and saved."""
