@@ -12,13 +12,11 @@ def variants() -> list[Neuron]:
     neurons: list[Neuron] = []
     for name in registry.available("neurons"):
         cls = registry.load("neurons", name)
-        if not cls.even_levels:
-            continue
         if "signed" in {field.name for field in dataclasses.fields(cls)}:
             neurons += [cls(signed=True), cls(signed=False)]
         else:
             neurons.append(cls())
-    return neurons
+    return [neuron for neuron in neurons if neuron.even_levels]
 
 
 def label(neuron: Neuron) -> str:

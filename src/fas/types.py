@@ -19,7 +19,7 @@ Operators = Literal["difference", "instant"]
 Execution = Literal["collapsed", "stepped"]
 Granularity = Literal["channel", "tensor"]
 Emission = Literal["binary", "ternary", "graded", "digits"]
-Recursion = Literal["binary", "ternary", "graded", "digits"]
+Recursion = Literal["binary", "ternary", "graded", "digits", "table"]
 Origin = Literal["measured", "estimated", "published"]
 
 
@@ -101,22 +101,26 @@ class Neuron(ABC):
         signed: whether counts below zero exist.
         exact_when: inputs for which the count after T steps is the quantised value: ``even`` over time, or
             ``any``.
-        even_levels: whether every whole number within the bounds is a count.
         emission: what one spike stands for: one threshold (``binary``, or ``ternary`` where it has a sign), a
             whole number of them (``graded``), or what the step says (``digits``, sent after the window). A class
             that declares nothing counts as the general case of its kind.
         takes_back: whether negative spikes occur where counts are not negative: while uneven input falls, or
             among the digits of a positive number.
         recursion: which of the neurons that ``fas.kernels`` knows this one is, declared by the class itself; a
-            neuron that declares none runs by its own methods.
+            neuron that declares none runs by its own methods. ``table``, for digits: the kernels look up what
+            ``window`` and ``spikes`` make of every count.
     """
 
     signed: bool
     exact_when: ClassVar[Literal["even", "any"]]
-    even_levels: ClassVar[bool] = True
     emission: ClassVar[Emission] = "digits"
     takes_back: ClassVar[bool] = True
     recursion: ClassVar[Recursion | None] = None
+
+    @property
+    def even_levels(self) -> bool:
+        """Whether every whole number within the bounds is a count."""
+        return True
 
     def resolution(self, timesteps: int) -> int:
         """Return the number of levels between zero and the threshold after T steps."""

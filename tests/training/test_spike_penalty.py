@@ -22,7 +22,9 @@ def population(neuron, threshold=2.0, offset=0.5, steps=4):
     return found
 
 
-@pytest.mark.parametrize("neuron", ["signed_if", "phase", "ternary_phase", "clipped_count", "outlier_aware"])
+@pytest.mark.parametrize(
+    "neuron", ["signed_if", "phase", "ternary_phase", "signed_digit", "clipped_count", "outlier_aware"]
+)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "albert"])
 def test_the_cost_is_that_of_the_spikes_that_occur(name, neuron):
     family = FAMILIES[name]

@@ -72,6 +72,15 @@ def _neuron(op: str, dtype: torch.dtype) -> Any:
 
 
 @functools.cache
+def _digits(op: str, dtype: torch.dtype) -> Any:
+    import numpy as np
+
+    from fas.kernels._digits import digits_kernel
+
+    return digits_kernel(op, np.float32 if dtype == torch.float32 else np.float64)
+
+
+@functools.cache
 def _scanning(drive: str, recursion: str, answer: str, dtype: torch.dtype) -> Any:
     import numpy as np
 
@@ -135,9 +144,23 @@ def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
 
 
 def _encode(op: str, x: Tensor, out: Tensor, code: Code, sent: Tensor | None) -> Tensor:
+    table = code.table
+    if table is not None and not (table.even and sent is None):
+        return _look_up(op, x, out, code, table.change if op == "encode" else table.settled, 1, code.unit, sent)
     work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.unit))
     tally = code.recursion == "digits", *_tally(sent, max(code.upper, -code.lower))
     _run()(_neuron(op, x.dtype), x.nbytes + out.nbytes, *work, *tally)
+    return out
+
+
+def _look_up(
+    op: str, x: Tensor, out: Tensor, code: Code, entries: Tensor, rows: int, unit: Tensor, sent: Tensor | None
+) -> Tensor:
+    """Run a kernel that looks counts up in ``rows`` rows of entries."""
+    assert code.table is not None
+    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, unit))
+    more = (entries.data_ptr(), rows, code.table.spikes.data_ptr(), *_tally(sent, code.timesteps))
+    _run()(_digits(op, x.dtype), x.nbytes + out.nbytes, *work, *more)
     return out
 
 
@@ -155,6 +178,8 @@ def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     assert code.recursion is not None
     x = x.contiguous()
     out = _written(x.new_empty(code.timesteps, *x.shape))
+    if code.table is not None:
+        return _look_up("emit", x, out, code, code.table.emitted, code.timesteps, code.step_unit, sent)
     work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.step_unit))
     # Neither Σ x nor N is asked for; the first step is 1.
     more = (code.timesteps, 0, 1, 0, 0, 0, 0, *_tally(sent, code.timesteps * max(code.upper, -code.lower)))
@@ -166,7 +191,9 @@ def pack(x: Tensor, code: Code) -> Tensor:
     """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C]; see ``naive.pack``."""
     assert code.recursion is not None
     x = x.contiguous()
-    out = torch.empty(2 if code.lower < 0 else 1, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
+    out = torch.empty(code.planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
+    if code.table is not None:
+        return _look_up("pack", x, out, code, code.table.bits, out.shape[0] * out.shape[1], code.unit, None)
     work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.unit))
     _run()(_neuron("pack", x.dtype), 2 * x.nbytes, *work, code.timesteps, _RECURSIONS[code.recursion])
     return out
@@ -178,6 +205,13 @@ def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
 
     bits = bits.contiguous()
     out = torch.empty(bits.shape[2:], dtype=torch.int16)
+    if code.table is not None:
+        from fas.kernels._digits import unpack as looked_up
+
+        worth = code.table.worth_of_bytes
+        work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), len(worth) - 1, worth.data_ptr())
+        _run()(looked_up, out.nbytes, *work, *_tally(sent, code.timesteps))
+        return out
     work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), *bits.shape[:2], code.recursion == "digits")
     _run()(kernel, out.nbytes, *work, *_tally(sent, bits.shape[0] * code.timesteps))
     return out

@@ -35,6 +35,7 @@ def window(x: Tensor, code: Code) -> list[int]:
 
     ``binary`` and ``ternary``: at most one spike a step, which for even input is N_t = clip(F_t, −t, t) within the
     bounds. ``graded``: N_t = clip(F_t). ``digits``: the value of the digits sent so far, most significant first.
+    ``table``: what stands there.
     """
     steps, counts = code.timesteps, []
     if code.recursion == "digits":
@@ -44,6 +45,9 @@ def window(x: Tensor, code: Code) -> list[int]:
             size = abs(count) // weight * weight
             counts.append(size if count >= 0 else -size)
         return counts
+    if code.table is not None:
+        count = clip(int(level(x, code)), code.lower, code.upper)
+        return [int(after[count - code.lower]) for after in code.table.after]
     for t in range(1, steps + 1):
         most = steps if code.recursion == "graded" else t
         counts.append(clip(int(level(x, code, t / steps)), max(code.lower, -most), min(code.upper, most)))
@@ -184,8 +188,7 @@ def pack(x: Tensor, code: Code) -> Tensor:
     counted from the low end of byte 0; a digit that stands for 2^w levels is bit w.
     """
     digits = code.recursion == "digits"
-    planes = 2 if code.lower < 0 else 1
-    out = torch.zeros(planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
+    out = torch.zeros(code.planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
     for index, one in _neurons(x, code):
         before = 0
         for t, count in enumerate(window(x[index], one), start=1):
@@ -202,6 +205,9 @@ def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     for plane, sign in zip(bits, (1, -1), strict=False):
         for bit in range(code.timesteps):
             weight = 2**bit if code.recursion == "digits" else 1
+            if code.table is not None:
+                assert code.table.worth is not None
+                weight = code.table.worth[bit]
             fired = (plane[bit // 8] >> bit % 8 & 1).to(torch.int16)
             out += sign * weight * fired
             if sent is not None:
@@ -264,7 +270,7 @@ def _tally(numbers: list[int], code: Code, sent: Tensor | None, channel: int) ->
     """Add the spikes that lead to N_1 … N_T: as many as a step changes the count by, or one for any digit."""
     if sent is not None:
         changes = [abs(after - before) for before, after in pairwise([0, *numbers])]
-        sent[channel] += sum(map(bool, changes)) if code.recursion == "digits" else sum(changes)
+        sent[channel] += sum(map(bool, changes)) if code.recursion in ("digits", "table") else sum(changes)
 
 
 def clip(value: int, lower: int, upper: int) -> int:

@@ -49,6 +49,8 @@ def window(x: Tensor, code: Code, t: int) -> Tensor:
         count = _counts(x, code)
         weight = 2 ** (code.timesteps - t)
         return (count.abs() / weight).floor() * weight * count.sign()
+    if code.table is not None:
+        return code.table.of(code.table.after[t - 1], _reached(x, code))
     reached = torch.floor((x - code.offset) * code.scale * (t / code.timesteps) + code.v_init)
     most = code.timesteps if code.recursion == "graded" else t
     return reached.clamp(max(code.lower, -most), min(code.upper, most))
@@ -61,7 +63,7 @@ def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     for t in range(code.timesteps):
         after = window(x, code, t + 1)
         fired = after - before
-        tally(fired.sign() if code.recursion == "digits" else fired, sent)
+        tally(fired.sign() if code.recursion in ("digits", "table") else fired, sent)
         out[t] = fired * code.step_unit + code.offset
         before = after
     return out
@@ -136,8 +138,7 @@ def _numbers(
 
 def pack(x: Tensor, code: Code) -> Tensor:
     """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C]; see ``naive.pack``."""
-    planes = 2 if code.lower < 0 else 1
-    out = torch.zeros(planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8, device=x.device)
+    out = torch.zeros(code.planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8, device=x.device)
     before = torch.zeros_like(x)
     for t in range(1, code.timesteps + 1):
         after = window(x, code, t)
@@ -156,6 +157,11 @@ def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
         weights = [256**byte for byte in range(bits.shape[1])]
         sizes = sum(bits[:, byte].to(torch.int16) * weight for byte, weight in enumerate(weights))
         assert isinstance(sizes, Tensor)
+    elif code.table is not None:
+        assert code.table.worth is not None
+        sizes = torch.zeros_like(bits[:, 0], dtype=torch.int16)
+        for t, worth in enumerate(code.table.worth):
+            sizes += (bits[:, t // 8] >> t % 8 & 1).to(torch.int16) * worth
     else:
         sizes = _ONES.to(bits.device)[bits.int()].sum(1, dtype=torch.int16)
     return sizes[0] if len(sizes) == 1 else sizes[0] - sizes[1]
@@ -169,7 +175,12 @@ def tally(fired: Tensor, sent: Tensor | None) -> None:
 
 
 def _tally_counts(counts: Tensor, code: Code, sent: Tensor | None) -> None:
-    if sent is None or code.recursion != "digits":
+    if sent is None:
+        return
+    if code.table is not None:
+        tally(code.table.of(code.table.spikes, counts), sent)
+        return
+    if code.recursion != "digits":
         tally(counts, sent)
         return
     left = counts.abs()
@@ -210,4 +221,9 @@ def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, 
 
 
 def _counts(x: Tensor, code: Code) -> Tensor:
+    count = _reached(x, code)
+    return count if code.table is None else code.table.settle(count)
+
+
+def _reached(x: Tensor, code: Code) -> Tensor:
     return torch.floor((x - code.offset) * code.scale + code.v_init).clamp(code.lower, code.upper)

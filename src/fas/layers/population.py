@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from fas.errors import CalibrationError, FASError, NotCalibratedError
 from fas.kernels import torch_
-from fas.kernels.code import Code, Known, version_of
+from fas.kernels.code import LARGEST, Code, Known, version_of
 from fas.kernels.dispatch import choose
 from fas.layers.qcfs import floor, qcfs
 from fas.layers.simulation import Simulation
 from fas.types import Granularity, Neuron, RateNeuron
 
 Form = Literal["values", "mean", "counts", "spikes"]
-# Counts are 16-bit whole numbers where they are held as such.
-_LARGEST = 2**15 - 1
 # Spikes that exist as numbers at a time, where a code does not fit into bits.
 _AT_A_TIME = 1 << 20
 
@@ -203,7 +201,7 @@ class Population(nn.Module):
     @property
     def has_small_counts(self) -> bool:
         """Whether every count after T steps is a whole number of 16 bits."""
-        return self.neuron.bounds(self.simulation.timesteps)[1] <= _LARGEST
+        return self.neuron.bounds(self.simulation.timesteps)[1] <= LARGEST
 
     def differentiates(self, x: Tensor) -> bool:
         """Whether a run on ``x`` is one that gradients flow through, or that is being traced: torch runs it."""
@@ -226,7 +224,7 @@ class Population(nn.Module):
         if form == "counts" and not self.has_small_counts:
             raise FASError(
                 f"site {self.path}: counts of {type(self.neuron).__name__} at T = {simulation.timesteps} are no whole "
-                f"numbers up to {_LARGEST}: set model.weights = 'float', or fewer time steps"
+                f"numbers up to {LARGEST}: set model.weights = 'float', or fewer time steps"
             )
         by_torch = self.differentiates(work)
         if simulation.schedule == "online":
@@ -268,13 +266,13 @@ class Population(nn.Module):
     def _collapsed_fast(self, x: Tensor, form: Form) -> Tensor:
         """The same without gradients, in one pass over the activation."""
         code, kernels = self.code(x.dtype), self.simulation.kernels
-        clips = type(self.neuron).settle is Neuron.settle
-        sent = self.simulation.tally(code) if clips else None
-        if clips and form != "counts" and (sent is not None or not self.simulation.observers):
+        known = self.neuron.even_levels or code.table is not None
+        sent = self.simulation.tally(code) if known else None
+        if known and form != "counts" and (sent is not None or not self.simulation.observers):
             encoded: Tensor = choose("encode", kernels, x.device, x.dtype).encode(x, code, sent)
             self.simulation.tell(self.path, sent, x.numel())
             return encoded
-        if clips and code.upper <= _LARGEST:
+        if known and code.upper <= LARGEST:
             counts = choose("counts", kernels, x.device, x.dtype).counts(x, code, sent)
             self.simulation.tell(self.path, sent, x.numel())
         else:
@@ -319,15 +317,14 @@ class Population(nn.Module):
         the spikes; a code whose spikes are no bits is stepped in stretches of rows instead.
         """
         code, kernels = self.code(x.dtype), self.simulation.kernels
-        in_bits = code.upper <= _LARGEST and code.recursion in ("binary", "ternary", "digits")
-        sent = self.simulation.tally(code) if in_bits else None
+        sent = self.simulation.tally(code) if code.in_bits else None
         if sent is None and self.simulation.observers:
             # They get the whole train as numbers.
             window = self._window(x, code)
             self.simulation.show(self.path, self._events(window.diff(dim=0, prepend=torch.zeros_like(window[:1]))))
             counts = window[-1]
             return counts.to(torch.int16) if form == "counts" else counts * code.unit + code.offset
-        if not in_bits:
+        if not code.in_bits:
             rows = x.reshape(-1, self.channels)
             counts = torch.empty_like(rows)
             many = max(1, _AT_A_TIME // max(1, code.timesteps * self.channels))

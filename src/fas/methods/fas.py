@@ -37,7 +37,8 @@ class FAS(Method):
         neuron: rate codes, with T + 1 levels or 2T + 1 where values take both signs: ``signed_if`` (spikes of
             both signs, one a step), ``clipped_count`` (graded spikes; exact online too), ``soft_reset_if`` (binary
             spikes; every site must be non-negative). Digit codes, layerwise only: ``ternary_phase`` (3^T levels:
-            the best quality for few steps and spikes), ``phase`` (bit planes, 2^T and a sign),
+            the best quality for few steps), ``signed_digit`` (2^T and a sign, in the fewest spikes), ``phase`` (bit
+            planes, 2^T and a sign),
             ``outlier_aware`` (bit planes in two ranges).
         granularity: parameters per ``channel`` or per ``tensor``.
         schedule: ``layerwise`` or ``online``.

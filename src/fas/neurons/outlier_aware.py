@@ -38,12 +38,17 @@ class OutlierAware(Neuron):
     outlier_bits: int = 4
     exact_when: ClassVar[Literal["even", "any"]] = "any"
     takes_back: ClassVar[bool] = False
-    even_levels: ClassVar[bool] = False
+    recursion: ClassVar[Literal["table"]] = "table"
 
     def __post_init__(self) -> None:
         """Check the ratio."""
         if not 1 <= self.outlier_bits <= 16:
             raise ValueError(f"outlier_bits is {self.outlier_bits}; expected a whole number from 1 to 16")
+
+    @property
+    def even_levels(self) -> bool:
+        """Levels of the outlier range lie 2^b apart."""
+        return False
 
     def resolution(self, timesteps: int) -> int:
         """T digits, b bits higher up."""

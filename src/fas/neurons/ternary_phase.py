@@ -37,6 +37,7 @@ class TernaryPhase(Neuron):
 
     signed: bool = True
     exact_when: ClassVar[Literal["even", "any"]] = "any"
+    recursion: ClassVar[Literal["table"]] = "table"
 
     def resolution(self, timesteps: int) -> int:
         """(3^T − 1)/2: the largest number of T balanced digits."""
