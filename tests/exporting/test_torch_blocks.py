@@ -16,8 +16,7 @@ import fas
 from fas.errors import FASError, MissingExtraError
 from fas.exporting.blocks import Block, blocks
 from fas.exporting.folded import fold
-from fas.exporting.snntorch import from_snntorch, to_snntorch
-from fas.exporting.spikingjelly import from_spikingjelly, split, to_spikingjelly
+from fas.exporting.torch_blocks import from_snntorch, from_spikingjelly, split, to_snntorch, to_spikingjelly
 from fas.neurons.phase import Phase
 from fas.neurons.soft_reset_if import SoftResetIF
 
@@ -121,10 +120,11 @@ def test_jelly_modules_of_other_people() -> None:
 
 def test_parts_in_another_order_are_refused() -> None:
     with pytest.raises(FASError, match=r"a block is \(Linear,\) ReLU, Linear; the module has nothing"):
-        split([], nn.ReLU, "ReLU")
+        split(nn.Sequential(), nn.ReLU, nn.ReLU)
     with pytest.raises(FASError, match="the module has Linear, ReLU"):
-        split([nn.Linear(1, 1), nn.ReLU()], nn.ReLU, "ReLU")
-    front, neurons, behind = split([nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 3)], nn.ReLU, "ReLU")
+        split(nn.Sequential(nn.Linear(1, 1), nn.ReLU()), nn.ReLU, nn.ReLU)
+    parts = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 3))
+    front, neurons, behind = split(parts, nn.ReLU, nn.ReLU)
     assert front is not None and front.in_features == 1 and behind.out_features == 3 and isinstance(neurons, nn.ReLU)
 
 
