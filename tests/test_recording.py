@@ -1,16 +1,15 @@
 """fas.record: the spikes of every site, in either execution and schedule."""
 
+import functools
+
+import made
 import pytest
 import torch
 from tiny_models import FAMILIES, logits
 
 import fas
 
-
-def converted(name="gpt2", timesteps=5, **options):
-    family = FAMILIES[name]
-    method = fas.FAS(timesteps=timesteps, **options)
-    return fas.convert(family.build(), method, calibration=[family.batch(seed=3)]).double()
+converted = functools.partial(made.converted, timesteps=5, dtype=torch.float64)
 
 
 def recorded(model, batch, trains=False, **settings):

@@ -1,7 +1,9 @@
 """How blocks hand on, and passes that leave them out."""
 
+import functools
 from collections import Counter
 
+import made
 import pytest
 import torch
 from tiny_models import FAMILIES, hooked
@@ -12,9 +14,7 @@ from fas.calibration.layout import left_out, observe, siblings
 from fas.calibration.walk import walk
 from fas.surgery.probe import probe_inputs
 
-
-def converted(name, **options):
-    return fas.convert(FAMILIES[name].build(), fas.FAS(timesteps=4, **options))
+converted = functools.partial(made.converted, seeds=())
 
 
 def layout_of(model, batch):

@@ -1,5 +1,8 @@
 """The walk sees what a full pass of the partly converted model shows at every site."""
 
+import functools
+
+import made
 import pytest
 import torch
 from tiny_models import FAMILIES, hooked
@@ -18,8 +21,7 @@ def cases(*names):
     return [pair for pair in pairs if pair != ("bloom", "full")]
 
 
-def converted(name, coverage="linear", **options):
-    return fas.convert(FAMILIES[name].build(), fas.FAS(coverage=coverage, timesteps=4, **options))
+converted = functools.partial(made.converted, seeds=())
 
 
 def by_maximum(seen):
@@ -84,7 +86,7 @@ def padded_batches(name):
     cases("gpt2", "opt", "llama", "gemma3", "bloom", "bert_mlm", "t5", "t5_gated", "bart", "albert", "vit"),
 )
 def test_inputs_are_those_of_full_passes(name, coverage):
-    model, batches = converted(name, coverage), padded_batches(name)
+    model, batches = converted(name, coverage=coverage), padded_batches(name)
     seen = visits(model, batches)
     assert [one.site for one in seen] == model.sites
     # The walk once more, without replay: sites start to spike one by one, in this order.
@@ -103,7 +105,7 @@ def test_inputs_are_those_of_full_passes(name, coverage):
 
 @pytest.mark.parametrize(("name", "coverage"), cases("gpt2", "bloom", "t5", "bart", "albert"))
 def test_sites_are_visited_in_the_order_of_execution(name, coverage):
-    model, order = converted(name, coverage), []
+    model, order = converted(name, coverage=coverage), []
     seen = visits(model, [FAMILIES[name].batch()])
     handles = [
         population.register_forward_pre_hook(lambda module, _: order.append(module.path))
@@ -117,7 +119,7 @@ def test_sites_are_visited_in_the_order_of_execution(name, coverage):
 
 
 def test_a_layer_that_runs_twice_shows_both_inputs():
-    model = converted("albert", "mlp")
+    model = converted("albert", coverage="mlp")
     (one,) = visits(model, [FAMILIES["albert"].batch(rows=3, length=9)])
     assert len(one.ann) == len(one.snn) == 2 * 27
 
@@ -133,7 +135,7 @@ def test_a_decoder_without_a_mask_keeps_all_its_rows():
     family = FAMILIES["t5"]
     batch = family.batch(padded=True)
     batch["decoder_input_ids"] = batch["input_ids"]
-    rows = {one.site.path: len(one.snn) for one in visits(converted("t5", "mlp"), [batch])}
+    rows = {one.site.path: len(one.snn) for one in visits(converted("t5", coverage="mlp"), [batch])}
     assert {rows[path] for path in rows if path.startswith("encoder")} == {23}
     assert {rows[path] for path in rows if path.startswith("decoder")} == {27}
 
@@ -141,8 +143,8 @@ def test_a_decoder_without_a_mask_keeps_all_its_rows():
 def test_rows_are_limited_and_spread_over_the_batches():
     family = FAMILIES["llama"]
     batches = [family.batch(seed=seed) for seed in (1, 2, 3)]
-    full = visits(converted("llama", "mlp"), batches)
-    few = visits(converted("llama", "mlp"), batches, max_rows=30)
+    full = visits(converted("llama", coverage="mlp"), batches)
+    few = visits(converted("llama", coverage="mlp"), batches, max_rows=30)
     assert len(full[0].ann) == 81 and len(few[0].ann) == 30
     parts = full[0].ann.split(27)
     for part, chosen in zip(parts, few[0].ann.split(10), strict=True):
@@ -151,7 +153,7 @@ def test_rows_are_limited_and_spread_over_the_batches():
 
 
 def test_the_model_is_left_as_it_was():
-    model, told = converted("gpt2", "mlp"), []
+    model, told = converted("gpt2", coverage="mlp"), []
     model.schedule, model.execution = "online", "stepped"
     model.train()
     walk(model, model.sites, [FAMILIES["gpt2"].batch()], by_maximum, progress=lambda *told_: told.append(told_))
@@ -164,17 +166,17 @@ def test_the_model_is_left_as_it_was():
 def test_labels_are_not_run():
     batch = FAMILIES["gpt2"].batch()
     # A token that the vocabulary does not have: the loss would fail.
-    visits(converted("gpt2", "mlp"), [{**batch, "labels": torch.full_like(batch["input_ids"], 10**6)}])
+    visits(converted("gpt2", coverage="mlp"), [{**batch, "labels": torch.full_like(batch["input_ids"], 10**6)}])
 
 
 def test_no_batches():
-    model = converted("gpt2", "mlp")
+    model = converted("gpt2", coverage="mlp")
     with pytest.raises(CalibrationError, match="at least one batch is needed"):
         walk(model, model.sites, [], by_maximum)
 
 
 def test_batches_of_padding_only():
-    model, batch = converted("bert_mlm", "mlp"), FAMILIES["bert_mlm"].batch()
+    model, batch = converted("bert_mlm", coverage="mlp"), FAMILIES["bert_mlm"].batch()
     batch["attention_mask"] = torch.zeros_like(batch["attention_mask"])
     with pytest.raises(CalibrationError, match=r"no activations reach bert\.encoder\.layer\.0\.output\.dense"):
         walk(model, model.sites, [batch], by_maximum)
@@ -182,7 +184,7 @@ def test_batches_of_padding_only():
 
 
 def test_a_batch_of_no_rows():
-    model = converted("gpt2", "mlp")
+    model = converted("gpt2", coverage="mlp")
     batch = {"input_ids": torch.zeros(0, 5, dtype=torch.long)}
     with pytest.raises(CalibrationError, match=r"calibration batch 1 of 2 is empty"):
         walk(model, model.sites, [FAMILIES["gpt2"].batch(), batch], by_maximum)

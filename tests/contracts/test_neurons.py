@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import generator
 from neuron_variants import every, rate
 
 from fas.types import Neuron, RateNeuron
@@ -26,10 +27,6 @@ seeds = st.integers(0, 2**32 - 1)
 eighths = st.integers(-24, 24).map(lambda n: n / 8)
 potentials = st.integers(0, 15).map(lambda n: n / 16)
 thresholds = st.sampled_from([0.25, 0.5, 1.0, 2.0])
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def uniform(low: float, high: float, *shape: int, rng: torch.Generator) -> torch.Tensor:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from made import Trains, converted
 from tiny_models import FAMILIES, linear_layers
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,26 +20,10 @@ from fas.types import OPERANDS
 STEPS = 4
 
 
-def converted(name="gpt2", build=None, **options):
-    family = FAMILIES[name]
-    method = fas.FAS(timesteps=STEPS, **options)
-    return fas.convert(family.build(**(build or {})), method, calibration=[family.batch(seed=3)])
-
-
 def counted(model, batch, **settings):
     with torch.no_grad(), model.simulation.using(**settings), count_operations(model) as counts:
         model(**batch)
     return counts
-
-
-class Trains:
-    """An observer that keeps the spikes of every step."""
-
-    def __init__(self):
-        self.calls = {}
-
-    def observe(self, path, spikes, timesteps):
-        self.calls.setdefault(path, []).append(spikes.clone())
 
 
 def trains_of(model, run, **settings):
@@ -125,7 +110,7 @@ def test_products_against_the_flop_counter_of_pytorch(name):
     batch = family.batch()
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         family.build(**build)(**batch)
-    counts = counted(converted(name, build), batch, network="ann")
+    counts = counted(converted(name, build=build), batch, network="ann")
     found = counts.total()
     norms = sum(place.multiply_adds for place in counts.by_place().values() if place.roots)
     masked = 0

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import converted
 from tiny_models import FAMILIES
 
-import fas
 from fas.energy.estimate import ACCOUNTINGS, BASELINES, Estimate, Network, count_both, estimate_energy, levels_of
 from fas.energy.operations import Counts, Operations, Reuse
 from fas.energy.prices import load_prices
@@ -175,11 +175,6 @@ def test_rows_are_estimates():
     assert len(energies) == 2 + 6 + 6 and {row.unit for row in energies} == {"pJ/token"}
     assert all(row.conditions["prices"] == "45nm" and row.conditions["model"] == "tiny" for row in rows)
     assert len([row for row in rows if row.quantity == "break_even"]) == 1 + 4 + 4
-
-
-def converted(name="gpt2", **options):
-    family = FAMILIES[name]
-    return fas.convert(family.build(), fas.FAS(timesteps=4, **options), calibration=[family.batch(seed=3)])
 
 
 @pytest.mark.parametrize("coverage", ["mlp", "linear", "full"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 
+import made
 import pytest
 import torch
 from tiny_models import FAMILIES
@@ -19,9 +21,7 @@ package = pytest.mark.skipif(
 )
 
 
-def converted(name, **options):
-    family = FAMILIES[name]
-    return fas.convert(family.build(), fas.FAS(timesteps=5, **options), calibration=[family.batch(seed=3)])
+converted = functools.partial(made.converted, timesteps=5)
 
 
 def test_by_a_loop():

@@ -9,6 +9,7 @@ import tiny_cnns
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import Trains
 from torch import nn
 from torch.nn import functional
 
@@ -68,14 +69,6 @@ def test_a_subclass_with_a_forward_of_its_own():
     found = convolution_fan_out(Standardised(2, 3, 2), 2, 4, 4)
     inside = fan_out_by_loops(nn.Conv2d(2, 3, 2), 5, 5)[1:, 1:]
     assert torch.equal(found, inside)
-
-
-class Trains:
-    def __init__(self):
-        self.calls = {}
-
-    def observe(self, path, spikes, timesteps):
-        self.calls.setdefault(path, []).append(spikes.clone())
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet", "functional"])

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from typing import Any
+import functools
 
+import made
 import pytest
 import torch
 from tiny_models import FAMILIES, logits
@@ -16,10 +17,7 @@ from fas.surgery.replace import populations
 T = 5
 
 
-def converted(family: str = "gpt2", **options: Any) -> Any:
-    return fas.convert(
-        FAMILIES[family].build(), fas.FAS(timesteps=T, **options), calibration=[FAMILIES[family].batch()]
-    )
+converted = functools.partial(made.converted, timesteps=T, seeds=(1,))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert_mlm", "opt"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import generator
 
 from fas.kernels import cpu, naive, torch_
 from fas.kernels.code import Code
@@ -47,10 +48,6 @@ seeds = st.integers(0, 2**32 - 1)
 timesteps = st.integers(1, 10)
 shapes = st.sampled_from([(7,), (3, 1), (2, 3, 7), (2, 33), (2, 51), (0, 7), (2, 0, 7)])
 few = settings(max_examples=settings.default.max_examples // 8)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def code_of(neuron, steps: int, channels: int, dtype: torch.dtype, seed: int) -> Code:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import generator
 from neuron_variants import every, rate
 
 from fas.errors import CalibrationError, FASError, NotCalibratedError
@@ -35,10 +36,6 @@ class Seen:
 
     def observe(self, path: str, spikes: torch.Tensor, timesteps: int) -> None:
         self.calls.append((path, spikes, timesteps))
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def build(

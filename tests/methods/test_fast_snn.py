@@ -5,6 +5,7 @@ import copy
 import pytest
 import tiny_cnns
 import torch
+from made import converted_chain
 from torch.nn import functional
 
 import fas
@@ -16,8 +17,7 @@ from fas.surgery.replace import populations
 
 
 def converted(x, **options):
-    method = FastSNN(**{"bits": 2, "tune_epochs": 0, **options})
-    return fas.convert(tiny_cnns.chain(), method, probe={"x": x[:1]}, calibration=[{"x": x}]).double()
+    return converted_chain(FastSNN(**{"bits": 2, "tune_epochs": 0, **options}), [{"x": x}]).double()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3])

@@ -1,5 +1,8 @@
 """LAS as a method: its defaults, its network beside the dense one, files and executions."""
 
+import functools
+
+import made
 import pytest
 import torch
 import transformers
@@ -17,9 +20,7 @@ from fas.types import Site
 NAMES = ["gpt2", "gemma3", "bart", "vit"]
 
 
-def converted(name, **options):
-    family = FAMILIES[name]
-    return fas.convert(family.build(), LAS(**options), calibration=[family.batch(), family.batch(seed=2)])
+converted = functools.partial(made.converted, method=LAS, timesteps=LAS().timesteps, seeds=(1, 2))
 
 
 def test_defaults():

@@ -6,6 +6,7 @@ import pytest
 import tiny_cnns
 import tiny_models
 import torch
+from made import converted_chain
 from torch.nn import functional
 
 import fas
@@ -19,8 +20,7 @@ from fas.training.rates import rates
 
 
 def converted(batches, **options):
-    method = RateNorm(**{"timesteps": 8, **options})
-    return fas.convert(tiny_cnns.chain(), method, probe={"x": batches[0]["x"][:1]}, calibration=batches)
+    return converted_chain(RateNorm(**{"timesteps": 8, **options}), batches)
 
 
 def data(count=2):

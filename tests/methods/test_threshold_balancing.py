@@ -3,6 +3,7 @@
 import pytest
 import tiny_cnns
 import torch
+from made import converted_chain
 
 import fas
 from fas.errors import SiteError
@@ -15,8 +16,7 @@ from fas.types import Site
 
 
 def converted(batches, **options):
-    method = ThresholdBalancing(timesteps=6, **options)
-    return fas.convert(tiny_cnns.chain(), method, probe={"x": batches[0]["x"][:1]}, calibration=batches)
+    return converted_chain(ThresholdBalancing(timesteps=6, **options), batches)
 
 
 @pytest.mark.parametrize("potential", [0.0, 0.5])

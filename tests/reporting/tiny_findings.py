@@ -7,9 +7,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import torch
+from made import converted
 from tiny_models import FAMILIES
 
-import fas
 from fas.energy.estimate import Estimate, count_both, levels_of
 from fas.energy.prices import load_prices
 from fas.reporting import measure
@@ -17,12 +17,6 @@ from fas.reporting.findings import Findings
 from fas.types import Measurement
 
 MARGINS = (0.0, 0.5, 1.0, 4.0)
-
-
-def converted(name="gpt2", timesteps=4, **options):
-    family = FAMILIES[name]
-    method = fas.FAS(timesteps=timesteps, **options)
-    return fas.convert(family.build(), method, calibration=[family.batch(seed=3)])
 
 
 def loss(model, batch):

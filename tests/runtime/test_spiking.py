@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from made import converted
 from tiny_models import FAMILIES, logits, spike_counts
 
 import fas
@@ -11,12 +12,6 @@ from fas.errors import FASError
 from fas.runtime.parts import Folding
 from fas.runtime.spiking import SpikingModel
 from fas.surgery.replace import populations
-
-
-def converted(name="gpt2", dtype=torch.float32, **options):
-    family = FAMILIES[name]
-    options = {"timesteps": 4, **options}
-    return fas.convert(family.build(), fas.FAS(**options), calibration=[family.batch(seed=3)]).to(dtype)
 
 
 @pytest.mark.parametrize("name", ["timesteps", "levels"])

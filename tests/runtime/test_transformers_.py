@@ -1,11 +1,13 @@
 """Saving and loading: a directory is whole or not there, and what is damaged is refused."""
 
 import errno
+import functools
 import json
 import os
 import subprocess
 import sys
 
+import made
 import pytest
 import torch
 import transformers.modeling_utils
@@ -18,10 +20,7 @@ import fas
 from fas.errors import CheckpointError, SiteError
 from fas.storage.directory import check_files, read_config, whole_directory
 
-
-def converted(name="gpt2", **options):
-    family = FAMILIES[name]
-    return fas.convert(family.build(), fas.FAS(timesteps=4, **options), calibration=[family.batch()])
+converted = functools.partial(made.converted, seeds=(1,))
 
 
 def contents(directory):

@@ -1,7 +1,9 @@
 """Calibration: what it leaves of the error, what its switches do, what it says."""
 
+import functools
 import logging
 
+import made
 import pytest
 import torch
 from tiny_models import FAMILIES, logits
@@ -16,10 +18,7 @@ from fas.surgery.replace import neuron_parameters, populations, spiking_layers
 from fas.training.losses import divergence
 from fas.types import Record
 
-
-def converted(name="gpt2", **options):
-    options = {"timesteps": 4, "coverage": "linear", **options}
-    return fas.convert(FAMILIES[name].build(), fas.FAS(**options))
+converted = functools.partial(made.converted, seeds=())
 
 
 def batches(name="gpt2"):

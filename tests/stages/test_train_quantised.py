@@ -3,9 +3,9 @@
 import pytest
 import tiny_cnns
 import torch
+from made import converted_chain
 from torch.nn import functional
 
-import fas
 from fas.errors import CalibrationError
 from fas.methods.qcfs_only import QCFSOnly
 from fas.stages.train_quantised import TrainQuantised
@@ -21,9 +21,7 @@ def data(count=2):
 
 
 def converted(batches, levels=LEVELS):
-    inputs = [{"x": batch["x"]} for batch in batches]
-    method = QCFSOnly(timesteps=levels, levels=levels)
-    return fas.convert(tiny_cnns.chain(), method, probe={"x": inputs[0]["x"][:1]}, calibration=inputs)
+    return converted_chain(QCFSOnly(timesteps=levels, levels=levels), batches)
 
 
 def quantised(x, log_threshold):

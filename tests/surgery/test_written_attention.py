@@ -1,7 +1,9 @@
 """Attention that modules write out themselves: found, exchanged, put back, refused."""
 
 import copy
+import functools
 
+import made
 import pytest
 import torch
 from tiny_models import FAMILIES, logits
@@ -16,11 +18,7 @@ from fas.surgery.attention import recording_attention, register_attention
 from fas.surgery.sites import find_sites
 from fas.surgery.written_attention import use_dense_products, use_spiking_products, writes_attention
 
-
-def converted(name="bloom", **options):
-    family = FAMILIES[name]
-    method = fas.FAS(**{"coverage": "full", "timesteps": 5, **options})
-    return fas.convert(family.build(), method, calibration=[family.batch(), family.batch(seed=2)])
+converted = functools.partial(made.converted, "bloom", timesteps=5, coverage="full", seeds=(1, 2))
 
 
 def test_factors_are_sites_in_the_order_of_execution():

@@ -1,7 +1,9 @@
 """Stage 1 with a dense teacher: what is compared, what it changes, and that a run resumes with it."""
 
 import copy
+import functools
 
+import made
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +11,7 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES
 from transformers import TrainerCallback
 
-from fas.conversion import convert
 from fas.errors import DataError
-from fas.methods.fas import FAS
 from fas.stages.finetune import Finetune, finetune, language_modelling
 from fas.training.distillation import Distillation
 
@@ -36,9 +36,7 @@ class Stop(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
-def converted(name="gpt2", timesteps=2):
-    family = FAMILIES[name]
-    return convert(family.build(), FAS(timesteps=timesteps), calibration=[family.batch()])
+converted = functools.partial(made.converted, timesteps=2, seeds=(1,))
 
 
 def same(a, b):
