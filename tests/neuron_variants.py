@@ -1,14 +1,16 @@
-"""Every registered neuron of even levels, with and without sign, for tests that hold for all of them."""
+"""Every registered neuron, with and without sign, for tests that hold for all of them."""
 
 import dataclasses
 
 import pytest
 
 from fas import registry
+from fas.neurons.signed_digit import SignedDigit
 from fas.types import Neuron, RateNeuron
 
 
-def variants() -> list[Neuron]:
+def codes() -> list[Neuron]:
+    """Return all neurons, those whose levels are uneven too."""
     neurons: list[Neuron] = []
     for name in registry.available("neurons"):
         cls = registry.load("neurons", name)
@@ -16,11 +18,19 @@ def variants() -> list[Neuron]:
             neurons += [cls(signed=True), cls(signed=False)]
         else:
             neurons.append(cls())
-    return [neuron for neuron in neurons if neuron.even_levels]
+    limited = SignedDigit(max_spikes=2), SignedDigit(signed=False, max_spikes=3, price=4.0), SignedDigit(burst=2)
+    return [*neurons, *limited]
+
+
+def variants() -> list[Neuron]:
+    """Return those of which every whole number is a count, as their classes make them."""
+    return [neuron for neuron in codes() if neuron.even_levels and not getattr(neuron, "burst", 0)]
 
 
 def label(neuron: Neuron) -> str:
-    return f"{type(neuron).__name__}-{'signed' if neuron.signed else 'unsigned'}"
+    own = [f"{f.name}={getattr(neuron, f.name):g}" for f in dataclasses.fields(neuron) if f.name != "signed"]
+    changed = [text for text in own if not text.endswith("=0")]
+    return "-".join([type(neuron).__name__, "signed" if neuron.signed else "unsigned", *changed])
 
 
 every = pytest.mark.parametrize("neuron", variants(), ids=label)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import edited_json, json_values
 
+from fas import registry
 from fas.config import FORMAT, FASConfig
 from fas.errors import FASError
 from fas.storage.card import write_card
@@ -23,7 +24,7 @@ _MEASURED = {
     "results": {"perplexity": 3.0},
     "sites": {},
 }
-_METHODS = ("fas", "fast_snn", "las", "qcfs_only", "rate_norm", "threshold_balancing")
+_METHODS = tuple(registry.available("methods"))
 _KEYS = (
     "method", "sites", "records", "format", "version", "weights", "quant_method", "timesteps", "levels", "coverage",
     "neuron", "schedule", "operators", "exclude", "granularity", "execution", "gated", "rotate", "spike_price", "self",

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fas.errors import FASError
-from fas.kernels import cpu, dispatch, naive, torch_
+from fas.kernels import cpu, naive, torch_
+from fas.kernels.interface import dispatch
 from fas.layers.simulation import Simulation
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -22,7 +23,7 @@ def fresh():
 
 def test_the_fastest_that_can_is_chosen_and_logged_once(caplog):
     able, _ = cpu.supports("encode", CPU, torch.float32)
-    with caplog.at_level(logging.INFO, logger="fas.kernels.dispatch"):
+    with caplog.at_level(logging.INFO, logger="fas.kernels.interface.dispatch"):
         chosen = [dispatch.choose("encode", "auto", CPU, torch.float32) for _ in range(3)]
     assert chosen == [cpu if able else torch_] * 3
     (record,) = caplog.records
@@ -31,7 +32,7 @@ def test_the_fastest_that_can_is_chosen_and_logged_once(caplog):
 
 @pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (CPU, torch.int64), (META, torch.float32)])
 def test_torch_runs_what_no_other_can(device, dtype, caplog):
-    with caplog.at_level(logging.INFO, logger="fas.kernels.dispatch"):
+    with caplog.at_level(logging.INFO, logger="fas.kernels.interface.dispatch"):
         assert dispatch.choose("encode", "auto", device, dtype) is torch_
     assert "cpu: " in caplog.text and "triton: " in caplog.text
 

@@ -12,32 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import generator
+from neuron_variants import codes
 
 from fas.kernels import cpu, naive, torch_
-from fas.kernels.code import Code
-from fas.neurons.clipped_count import ClippedCount
+from fas.kernels.interface.code import Code
 from fas.neurons.outlier_aware import OutlierAware
-from fas.neurons.phase import Phase
-from fas.neurons.signed_digit import SignedDigit
 from fas.neurons.signed_if import SignedIF
-from fas.neurons.soft_reset_if import SoftResetIF
-from fas.neurons.ternary_phase import TernaryPhase
+from fas.types import RateNeuron
 
-NEURONS = [SignedIF(), SignedIF(signed=False), SoftResetIF(), ClippedCount(), ClippedCount(signed=False)]
-PHASES = [
-    Phase(),
-    Phase(signed=False),
-    TernaryPhase(),
-    TernaryPhase(signed=False),
-    SignedDigit(),
-    SignedDigit(signed=False),
-    SignedDigit(max_spikes=2),
-    SignedDigit(signed=False, max_spikes=3, price=4.0),
-    OutlierAware(outlier_bits=2),
-    OutlierAware(signed=False, outlier_bits=3),
-]
+# Those whose first steps are a burst need more of them than are drawn here; contracts/test_kernels.py has them.
+CODES = [neuron for neuron in codes() if not getattr(neuron, "burst", 0)]
+NEURONS = [neuron for neuron in CODES if isinstance(neuron, RateNeuron)]
+PHASES = [neuron for neuron in CODES if neuron.emission == "digits"]
 # Codes whose spikes are bits: not the graded ones, nor those whose digits weigh what a gate says.
-BITS = [*NEURONS[:3], *(neuron for neuron in PHASES if not isinstance(neuron, OutlierAware))]
+BITS = [neuron for neuron in CODES if neuron.emission != "graded" and not isinstance(neuron, OutlierAware)]
 
 able, why = cpu.supports("encode", torch.device("cpu"), torch.float32)
 fast = [torch_, pytest.param(cpu, marks=pytest.mark.skipif(not able, reason=why))]
@@ -372,12 +360,12 @@ def test_triton_in_its_interpreter():
 
 @pytest.mark.skipif(not able, reason=why)
 def test_large_answers_are_the_same_in_large_pages(monkeypatch):
-    from fas.kernels import _native
+    from fas.kernels.native import calling
 
     code, x = code_of(SignedIF(), 8, 512, torch.float32, 0), normal(0, 3000, 512, dtype=torch.float32)
     asked = []
     system = type("System", (), {"madvise": lambda self, *region: asked.append(region)})
-    monkeypatch.setattr(_native, "_system", system)
+    monkeypatch.setattr(calling, "_system", system)
     out = cpu.emit(x, code)
     assert torch.equal(out, torch_.emit(x, code))
     if sys.platform == "linux":

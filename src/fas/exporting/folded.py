@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fas.errors import FASError
 from fas.exporting.blocks import Block
-from fas.kernels.code import recursion_of
+from fas.kernels.interface.code import recursion_of
 
 # A power of two above the rounding error of potentials below 4 in float32.
 TIE = 2.0**-22

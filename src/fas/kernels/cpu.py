@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fas.kernels import torch_
-from fas.kernels.code import Code
+from fas.kernels.interface.code import Code
 
 name = "cpu"
 _OPS = {
@@ -35,9 +35,9 @@ _OUTPUTS, _COLUMNS = 64, 768
 # Rows up to which a product only waits for the weights.
 _FEW_ROWS = 4
 # Share of channels that spike below which selecting rows of the weight beats reading all of it.
-SPARSE = 0.5
+SPARSE: float = 0.5
 # Rows of spikes from which tables of sums beat a dense product, which they do at any density.
-TABLE_ROWS = 128
+TABLE_ROWS: float = 128
 _RECURSIONS = {"binary": 0, "ternary": 1, "graded": 2, "digits": 3}
 _DRIVES = {"values": 0, "means": 1, "even": 2}
 _ANSWERS = {"emitted": 0, "counted": 1, "bytes": 2}
@@ -57,16 +57,16 @@ def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, s
 def _unavailable() -> str:
     if find_spec("numba") is None:
         return "numba is not installed: pip install 'fas[fast]'"
-    from fas.kernels import _native
+    from fas.kernels.native import calling
 
-    return _native.unavailable()
+    return calling.unavailable()
 
 
 @functools.cache
 def _neuron(op: str, dtype: torch.dtype) -> Any:
     import numpy as np
 
-    from fas.kernels._neuron import neuron_kernel
+    from fas.kernels.native.neuron import neuron_kernel
 
     return neuron_kernel(op, np.float32 if dtype == torch.float32 else np.float64)
 
@@ -75,7 +75,7 @@ def _neuron(op: str, dtype: torch.dtype) -> Any:
 def _digits(op: str, dtype: torch.dtype) -> Any:
     import numpy as np
 
-    from fas.kernels._digits import digits_kernel
+    from fas.kernels.native.digits import digits_kernel
 
     return digits_kernel(op, np.float32 if dtype == torch.float32 else np.float64)
 
@@ -84,7 +84,7 @@ def _digits(op: str, dtype: torch.dtype) -> Any:
 def _scanning(drive: str, recursion: str, answer: str, dtype: torch.dtype) -> Any:
     import numpy as np
 
-    from fas.kernels._scan import scan_kernel
+    from fas.kernels.native.scan import scan_kernel
 
     real = np.float32 if dtype == torch.float32 else np.float64
     return scan_kernel(_DRIVES[drive], _RECURSIONS[recursion], _ANSWERS[answer], real)
@@ -92,22 +92,22 @@ def _scanning(drive: str, recursion: str, answer: str, dtype: torch.dtype) -> An
 
 @functools.cache
 def _products() -> Any:
-    from fas.kernels import _product
+    from fas.kernels.native import product
 
-    return _product
+    return product
 
 
 @functools.cache
 def _run() -> Any:
-    from fas.kernels._native import run
+    from fas.kernels.native.calling import run
 
     return run
 
 
 def _written(out: Tensor) -> Tensor:
-    from fas.kernels import _native
+    from fas.kernels.native import calling
 
-    return _native.written(out)
+    return calling.written(out)
 
 
 def _rows(x: Tensor, channels: int) -> tuple[int, int, int]:
@@ -201,12 +201,12 @@ def pack(x: Tensor, code: Code) -> Tensor:
 
 def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     """Return the counts of packed spikes, int16 [*B, C]; see ``naive.unpack``."""
-    from fas.kernels._neuron import unpack as kernel
+    from fas.kernels.native.neuron import unpack as kernel
 
     bits = bits.contiguous()
     out = torch.empty(bits.shape[2:], dtype=torch.int16)
     if code.table is not None:
-        from fas.kernels._digits import unpack as looked_up
+        from fas.kernels.native.digits import unpack as looked_up
 
         worth = code.table.worth_of_bytes
         work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), len(worth) - 1, worth.data_ptr())
@@ -306,7 +306,7 @@ def spike_linear(
         first: number of the first step.
         difference: whether running means are answered.
     """
-    from fas.kernels import _table
+    from fas.kernels.native import table
 
     spikes = spikes.contiguous()
     outer, inner = weight.shape
@@ -314,14 +314,14 @@ def spike_linear(
     out = torch.empty(*spikes.shape[:-1], outer, dtype=torch.float32)
     if rows == 0:
         return out
-    chunks = -(-inner // _table.CHUNK)
-    states = torch.empty(chunks, rows, _table.GROUPS, dtype=torch.uint8)
-    _run()(_table.states, spikes.nbytes, rows, inner, chunks, spikes.data_ptr(), states.data_ptr())
+    chunks = -(-inner // table.CHUNK)
+    states = torch.empty(chunks, rows, table.GROUPS, dtype=torch.uint8)
+    _run()(table.states, spikes.nbytes, rows, inner, chunks, spikes.data_ptr(), states.data_ptr())
     across = not weight.is_contiguous()
     pointers = (states, weight, threshold, bias, out)
     addresses = tuple(tensor.data_ptr() for tensor in pointers)
     sizes = (rows, inner, outer, across)
-    _run()(_table.product, weight.nbytes + out.nbytes, *sizes, *addresses, len(spikes), first, difference)
+    _run()(table.product, weight.nbytes + out.nbytes, *sizes, *addresses, len(spikes), first, difference)
     return out
 
 

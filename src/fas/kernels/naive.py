@@ -11,13 +11,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fas.kernels.code import Code
+from fas.kernels.interface.code import Code
 
 name = "naive"
 # Share of channels that spike up to which rows of the weight are selected one by one: always.
-SPARSE = 1.0
+SPARSE: float = 1.0
 # Rows of spikes from which ``spike_linear`` is used: always.
-TABLE_ROWS = 0
+TABLE_ROWS: float = 0
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fas.kernels.code import Code
+from fas.kernels.interface.code import Code
 
 name = "torch"
 # Bits of a byte that are set, by the byte.
 _ONES = torch.tensor([value.bit_count() for value in range(256)], dtype=torch.uint8)
 # Share of channels that spike below which selecting rows of the weight, which copies them, beats reading all.
-SPARSE = 0.2
+SPARSE: float = 0.2
 # Rows of spikes from which ``spike_linear`` beats making numbers of them first: it does the very same.
-TABLE_ROWS = math.inf
+TABLE_ROWS: float = math.inf
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.kernels.code import Code
+from fas.kernels.interface.code import Code
 
 name = "triton"
 _OPS = ("encode", "counts", "scan")
@@ -30,9 +30,9 @@ def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, s
 
 @functools.cache
 def _gpu() -> Any:
-    from fas.kernels import _gpu
+    from fas.kernels.native import gpu
 
-    return _gpu
+    return gpu
 
 
 def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
@@ -98,6 +98,7 @@ def _grid(x: Tensor) -> tuple[int, tuple[int, int]]:
 
 def _encode(x: Tensor, code: Code, out: Tensor, sent: Tensor | None) -> Tensor:
     gpu, x = _gpu(), x.contiguous()
+    table = None if code.table is not None and code.table.even and sent is None else code.table
     if x.numel():
         rows, grid = _grid(x)
         gpu.encode[grid](
@@ -108,6 +109,8 @@ def _encode(x: Tensor, code: Code, out: Tensor, sent: Tensor | None) -> Tensor:
             code.v_init,
             code.offset,
             x if sent is None else sent,
+            x if table is None else table.change,
+            x if table is None else table.spikes,
             rows,
             x.shape[-1],
             code.lower,
@@ -116,6 +119,7 @@ def _encode(x: Tensor, code: Code, out: Tensor, sent: Tensor | None) -> Tensor:
             WHOLE=out.dtype == torch.int16,
             TALLY=sent is not None,
             DIGITS=code.recursion == "digits",
+            TABLE=table is not None,
             ROWS=gpu.ROWS,
             CHANNELS=gpu.CHANNELS,
             enable_fp_fusion=False,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fas.errors import FASError
-from fas.kernels.code import Code, recursion_of, version_of
-from fas.kernels.dispatch import choose
+from fas.kernels.interface.code import Code, recursion_of, version_of
+from fas.kernels.interface.dispatch import choose
 from fas.layers.population import Population
 from fas.layers.spiking_layer import SpikingLayer
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fas.errors import CalibrationError, FASError, NotCalibratedError
 from fas.kernels import torch_
-from fas.kernels.code import LARGEST, Code, Known, version_of
-from fas.kernels.dispatch import choose
+from fas.kernels.interface.code import Code, Known, version_of
+from fas.kernels.interface.dispatch import choose
+from fas.kernels.interface.table import LARGEST
 from fas.layers.qcfs import floor, qcfs
 from fas.layers.simulation import Simulation
 from fas.types import Granularity, Neuron, RateNeuron

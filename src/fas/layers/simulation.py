@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fas.kernels import torch_
-from fas.kernels.code import Code
-from fas.kernels.dispatch import Backend, default
+from fas.kernels.interface.code import Code
+from fas.kernels.interface.dispatch import Backend, default
 from fas.types import Execution, Network, Operators, Schedule
 
 Weights = Literal["float", "int8"]

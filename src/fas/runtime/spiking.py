@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fas.kernels.dispatch import Backend, named
+from fas.kernels.interface.dispatch import Backend, named
 from fas.layers.simulation import Simulation, Weights
 from fas.runtime.loss import loss_from_output
 from fas.runtime.parts import Answering, Folding, Writing, parts_of

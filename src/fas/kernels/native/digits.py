@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from fas.kernels._native import at, claim, native, words
-from fas.kernels._tally import flush
+from fas.kernels.native.calling import at, claim, native, words
+from fas.kernels.native.tally import flush
 
 
 @njit(inline="always")

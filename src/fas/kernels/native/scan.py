@@ -16,8 +16,8 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fas.kernels._native import at, claim, native, words
-from fas.kernels._tally import flush
+from fas.kernels.native.calling import at, claim, native, words
+from fas.kernels.native.tally import flush
 
 BINARY, TERNARY, GRADED, DIGITS = range(4)
 # What comes in: the value of every step, the running mean, or one value for all steps.

@@ -24,6 +24,8 @@ def encode(
     v_init: Any,
     offset: Any,
     sent: Any,
+    change: Any,
+    spikes: Any,
     rows: Any,
     channels: Any,
     lower: Any,
@@ -32,10 +34,11 @@ def encode(
     WHOLE: tl.constexpr,
     TALLY: tl.constexpr,
     DIGITS: tl.constexpr,
+    TABLE: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """Write clip(⌊(x − μ) · scale + v_0⌋) · unit + μ, or the count itself if WHOLE."""
+    """Write clip(⌊(x − μ) · scale + v_0⌋) · unit + μ, or the count itself if WHOLE; with a TABLE, what it becomes."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     known, inside = c < channels, (r < rows) & (c < channels)
@@ -46,6 +49,10 @@ def encode(
         + tl.load(v_init + c, known, other=0.0)
     )
     count = tl.minimum(tl.maximum(reached, lower), upper)
+    if TABLE:
+        # What is not a number has no place there; any one will do.
+        place = tl.minimum(tl.maximum((count - lower).to(tl.int32), 0), upper - lower)
+        count += tl.load(change + place, inside, other=0).to(tl.float32)
     if TALLY:
         fired = tl.where(inside, tl.abs(count), 0.0).to(tl.int32)
         if DIGITS:
@@ -54,6 +61,8 @@ def encode(
             for _ in range(steps):
                 fired += left & 1
                 left = left >> 1
+        if TABLE:
+            fired = tl.load(spikes + place, inside, other=0).to(tl.int32)
         total = tl.sum(fired, 0)
         own = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         tl.atomic_add(sent + own, total.to(tl.int64), own < channels)

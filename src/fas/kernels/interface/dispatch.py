@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
-from types import ModuleType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
+from fas import registry
 from fas.errors import FASError
-from fas.kernels import cpu, naive, torch_, triton_
+from fas.kernels.interface.backend import Backend as Kernel
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,7 @@ Backend = Literal["auto", "torch", "cpu", "triton", "naive"]
 VARIABLE = "FAS_KERNELS"
 """Environment variable that names the backend of models made from then on."""
 
-_BACKENDS: dict[str, ModuleType] = {"torch": torch_, "cpu": cpu, "triton": triton_, "naive": naive}
-# Fastest first; torch runs everything. The loops serve to compare with and are taken only by name.
+# Fastest first; torch runs everything. Kernels that are not named here are taken only by name.
 _PREFERRED = ("cpu", "triton", "torch")
 
 
@@ -45,7 +45,7 @@ def named(value: str, what: str = "kernels") -> Backend:
 
 
 @functools.cache
-def choose(op: str, backend: Backend, device: torch.device, dtype: torch.dtype) -> ModuleType:
+def choose(op: str, backend: Backend, device: torch.device, dtype: torch.dtype) -> Kernel:
     """Return the backend that runs an operation.
 
     Gradients and ``torch.compile`` are the caller's matter: both need torch.
@@ -59,23 +59,31 @@ def choose(op: str, backend: Backend, device: torch.device, dtype: torch.dtype) 
     Raises:
         FASError: a backend asked for by name that cannot run this.
     """
+    kernels = found()
     if backend != "auto":
-        module = _BACKENDS[backend]
-        if not hasattr(module, op):
-            # Products that a backend leaves to torch, as it was asked for neurons.
-            return torch_
-        able, reason = module.supports(op, device, dtype)
+        kernel = kernels[backend]
+        if not hasattr(kernel, op):
+            # Products that a kernel leaves to torch, as it was asked for neurons.
+            return kernels["torch"]
+        able, reason = kernel.supports(op, device, dtype)
         if not able:
             raise FASError(
                 f"kernels={backend!r} cannot run {op}: {reason}. Set model.kernels = 'auto' (or the environment "
                 f"variable {VARIABLE}) to take another backend where this one cannot run"
             )
-        return module
+        return kernel
     passed = []
     for name in _PREFERRED:
-        able, reason = _BACKENDS[name].supports(op, device, dtype)
-        if able and hasattr(_BACKENDS[name], op):
+        able, reason = kernels[name].supports(op, device, dtype)
+        if able and hasattr(kernels[name], op):
             break
         passed.append(f"{name}: {reason}")
     logger.info("%s on %s in %s: kernels %r%s", op, device, dtype, name, f" ({'; '.join(passed)})" if passed else "")
-    return _BACKENDS[name]
+    return kernels[name]
+
+
+@functools.cache
+def found() -> dict[str, Kernel]:
+    """Return every kernel by its name: the modules of ``fas.kernels``."""
+    modules: Any = [importlib.import_module(f"fas.kernels.{key}") for key in registry.available("kernels")]
+    return {module.name: module for module in modules}

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from fas.kernels._native import at, claim, native, words
+from fas.kernels.native.calling import at, claim, native, words
 
 # Channels in a state, states in a word of eight bytes, outputs in a block: 8 · 27 · 64 sums are 55 kB.
 CHANNELS, GROUPS, OUTPUTS = 3, 8, 64

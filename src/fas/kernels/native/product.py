@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from fas.kernels._native import at, claim, native, words
+from fas.kernels.native.calling import at, claim, native, words
 
 # Lets LLVM add up in the lanes of a vector: the order of a sum is free here, as it is in BLAS.
 _SUMS = {"reassoc", "contract", "nsz"}

@@ -1,0 +1,1 @@
+"""What kernels have in common: what they are given, what they offer, and which one runs."""
