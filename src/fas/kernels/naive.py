@@ -47,7 +47,7 @@ def window(x: Tensor, code: Code) -> list[int]:
         return counts
     if code.table is not None:
         count = clip(int(level(x, code)), code.lower, code.upper)
-        return [int(after[count - code.lower]) for after in code.table.after]
+        return list(map(int, code.table.after[:, count - code.lower].tolist()))
     for t in range(1, steps + 1):
         most = steps if code.recursion == "graded" else t
         counts.append(clip(int(level(x, code, t / steps)), max(code.lower, -most), min(code.upper, most)))
