@@ -1,7 +1,7 @@
 """Conversion methods on a trained convolutional network, in one table: accuracy over T, spikes, cost of training.
 
-    python benchmarks/cnn.py build/models/cnn-vgg --data DIR --timesteps 1 2 4 8 16 32 64
-    python benchmarks/cnn.py build/models/cnn-resnet --data DIR
+    python -m benchmarks.cnn build/models/cnn-vgg --data DIR --timesteps 1 2 4 8 16 32 64
+    python -m benchmarks.cnn build/models/cnn-resnet --data DIR
 
 The directory is one that `tools/train_cnn.py` made, `--data` that command's. The photographs that trained the network
 calibrate and train; the first `--test-per-class` of every class of the test set measure. Networks that a method trains
@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 import fas
+from benchmarks.by_step import accuracy_by_step
 from fas.data.images import AugmentedBatches, image_batches
-from fas.evaluation.images import accuracy_by_step, classify_images
+from fas.evaluation.images import classify_images
 from fas.methods.fast_snn import FastSNN
 from fas.methods.las import LAS
 from fas.methods.qcfs_only import QCFSOnly

@@ -6,12 +6,12 @@ import pytest
 import tiny_cnns
 import tiny_models
 import torch
+from benchmarks.by_step import fit_curve
 from made import converted_chain
 from torch.nn import functional
 
 import fas
 from fas.errors import CalibrationError, SiteError
-from fas.evaluation.fit_curve import fit_curve
 from fas.methods.rate_norm import RateNorm
 from fas.stages.rate_norm import FitRates, omega
 from fas.stages.train_rates import TrainRates

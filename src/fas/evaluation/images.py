@@ -57,41 +57,6 @@ def classify_images(
     return scores if logits.shape[-1] <= 5 else {**scores, "top5": near / total}
 
 
-@torch.no_grad()
-def accuracy_by_step(
-    model: Any, batches: Sequence[Mapping[str, Tensor]], *, progress: Callable[[int, int], None] | None = None
-) -> list[float]:
-    """Return how often the largest logit is at the label after each of the steps 1…T of one run.
-
-    Where neither thresholds nor potentials depend on T, entry t − 1 is the accuracy of the network at T = t.
-
-    Args:
-        model: a converted model, set to its spiking network in the online schedule.
-        batches: inputs of its forward by name, with ``labels`` [B].
-        progress: called as (images done, images in all) after each batch.
-
-    Raises:
-        DataError: no batches, or batches without labels.
-        ValueError: a model that has no answer at every step.
-    """
-    _check(batches)
-    total = sum(len(batch["labels"]) for batch in batches)
-    training, right, done = model.training, torch.zeros(model.timesteps, dtype=torch.int64), 0
-    model.eval()
-    try:
-        for batch in batches:
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            best = model.logits_per_step(**inputs).argmax(-1)
-            right += (best == batch["labels"].to(best.device)).sum(1).cpu()
-            done += len(batch["labels"])
-            if progress is not None:
-                progress(done, total)
-    finally:
-        model.train(training)
-    shares: list[float] = (right.double() / total).tolist()
-    return shares
-
-
 def _check(batches: Sequence[Mapping[str, Tensor]]) -> None:
     if not batches or any("labels" not in batch for batch in batches):
         raise DataError("expected at least one batch, and 'labels' in every one")

@@ -27,7 +27,7 @@ class FitRates(Stage):
     r"""Fit θ_l = p_l · σ(s_l) by 1 − cos(y_ANN, y) + λ · mean_l Ω_l over s alone, Ω_l = Σ r_l / ‖r_l‖².
 
     r_l = clip(ReLU(x_l)/θ_l, 0, 1) is the firing rate that layer l tends to, p_l the running maximum of ReLU(x_l),
-    y the logits of the network of rates, y_ANN those at the s that the fit starts from. The fit curve (``fit_curve``)
+    y the logits of the network of rates, y_ANN those at the s that the fit starts from. The fit curve
     falls at least as fast as Ω/T behind even input, so that a small Ω means few time steps. Layers behind site l
     receive θ_l r_l, so that the weights of the dense network serve as they are.
 

@@ -1,4 +1,4 @@
-"""The fit curve: how far firing rates are from what they tend to, over time."""
+"""What a converted classifier knows after each time step: its accuracy, and how far its firing rates have come."""
 
 from __future__ import annotations
 
@@ -13,6 +13,28 @@ from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations
 from fas.training.descent import inputs_of
 from fas.training.rates import rates
+
+
+def accuracy_by_step(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """Return how often the largest logit is at the label after each of the steps 1…T of one run.
+
+    Where neither thresholds nor potentials depend on T, entry t − 1 is the accuracy of the network at T = t.
+
+    Args:
+        model: a converted model, set to its spiking network in the online schedule.
+        batches: inputs of its forward by name, with ``labels`` [B].
+
+    Raises:
+        ValueError: a model that has no answer at every step.
+    """
+    right = torch.zeros(model.timesteps, dtype=torch.int64)
+    with evaluating(model), torch.no_grad():
+        for batch in batches:
+            best = model.logits_per_step(**inputs_of(batch)).argmax(-1)
+            right += (best == batch["labels"].to(best.device)).sum(1).cpu()
+    total = sum(len(batch["labels"]) for batch in batches)
+    shares: list[float] = (right.double() / total).tolist()
+    return shares
 
 
 def fit_curve(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, list[float]]:
