@@ -14,6 +14,7 @@ from fas.data.table import Table, tokenise_table
 from fas.errors import DataError
 from fas.evaluation import metrics
 from fas.storage.journal import Once, directly
+from fas.surgery.probe import evaluating
 
 
 def classify(
@@ -117,18 +118,13 @@ def _logits(
         return found
 
     parts: list[list[float]] = []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                # float32 passes through Python's numbers, and through JSON, unchanged.
-                parts += once(f"rows {start} to {start + len(rows)}", partial(answers, rows))
-                if progress is not None:
-                    progress(min(start + batch_size, len(order)), len(order))
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            # float32 passes through Python's numbers, and through JSON, unchanged.
+            parts += once(f"rows {start} to {start + len(rows)}", partial(answers, rows))
+            if progress is not None:
+                progress(min(start + batch_size, len(order)), len(order))
     logits = torch.tensor(parts, dtype=torch.float32)
     in_order = torch.empty_like(logits)
     in_order[torch.tensor(order)] = logits

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fas.errors import DataError
+from fas.surgery.probe import evaluating
 
 
-@torch.no_grad()
 def classify_images(
     model: Any, batches: Sequence[Mapping[str, Tensor]], *, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, float]:
@@ -32,9 +31,8 @@ def classify_images(
     """
     _check(batches)
     total = sum(len(batch["labels"]) for batch in batches)
-    training, right, near, done = model.training, 0, 0, 0
-    model.eval()
-    try:
+    right, near, done = 0, 0, 0
+    with evaluating(model):
         for batch in batches:
             output = model(**{name: value for name, value in batch.items() if name != "labels"})
             logits: Tensor = output if isinstance(output, Tensor) else output.logits
@@ -51,8 +49,6 @@ def classify_images(
             done += len(labels)
             if progress is not None:
                 progress(done, total)
-    finally:
-        model.train(training)
     scores = {"accuracy": right / total}
     return scores if logits.shape[-1] <= 5 else {**scores, "top5": near / total}
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from fas.surgery.probe import evaluating
+
 
 def alignment(students: list[Tensor], teachers: list[Tensor]) -> Tensor:
     """Mean over layers of the squared error relative to the variance of the teacher.
@@ -59,20 +61,16 @@ def mean_loss(model: Any, dataset: Any, collator: Callable[[list[Any]], dict[str
         batch_size: rows per forward pass.
     """
     shifted = predicts_next(model)
-    device, training = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
     total, targets = 0.0, 0
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(dataset), batch_size):
             rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
             batch = {name: value.to(device) for name, value in collator(rows).items()}
             labels = batch["labels"][..., 1:] if shifted else batch["labels"]
             count = int((labels != -100).sum())
-            with torch.no_grad():
-                total += float(model(**batch).loss) * count if count else 0.0
+            total += float(model(**batch).loss) * count if count else 0.0
             targets += count
-    finally:
-        model.train(training)
     return total / max(targets, 1)
 
 
