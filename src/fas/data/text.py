@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ SPLIT_NAMES = {
     "validation": ("valid", "validation", "val", "dev"),
     "test": ("test",),
 }
+# Characters that are tokenised at once: the library of tokenizers takes some 70 bytes of memory for each.
+PIECE = 1 << 18
+# Characters on either side of a cut that decide whether it moves tokens, and places that are tried for a cut.
+_CONTEXT, _TRIED = 64, 16
+# Where a word begins.
+_GAP = re.compile(r"(?<=\S) (?=\w)|(?<=\n)(?=\w)")
 
 
 def load_documents(source: str | Path, *, split: str = "train", column: str | None = None) -> list[str]:
@@ -74,12 +80,26 @@ def load_documents(source: str | Path, *, split: str = "train", column: str | No
     return documents
 
 
+def leading_token(tokenizer: Any) -> int | None:
+    """Return the token that a tokenizer puts in front of every text: BOS, [CLS] of BERT, None where it adds none."""
+    whole = tokenizer("x", return_attention_mask=False)["input_ids"]
+    plain = tokenizer("x", add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return int(whole[0]) if whole[:1] != plain[:1] else None
+
+
 def token_stream(
-    documents: Sequence[str], tokenizer: Any, *, vocab_size: int | None = None, separator: str | None = None
+    documents: Sequence[str],
+    tokenizer: Any,
+    *,
+    vocab_size: int | None = None,
+    separator: str | None = None,
+    bos: int | None = None,
+    limit: int | None = None,
 ) -> Tensor:
     r"""Tokenise documents into one stream.
 
-    Special tokens of the tokenizer (such as a leading BOS) are not added.
+    Of special tokens that the tokenizer adds by itself only ``bos`` is put in front of each document. A document
+    longer than ``PIECE`` characters is tokenised in pieces, cut where the tokens on both sides stay as they are.
 
     Args:
         documents: the texts, in order.
@@ -87,6 +107,8 @@ def token_stream(
         vocab_size: entries of the model's embedding; ids are checked against it if given.
         separator: None puts the end-of-text token between documents where the tokenizer has one;
             a string joins the texts with it before they are tokenised (``"\n\n"``, ``""``).
+        bos: first token of every document; ``leading_token`` finds it.
+        limit: tokens after which nothing more is read; None reads all.
 
     Returns:
         int64 [N].
@@ -96,54 +118,76 @@ def token_stream(
     """
     texts = list(documents) if separator is None else [separator.join(documents)]
     between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    first = [] if bos is None else [bos]
     ids: list[int] = []
-    if texts:
-        # verbose=False: texts longer than the model's context are meant here, no cause to warn.
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        for number, document in enumerate(encoded["input_ids"]):
-            ids.extend(between if number else [])
-            ids.extend(document)
-    if len(ids) <= len(between) * max(len(texts) - 1, 0):
+    words = 0
+    for number, document in enumerate(_encoded(texts, tokenizer)):
+        ids.extend((between if number else []) + first)
+        for piece in document:
+            ids.extend(piece)
+            words += len(piece)
+            if limit is not None and len(ids) >= limit:
+                break
+        if limit is not None and len(ids) >= limit:
+            break
+    if not words:
         raise DataError(f"{len(texts)} documents hold no tokens: expected text, check source, split and column")
-    tokens = torch.tensor(ids, dtype=torch.int64)
     check_ids([ids], tokenizer, vocab_size)
-    return tokens
+    return torch.tensor(ids[:limit], dtype=torch.int64)
 
 
-def windows(tokens: Tensor, length: int, *, limit_tokens: int | None = None, seed: int | None = None) -> Tensor:
+def windows(
+    tokens: Tensor, length: int, *, limit_tokens: int | None = None, seed: int | None = None, bos: int | None = None
+) -> Tensor:
     """Cut a stream into consecutive windows that do not overlap; a rest shorter than one is dropped.
 
     Args:
         tokens: int64 [N].
-        length: tokens per window.
+        length: tokens per window, ``bos`` included.
         limit_tokens: take at most this many tokens, in whole windows; None takes all.
         seed: which windows are taken under ``limit_tokens``: the first ones if None, else a random
             choice with this seed. They stay in the order of the text.
+        bos: put in front of every window that does not begin with it.
 
     Returns:
         int64 [n, length].
 
     Raises:
         DataError: the stream is shorter than one window.
-        ValueError: ``length`` below 1, ``limit_tokens`` below ``length``, or tokens not [N].
+        ValueError: ``length`` below 1 (2 with ``bos``), ``limit_tokens`` below ``length``, or tokens not [N].
     """
     if tokens.ndim != 1:
         raise ValueError(f"tokens has shape {list(tokens.shape)}: expected one stream [N]")
-    if length < 1:
-        raise ValueError(f"length is {length}: expected at least 1 token per window")
+    least = 1 if bos is None else 2
+    if length < least:
+        raise ValueError(f"length is {length}: expected at least {least} token{'s' * (least > 1)} per window")
     if limit_tokens is not None and limit_tokens < length:
         raise ValueError(f"limit_tokens is {limit_tokens}: expected at least one window of {length} tokens")
-    if len(tokens) < length:
+    rows = tokens[: len(tokens) // length * length].view(-1, length) if bos is None else _led(tokens, length, bos)
+    if not len(rows):
         raise DataError(
             f"the text has {len(tokens)} tokens, one window needs {length}: give more text or shorter windows"
         )
-    available = len(tokens) // length
-    rows = tokens[: available * length].view(available, length)
+    available = len(rows)
     taken = available if limit_tokens is None else min(available, limit_tokens // length)
     if seed is None or taken == available:
         return rows[:taken]
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
     return rows[order[:taken].sort().values]
+
+
+def _led(tokens: Tensor, length: int, bos: int) -> Tensor:
+    """Return windows [n, length] that each begin with ``bos``, the stream's own or one more."""
+    starts, front, begin = (tokens == bos).tolist(), tokens.new_tensor([bos]), 0
+    rows: list[Tensor] = []
+    while begin < len(starts):
+        has_own = starts[begin]
+        end = begin + length - (not has_own)
+        if end > len(starts):
+            break
+        rows.append(tokens[begin:end] if has_own else torch.cat([front, tokens[begin:end]]))
+        begin = end
+    return torch.stack(rows) if rows else tokens.new_empty(0, length)
 
 
 def batches(rows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
@@ -161,6 +205,45 @@ def batches(rows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1")
     parts = rows.split(batch_size) if len(rows) else ()
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in parts]
+
+
+def _encoded(texts: Sequence[str], tokenizer: Any) -> Iterator[Iterator[list[int]]]:
+    """Yield the ids of each text, piece by piece."""
+
+    def ids(parts: list[str]) -> list[list[int]]:
+        # verbose=False: texts longer than the model's context are meant here, no cause to warn.
+        found = tokenizer(parts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return [list(row) for row in found]
+
+    together: list[str] = []
+    held = 0
+    for text in (*texts, None):
+        # Many short texts are tokenised together, which several cores share.
+        if together and (text is None or held + len(text) > PIECE):
+            yield from (iter([row]) for row in ids(together))
+            together, held = [], 0
+        if text is not None and len(text) > PIECE:
+            yield (ids([piece])[0] for piece in _pieces(text, ids))
+        elif text is not None:
+            together.append(text)
+            held += len(text)
+
+
+def _pieces(text: str, ids: Callable[[list[str]], list[list[int]]]) -> Iterator[str]:
+    """Yield stretches of a text whose tokens are those of the whole text, wherever such a cut is found."""
+    begin = 0
+    while len(text) - begin > PIECE:
+        near = [found.start() for found in _GAP.finditer(text, begin + PIECE // 2, begin + PIECE)][-_TRIED:]
+        cut = next((place for place in reversed(near) if _is_cut(text, place, ids)), begin + PIECE)
+        yield text[begin:cut]
+        begin = cut
+    yield text[begin:]
+
+
+def _is_cut(text: str, place: int, ids: Callable[[list[str]], list[list[int]]]) -> bool:
+    before, after = text[place - _CONTEXT : place], text[place : place + _CONTEXT]
+    left, right, whole = ids([before, after, before + after])
+    return left + right == whole
 
 
 def _file(path: Path, column: str | None) -> list[str]:

@@ -30,8 +30,9 @@ class Perplexity:
             where the model gives NaN.
         nll_per_token: mean negative log likelihood, nats per scored token.
         tokens: tokens scored.
-        window: tokens that the model sees at once (fewer where the text is shorter).
+        window: tokens that the model sees at once, BOS included (fewer where the text is shorter).
         stride: tokens from one window's begin to the next.
+        bos: whether every window begins with the token that the tokenizer puts in front of a text.
     """
 
     value: float
@@ -39,6 +40,15 @@ class Perplexity:
     tokens: int
     window: int
     stride: int
+    bos: bool = False
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What must be said beside the value, so that it can be measured again."""
+        return {
+            "window": self.window, "stride": self.stride, "bos": self.bos, "scored_tokens": self.tokens,
+            "nll_per_token": self.nll_per_token,
+        }  # fmt: skip
 
 
 def perplexity(
@@ -47,6 +57,7 @@ def perplexity(
     *,
     window: int | None = None,
     stride: int | None = None,
+    bos: int | None = None,
     batch_size: int = 8,
     progress: Callable[[int, int], None] | None = None,
     once: Once = directly,
@@ -56,7 +67,8 @@ def perplexity(
     The strided sliding window of the Hugging Face page "Perplexity of fixed-length models": the
     first window scores all but its first token, each later one only the tokens that no window
     before it held. With ``stride == window`` the first token of every window has no context and is
-    not scored.
+    not scored. With ``bos`` every window begins with this token, which is not scored either; the first token of
+    the text then has a context.
 
     Deviation: the page counts one token too few per window where windows overlap (it weights every
     window by its labels minus one); here each scored token has the same weight.
@@ -66,7 +78,9 @@ def perplexity(
             [B, L, vocabulary]. It runs in evaluation mode without gradients, its mode is restored.
         tokens: int64 [N], N >= 2, on any device.
         window: tokens per window; None takes the model's context length, 1024 if it states none.
-        stride: tokens between windows, 1 to ``window``; None takes ``window // 2``.
+        stride: tokens between windows, 1 to ``window``; None takes ``window // 2``. A window that ``bos`` is put in
+            front of holds ``window - 1`` tokens of the text, which is then the longest stride.
+        bos: first token of every window (``fas.data.text.leading_token`` finds the tokenizer's); None adds none.
         batch_size: windows of equal length per call.
         progress: called as (windows done, windows in all) after each call of the model.
         once: does every call, or returns what an earlier run has found (see ``fas.storage.journal``).
@@ -78,10 +92,10 @@ def perplexity(
     _require_causal(model)
     config = _text_config(model)
     _check_tokens(tokens, getattr(config, "vocab_size", None))
-    window, stride = _geometry(config, window, stride)
+    window, stride = _geometry(config, window, stride, bos)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: expected at least 1 window per call")
-    spans = _spans(len(tokens), window, stride)
+    spans = _spans(tokens, window, stride, bos)
     device = next((parameter.device for parameter in model.parameters()), tokens.device)
     was_training = model.training
     total, scored, done = 0.0, 0, 0
@@ -90,7 +104,7 @@ def perplexity(
         with torch.no_grad():
             for batch in _equal_lengths(spans, batch_size):
                 key = f"windows {done} to {done + len(batch)}"
-                for nll, count in once(key, partial(_scored, model, tokens, batch, device)):
+                for nll, count in once(key, partial(_scored, model, tokens, batch, bos, device)):
                     total += nll
                     scored += count
                 done += len(batch)
@@ -100,14 +114,35 @@ def perplexity(
         model.train(was_training)
     mean = total / scored
     value = math.inf if mean > LARGEST_EXPONENT else math.exp(mean)
-    return Perplexity(value, mean, scored, window, stride)
+    return Perplexity(value, mean, scored, window, stride, bos is not None)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One window of the text.
+
+    Attributes:
+        begin: first token in the text.
+        end: after the last one.
+        first: place in the text of the first token that is scored.
+        led: whether BOS is put in front.
+    """
+
+    begin: int
+    end: int
+    first: int
+    led: bool
+
+    def __len__(self) -> int:
+        return self.end - self.begin + self.led
 
 
 def _scored(
-    model: nn.Module, tokens: Tensor, batch: list[tuple[int, int, int]], device: torch.device
+    model: nn.Module, tokens: Tensor, batch: list[_Span], bos: int | None, device: torch.device
 ) -> list[tuple[float, int]]:
     """Return negative log likelihood (nats) and scored tokens of each window of one call."""
-    rows = torch.stack([tokens[begin:end] for begin, end, _ in batch]).to(device)
+    front = tokens.new_tensor([] if bos is None else [bos])
+    rows = torch.stack([torch.cat([front[: s.led], tokens[s.begin : s.end]]) for s in batch]).to(device)
     logits = model(input_ids=rows).logits
     if logits.shape[:-1] != rows.shape:
         raise ValueError(
@@ -115,28 +150,35 @@ def _scored(
             f"{list(rows.shape)}: expected [B, L, vocabulary], load it as a causal language model"
         )
     found = []
-    for row, scores, (_, _, first) in zip(rows, logits, batch, strict=True):
+    for row, scores, span in zip(rows, logits, batch, strict=True):
+        first = span.first - span.begin + span.led
         # Row by row: float32 logits of a whole batch would double the peak memory.
         nll = cross_entropy(scores[first - 1 : -1].float(), row[first:], reduction="none")
+        if bos is not None:
+            # A document's own BOS: the model does not write it.
+            nll = nll[row[first:] != bos]
         found.append((float(nll.double().sum()), len(nll)))
     return found
 
 
-def _spans(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
-    """Return (begin, end, first scored place inside the window) of each window."""
-    spans: list[tuple[int, int, int]] = []
+def _spans(tokens: Tensor, window: int, stride: int, bos: int | None) -> list[_Span]:
+    """Return the windows of a text."""
+    length = len(tokens)
+    starts = [True] * length if bos is None else (tokens == bos).tolist()
+    spans: list[_Span] = []
     begin, seen = 0, 0
     while seen < length:
-        end = min(begin + window, length)
-        first = max(seen - begin, 1)
-        if first < end - begin:
-            spans.append((begin, end, first))
+        led = not starts[begin]
+        end = min(begin + window - led, length)
+        first = max(seen, begin + 1 - led)
+        if first < end:
+            spans.append(_Span(begin, end, first, led))
         begin, seen = begin + stride, end
     return spans
 
 
-def _equal_lengths(spans: list[tuple[int, int, int]], batch_size: int) -> Iterator[list[tuple[int, int, int]]]:
-    for _, group in groupby(spans, key=lambda span: span[1] - span[0]):
+def _equal_lengths(spans: list[_Span], batch_size: int) -> Iterator[list[_Span]]:
+    for _, group in groupby(spans, key=len):
         while batch := list(islice(group, batch_size)):
             yield batch
 
@@ -147,7 +189,7 @@ def _text_config(model: nn.Module) -> Any:
     return config if text_config is None else text_config(decoder=True)
 
 
-def _geometry(config: Any, window: int | None, stride: int | None) -> tuple[int, int]:
+def _geometry(config: Any, window: int | None, stride: int | None, bos: int | None) -> tuple[int, int]:
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if window is None:
         window = context or DEFAULT_WINDOW
@@ -159,7 +201,7 @@ def _geometry(config: Any, window: int | None, stride: int | None) -> tuple[int,
         stride = window // 2
     if not 1 <= stride <= window:
         raise ValueError(f"stride is {stride}: expected 1 to the window of {window} tokens, so that none is skipped")
-    return window, stride
+    return window, stride if bos is None else min(stride, window - 1)
 
 
 def _check_tokens(tokens: Tensor, vocab_size: int | None) -> None:
