@@ -30,6 +30,7 @@ class FASConfig(QuantizationConfigMixin):
         method: name of the method, a file of ``fas.methods``.
         sites: the sites; None to find them in the model.
         records: what the stages did.
+        data: name of the data that thresholds were calibrated on, where they have one.
         format: layout of the directory.
         version: release that wrote it.
         weights: ``float`` or ``int8``: what inference multiplies with. The file holds float weights either way, and
@@ -50,6 +51,7 @@ class FASConfig(QuantizationConfigMixin):
         *,
         sites: Sequence[Any] | None = None,
         records: Sequence[Any] = (),
+        data: str | None = None,
         format: int = FORMAT,
         version: str = __version__,
         weights: Weights = "float",
@@ -82,6 +84,7 @@ class FASConfig(QuantizationConfigMixin):
                 "damaged or was edited"
             )
         self.records = [_record(record) for record in _listed("records", records)]
+        self.data = data if isinstance(data, str) else None
         self.format, self.version = format, version
         if weights not in get_args(Weights):
             raise ValueError(f"weights is {weights!r}; choose one of {', '.join(get_args(Weights))}")
@@ -99,6 +102,7 @@ class FASConfig(QuantizationConfigMixin):
             "exclude": list(getattr(self.recipe, "exclude", ())),
             "sites": None if self.sites is None else [asdict(site) for site in self.sites],
             "records": [record.to_dict() for record in self.records],
+            "data": self.data,
         }
 
     def levels_after(self, timesteps: int) -> int:

@@ -6,21 +6,23 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fas._version import __version__
 from fas.calibration.layout import observe
 from fas.calibration.residence import Finished, Residence
 from fas.calibration.teacher import is_trained
 from fas.config import FASConfig
+from fas.data.for_model import Batches, Calibration, Sample, calibration_batches, name_of_data
 from fas.distributed import place
 from fas.errors import SiteError
+from fas.loading import Loaded
 from fas.methods.fas import FAS
 from fas.runtime.plain import ConvertedModule, install_module, uninstall_module
 from fas.runtime.transformers_ import ConvertedModel, install, uninstall
@@ -36,14 +38,14 @@ from fas.types import Method, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
 
-Batches = Sequence[Mapping[str, Tensor]]
-
 
 def convert(
     model: nn.Module,
     method: Method | None = None,
     *,
-    calibration: Batches | None = None,
+    calibration: Calibration | None = None,
+    tokenizer: Any = None,
+    sample: Sample | None = None,
     probe: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Any:
@@ -60,7 +62,10 @@ def convert(
     Args:
         model: a transformers model, or a plain module with convolutions.
         method: the recipe; FAS at T = 8 by default.
-        calibration: inputs of the model's forward (``fas.data.text.batches`` makes them of text).
+        calibration: text, as a name (``wikitext``, a file, a directory, another data set of the hub) or as documents;
+            or inputs of the model's forward, in a list.
+        tokenizer: of the model, where calibration is text; None takes the one that lies where the model came from.
+        sample: how much of the text, in windows of what length; 65,536 tokens if None.
         probe: a batch of one that the model accepts, where the default probe does not fit; a plain module has none.
         progress: told what is done, with parts done and in all.
 
@@ -71,6 +76,8 @@ def convert(
         ValueError: a model that is converted already.
         SiteError: no place that could spike.
         CheckpointError: a parameter with NaN or infinite values; it is named.
+        TypeError: calibration data of another kind; the message says what to pass.
+        DataError: no data of that name.
         CalibrationError: data on which the model yields NaN or infinite values.
 
     Example:
@@ -85,28 +92,39 @@ def convert(
     if isinstance(model, ConvertedModel):
         raise ValueError("the model is converted already; fas.revert(model) gives the dense one back")
     check_parameters(model, type(model).__name__)
+    if calibration is not None:
+        batches = calibration_batches(Loaded.of(model, tokenizer), calibration, sample or Sample())
     method = FAS() if method is None else method
     config = FASConfig(name_of(method), **_options(method))
-    if probe is None and calibration and reads_images_and_text(model):
-        probe = {name: value for name, value in calibration[0].items() if name != "labels"}
+    config.data = name_of_data(calibration)
+    if probe is None and calibration is not None and batches and reads_images_and_text(model):
+        probe = {name: value for name, value in batches[0].items() if name != "labels"}
     config.sites = method.select(model, probe)
     if is_convolutional(model):
         install_module(model, config, probe)
     else:
         install(model, config)
     if calibration is not None:
-        calibrate(model, calibration, progress=progress)
+        _run_stages(model, batches, None, progress)
     return model
 
 
 def calibrate(
-    model: Any, batches: Batches, *, keep: str | os.PathLike[str] | None = None, progress: Progress | None = None
+    model: Any,
+    calibration: Calibration,
+    *,
+    tokenizer: Any = None,
+    sample: Sample | None = None,
+    keep: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> list[Record]:
     """Run the stages of the model's method that need no training, in place.
 
     Args:
         model: a converted model.
-        batches: inputs of its forward.
+        calibration: as ``convert`` takes it.
+        tokenizer: as ``convert`` takes it.
+        sample: as ``convert`` takes it.
         keep: directory for what is found site by site. The same call with an equal model goes on behind what a call
             that was interrupted has left there, and ends with the same parameters, bit for bit. Remove it when the
             model is saved. Of several processes none keeps anything.
@@ -123,6 +141,15 @@ def calibrate(
     if not isinstance(model, ConvertedModel):
         raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")
     check_parameters(model, type(model).__name__)
+    batches = calibration_batches(Loaded.of(model, tokenizer), calibration, sample or Sample())
+    model.fas_config.data = name_of_data(calibration) or model.fas_config.data
+    return _run_stages(model, batches, keep, progress)
+
+
+def _run_stages(
+    model: Any, batches: Batches, keep: str | os.PathLike[str] | None, progress: Progress | None
+) -> list[Record]:
+    """Run what is left of the stages of a converted model whose parameters are finite."""
     model.keep_sites = None if keep is None or place()[1] > 1 else Path(keep)
     try:
         records = [stage.run(model, batches, progress) for stage in stages_of(model)]

@@ -34,6 +34,17 @@ class Loaded:
     tokenizer: Any
     processor: Any = None
 
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any = None) -> Loaded:
+        """Put together a model that is in memory with what lies where it came from."""
+        place = str(getattr(model, "name_or_path", ""))
+        loaded = cls(place or type(model).__name__, model, tokenizer)
+        if not place:
+            return loaded
+        if tokenizer is None:
+            loaded = replace(loaded, tokenizer=tokenizer_of(place))
+        return replace(loaded, processor=_processor(place)) if loaded.reads_images_and_text else loaded
+
     @property
     def converted(self) -> bool:
         """Whether the model spikes."""
@@ -43,9 +54,18 @@ class Loaded:
 
     @property
     def data(self) -> str | None:
-        """Name of the data that belong to the model: the embedded one was trained on ``stdlib``."""
+        """Name of the data that belong to the model: of its calibration; of its training, for the embedded one."""
         is_embedded = self.name == EMBEDDED or Path(self.name).resolve() == embedded().resolve()
-        return "stdlib" if is_embedded else None
+        if is_embedded:
+            return "stdlib"
+        return self.model.fas_config.data if self.converted else None
+
+    @property
+    def bos(self) -> int | None:
+        """Token that the tokenizer puts in front of every text, None where it adds none or there is no tokenizer."""
+        from fas.data.text import leading_token
+
+        return None if self.tokenizer is None else leading_token(self.tokenizer)
 
     @property
     def generates(self) -> bool:
@@ -124,7 +144,8 @@ class Loaded:
         """
         if self.tokenizer is None:
             raise CheckpointError(
-                f"{self.name} has no tokenizer that can be read: copy the tokenizer's files into its directory"
+                f"{self.name} has no tokenizer that can be read: copy the tokenizer's files into its directory, or pass "
+                "tokenizer="
             )
         return self.tokenizer
 
@@ -171,7 +192,7 @@ def load(name: str, device: str = "cpu") -> Loaded:
             )
         logger.warning("%s lacks weights, which are random now: %s", name, ", ".join(missing[:4]))
     check_parameters(model, name)
-    loaded = Loaded(name, _to(model.eval(), device), _tokenizer(place))
+    loaded = Loaded(name, _to(model.eval(), device), tokenizer_of(place))
     if loaded.reads_images_and_text:
         loaded = replace(loaded, processor=_processor(place))
     if stated_method(config.to_dict()) == "fas" and not loaded.converted:
@@ -243,7 +264,7 @@ def _class(config: Any) -> Any:
     return transformers.AutoModel
 
 
-def _tokenizer(place: str) -> Any:
+def tokenizer_of(place: str) -> Any:
     """Return the tokenizer of a model, None where there is none."""
     import transformers
 

@@ -10,7 +10,7 @@ from tiny_pictures import git_processor, write_pictures
 from tiny_vision_language import VISION_LANGUAGE
 
 import fas
-from fas.data.for_model import calibration_batches
+from fas.data.for_model import Sample, calibration_batches
 from fas.loading import load
 
 
@@ -30,7 +30,7 @@ def git(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def git_snn(git: Path, pictures: tuple[Path, Path]) -> Path:
     loaded, place = load(str(git)), git.with_name("snn")
-    batches = calibration_batches(loaded, str(pictures[0]), window=None, limit=100, batch_size=2, seed=0)
+    batches = calibration_batches(loaded, str(pictures[0]), Sample(100, batch_size=2))
     fas.convert(loaded.model, fas.FAS(timesteps=4), calibration=batches)
     loaded.model.save_pretrained(place)
     loaded.need_processor().save_pretrained(place)
@@ -39,16 +39,14 @@ def git_snn(git: Path, pictures: tuple[Path, Path]) -> Path:
 
 def test_calibration_reads_captions_and_answers(git: Path, pictures: tuple[Path, Path]) -> None:
     loaded = load(str(git))
-    captions, questions = (
-        calibration_batches(loaded, str(file), window=None, limit=100, batch_size=2, seed=0) for file in pictures
-    )
+    captions, questions = (calibration_batches(loaded, str(file), Sample(100, batch_size=2)) for file in pictures)
     assert [len(batch["input_ids"]) for batch in captions] == [2, 1]
     assert sorted(row for batch in captions for row in batch["input_ids"].tolist()) == [
         [1, 3, colour, 7] for colour in (4, 5, 6)
     ]
     assert questions[0]["input_ids"][:, :5].tolist() == [[1, 8, 9, 10, 11]] * 2
     # Four tokens of a caption reach a limit of four.
-    assert len(calibration_batches(loaded, str(pictures[0]), window=None, limit=4, batch_size=2, seed=0)) == 1
+    assert len(calibration_batches(loaded, str(pictures[0]), Sample(4, batch_size=2))) == 1
 
 
 def test_captions_are_scored(rows, git_snn: Path, pictures: tuple[Path, Path]) -> None:

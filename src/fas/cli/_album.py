@@ -10,7 +10,7 @@ from fas.cli._calibration import conditions
 from fas.cli._counted import add
 from fas.cli._findings import NEW_TOKENS, look
 from fas.cli.program.output import Output
-from fas.data.for_model import held_out_batches
+from fas.data.for_model import Sample, held_out_batches
 from fas.evaluation.score import Scores, measure
 from fas.loading import Loaded
 
@@ -46,9 +46,7 @@ class Album:
         self._output, self._loaded, self._scores = output, loaded, scores
         self._calibration, self._shown, self._seed = calibration, shown, seed
         self._prices = [load_prices(name) for name in _PRICES]
-        self._batches = held_out_batches(
-            loaded, scores.source, window=256, limit=_COUNTED_TOKENS, batch_size=8, seed=seed, new_tokens=0
-        )
+        self._batches = held_out_batches(loaded, scores.source, Sample(_COUNTED_TOKENS, 256, 8, seed))
         self._dense: dict[str, Any] = {}
         self._coverages: dict[str, Estimate] = {}
         self._found: Findings | None = None

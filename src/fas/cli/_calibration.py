@@ -9,7 +9,7 @@ from typing import Any
 from fas.cli._rows_at_a_time import fewer
 from fas.cli.program.output import Output
 from fas.cli.program.session import is_alone
-from fas.data.for_model import calibration_batches, default_data
+from fas.data.for_model import Sample, calibration_batches, default_data
 from fas.loading import Loaded
 
 
@@ -38,7 +38,7 @@ def calibrate_and_report(
     records: list[Any] = []
     teacher = Teacher(loaded.model, "auto")
     while not records:
-        batches = calibration_batches(loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed)
+        batches = calibration_batches(loaded, source, Sample(tokens, window, batch_size, seed))
         try:
             with output.progress("calibrating") as advance:
                 records = calibrate(
@@ -79,8 +79,9 @@ _COLUMNS = ("relative_error", "spikes_per_neuron", "threshold_mean")
 
 def conditions(loaded: Loaded) -> dict[str, Any]:
     """Return what must be said beside any figure of a model."""
+    text = {} if loaded.tokenizer is None else {"bos": loaded.bos is not None}
     if not loaded.converted:
-        return {"model": loaded.name, "network": "ann"}
+        return {"model": loaded.name, "network": "ann", **text}
     model = loaded.model
     recipe = model.fas_config.recipe
     about = {
@@ -88,6 +89,7 @@ def conditions(loaded: Loaded) -> dict[str, Any]:
         "method": model.fas_config.method,
         "coverage": recipe.coverage,
         "network": model.network,
+        **text,
     }
     if model.network == "ann":
         return about

@@ -58,9 +58,9 @@ def stream_and_report(
     """
     from fas.calibration.residence import Finished
     from fas.conversion import stream
-    from fas.data.for_model import default_data, is_classifier, training_rows
+    from fas.data.for_model import Sample, default_data, is_classifier, training_rows
     from fas.data.text import batches
-    from fas.loading import _tokenizer as tokenizer_of
+    from fas.loading import tokenizer_of
     from fas.memory import peak_resident
     from fas.storage.sharded import Sharded
 
@@ -71,7 +71,7 @@ def stream_and_report(
     if is_classifier(loaded):
         raise CheckpointError(f"{model} labels sentences, which streaming has no data for: leave out --stream")
     source = default_data(loaded, data)
-    rows = training_rows(loaded, source, window=window, limit=tokens, seed=seed)
+    rows = training_rows(loaded, source, Sample(tokens, window, batch_size, seed))
     about = {
         "model": model, "network": "snn", "timesteps": recipe.timesteps, "coverage": recipe.coverage, "data": source,
     }  # fmt: skip

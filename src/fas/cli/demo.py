@@ -12,7 +12,7 @@ import typer
 from fas.cli._calibration import conditions
 from fas.cli.program.options import Json, Seed, Tokens, whole_numbers, words
 from fas.cli.program.output import Output
-from fas.data.for_model import calibration_batches
+from fas.data.for_model import Sample, calibration_batches
 from fas.evaluation.score import Scores, measure
 from fas.loading import EMBEDDED
 
@@ -54,7 +54,7 @@ def demo(
         report = report and _can_draw(output)
         loaded = load(EMBEDDED)
         scores = Scores(loaded, "stdlib", split="heldout", limit=test_tokens, window=256, stride=128)
-        batches = calibration_batches(loaded, "stdlib", window=256, limit=tokens, batch_size=16, seed=seed)
+        batches = calibration_batches(loaded, "stdlib", Sample(tokens, 256, seed=seed))
         reference = measure(output, loaded, scores)[0]["perplexity"]
         rows: list[list[Any]] = [["", "", None, None, "ann", reference, 1.0, None]]
         album: Any = None

@@ -78,7 +78,7 @@ def energy(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._counted import count
-        from fas.data.for_model import calibration_batches, default_data, held_out_batches
+        from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
 
@@ -93,9 +93,7 @@ def energy(
             batches = inputs_of(photographs(loaded, source, "test", limit=images, rows=batch_size, seed=seed))
         else:
             new = (16 if loaded.generates else 0) if new_tokens is None else new_tokens
-            batches = held_out_batches(
-                loaded, source, window=window, limit=tokens, batch_size=batch_size, seed=seed, new_tokens=new
-            )
+            batches = held_out_batches(loaded, source, Sample(tokens, window, batch_size, seed), new_tokens=new)
         if plain and not loaded.converted:
             place = calibration_data or source
             calibration = inputs_of(
@@ -103,8 +101,7 @@ def energy(
             )  # fmt: skip
         elif not loaded.converted:
             calibration = calibration_batches(
-                loaded, calibration_data or source, window=window, limit=calibration_tokens, batch_size=batch_size,
-                seed=seed,
+                loaded, calibration_data or source, Sample(calibration_tokens, window, batch_size, seed)
             )  # fmt: skip
         covered = coverage or ("linear" if plain else "mlp,linear,full")
         per = "image" if plain else "token"

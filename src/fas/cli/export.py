@@ -55,7 +55,7 @@ def export(
     """
     with Output.opened(context, as_json) as output:
         from fas.cli._calibration import conditions
-        from fas.data.for_model import calibration_batches, default_data
+        from fas.data.for_model import Sample, calibration_batches, default_data
         from fas.errors import DataError
         from fas.loading import load
 
@@ -73,7 +73,7 @@ def export(
             loaded.model.schedule = schedule
         source = default_data(loaded, data)
         length = min(tokens, window or tokens, loaded.context or tokens)
-        batches = calibration_batches(loaded, source, window=length, limit=tokens, batch_size=tokens, seed=seed)
+        batches = calibration_batches(loaded, source, Sample(tokens, length, tokens, seed))
         about = {**conditions(loaded), "data": source, "tokens": tokens}
         if to is _Target.NIR:
             _to_nir(output, loaded, out, batches[0], site, tokens, about)

@@ -11,7 +11,7 @@ from fas.cli._calibration import conditions
 from fas.cli.program.options import Device, Json, Model, Seed, Window
 from fas.cli.program.output import Output
 from fas.cli.program.session import is_first
-from fas.data.for_model import default_data, is_classifier, training_rows
+from fas.data.for_model import Sample, default_data, is_classifier, training_rows
 
 
 def finetune(
@@ -69,7 +69,7 @@ def finetune(
         # The result, and a first checkpoint: weights and two moments of the optimiser.
         check_room(out, loaded.model, copies=1 if running.exists() else 4)
         source = default_data(loaded, data)
-        rows = training_rows(loaded, source, window=window, limit=None, seed=seed)
+        rows = training_rows(loaded, source, Sample(None, window, seed=seed))
         dataset = rows if is_classifier(loaded) else language_modelling(rows)
         with output.progress("fine-tuning") as advance:
             record, dense = finetune(

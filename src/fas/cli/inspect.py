@@ -9,7 +9,7 @@ import typer
 from fas.cli._calibration import conditions
 from fas.cli.program.options import BatchSize, Device, Json, Model, PlainNetwork, Seed, SpikingNetwork, Window
 from fas.cli.program.output import Output
-from fas.data.for_model import calibration_batches
+from fas.data.for_model import Sample, calibration_batches
 from fas.plain_networks import inputs_of, load_either, photographs
 
 
@@ -43,7 +43,7 @@ def inspect(
             probe = {name: value[:1] for name, value in batches[0].items()}
         elif data is not None and loaded.converted:
             batches = calibration_batches(
-                loaded, data, window=window, limit=tokens, batch_size=batch_size, seed=seed
+                loaded, data, Sample(tokens, window, batch_size, seed)
             )  # fmt: skip
         if not loaded.converted:
             _dense(output, loaded, probe)

@@ -33,7 +33,7 @@ def map(
     with Output.opened(context, as_json) as output:
         from fas.cli._calibration import conditions
         from fas.cli._counted import add
-        from fas.data.for_model import held_out_batches
+        from fas.data.for_model import Sample, held_out_batches
         from fas.exporting.chip import load_chip
         from fas.exporting.mapping import map_to_chip
         from fas.loading import load
@@ -45,9 +45,7 @@ def map(
         inputs = probe_inputs(loaded.model)
         about = conditions(loaded)
         if data is not None:
-            batches = held_out_batches(
-                loaded, data, window=window, limit=tokens, batch_size=tokens, seed=seed, new_tokens=0
-            )
+            batches = held_out_batches(loaded, data, Sample(tokens, window, tokens, seed))
             inputs, about = batches[0], {**about, "data": data, "tokens": batches[0]["input_ids"].numel()}
         found = map_to_chip(loaded.model, described, inputs, spikes=data is not None)
         for row in found.measurements(**about):

@@ -54,7 +54,7 @@ def report(
     with Output.opened(context, as_json) as output:
         from fas.cli._counted import count
         from fas.cli._findings import look
-        from fas.data.for_model import calibration_batches, default_data, held_out_batches
+        from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches
         from fas.energy.estimate import Estimate, levels_of
         from fas.energy.prices import load_prices
         from fas.evaluation.score import Scores
@@ -77,17 +77,17 @@ def report(
         asked = whole_numbers(timesteps, "--timesteps") if timesteps else None
         loaded = load(model, device)
         source = default_data(loaded, data)
-        sample: dict[str, Any] = {"window": window, "batch_size": batch_size, "seed": seed}
+        sample = Sample(tokens, window, batch_size, seed)
         calibration: list[dict[str, Any]] = []
         if coarse or not loaded.converted:
             limit = 512 if loaded.converted else 8192
-            calibration = calibration_batches(loaded, calibration_data or source, limit=limit, **sample)
+            calibration = calibration_batches(loaded, calibration_data or source, replace(sample, tokens=limit))
         if not loaded.converted:
             _convert(output, loaded, coverage, calibration)
         network = loaded.model
         steps = asked or sorted({max(1, network.timesteps // 4), max(1, network.timesteps // 2), network.timesteps})
         steps = sorted({*steps, network.timesteps})
-        batches = held_out_batches(loaded, source, limit=tokens, new_tokens=0, **sample)
+        batches = held_out_batches(loaded, source, sample)
         scores = Scores(loaded, source, limit=test_tokens, window=window, batch_size=batch_size)
         name_of_score = ""
 

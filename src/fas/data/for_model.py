@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fas.errors import DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fas.loading import Loaded
+
+Batches = Sequence[Mapping[str, "Tensor"]]
+Calibration = Batches | Sequence[str] | str | Path
+"""Inputs of a model's forward, documents, or the name of data: a text file, a directory, a hub data set, ``stdlib``."""
 
 _LONGEST_ROW = 128
 # Windows beyond this length cost memory and teach calibration nothing more.
 _LONGEST = 512
+# Shares of a batch that are padding, and tokens in all, at which thresholds describe little.
+_MOSTLY, _FEW = 0.5, 256
 
 
-def window_of(loaded: Loaded, asked: int | None) -> int:
-    """Return the length of windows: as asked for, else what the model takes, at most 512."""
-    return asked or min(_LONGEST, loaded.context or _LONGEST)
+@dataclass(frozen=True)
+class Sample:
+    """How much of some data a model sees, and in what pieces.
+
+    Attributes:
+        tokens: in all, about; None takes everything.
+        window: tokens per row; what the model takes, at most 512, if None.
+        batch_size: rows per call of the model.
+        seed: of the choice of rows.
+    """
+
+    tokens: int | None = 65536
+    window: int | None = None
+    batch_size: int = 16
+    seed: int = 0
+
+    def window_for(self, loaded: Loaded) -> int:
+        """Return the length of a model's windows."""
+        return self.window or min(_LONGEST, loaded.context or _LONGEST)
 
 
 def default_data(loaded: Loaded, data: str | None) -> str:
@@ -44,73 +70,121 @@ def is_classifier(loaded: Loaded) -> bool:
     return loaded.is_for("ForSequenceClassification")
 
 
-def tokens(loaded: Loaded, data: str, split: str, column: str | None = None) -> Any:
-    """Return the token stream [N] of a text source."""
+def tokens(
+    loaded: Loaded,
+    data: str | Path | Sequence[str],
+    split: str,
+    column: str | None = None,
+    limit: int | None = None,
+) -> Tensor:
+    """Return the token stream [N] of a text source, or of documents; ``limit`` tokens of it at most."""
     from fas.data.text import load_documents, token_stream
 
-    documents = load_documents(data, split=split, column=column)
-    return token_stream(documents, loaded.need_tokenizer(), vocab_size=loaded.vocabulary)
+    documents = load_documents(data, split=split, column=column) if isinstance(data, str | Path) else data
+    return token_stream(
+        documents, loaded.need_tokenizer(), vocab_size=loaded.vocabulary, bos=loaded.bos, limit=limit
+    )  # fmt: skip
 
 
-def training_rows(loaded: Loaded, data: str, *, window: int | None, limit: int | None, seed: int) -> Any:
+def training_rows(loaded: Loaded, data: str | Path | Sequence[str], sample: Sample) -> Any:
     """Return token windows [n, L], or tokenised rows of a table."""
     if is_classifier(loaded):
         from fas.data.table import load_table, tokenise_table
 
+        if not isinstance(data, str | Path):
+            raise DataError(f"{loaded.name} labels sentences: name a table of them, documents have no labels")
         table, tokenizer = load_table(Path(data)), loaded.need_tokenizer()
         return tokenise_table(table, tokenizer, row_length(loaded), vocab_size=loaded.vocabulary)
     from fas.data.text import windows
 
-    return windows(tokens(loaded, data, "train"), window_of(loaded, window), limit_tokens=limit, seed=seed)
+    stream, length = tokens(loaded, data, "train"), sample.window_for(loaded)
+    return windows(stream, length, limit_tokens=sample.tokens, seed=sample.seed, bos=loaded.bos)
 
 
-def calibration_batches(
-    loaded: Loaded, data: str, *, window: int | None, limit: int, batch_size: int, seed: int
-) -> list[dict[str, Any]]:
-    """Return inputs of the model's forward holding about ``limit`` tokens."""
+def calibration_batches(loaded: Loaded, data: Calibration, sample: Sample) -> list[Any]:
+    """Return inputs of the model's forward: those given, or as many as a sample of some data holds.
+
+    Args:
+        loaded: the model, with a tokenizer where data are text.
+        data: see ``Calibration``.
+        sample: how much of a text or table.
+
+    Raises:
+        TypeError: something else (a generator, one batch, a tensor); the message says what to pass.
+        DataError: no such data, or a model that no data can be read for.
+    """
+    given = _batches(data)
+    if given is not None:
+        return given
     if loaded.processor is not None:
-        return _with_images(loaded, data, limit, batch_size, seed)
-    if loaded.model.main_input_name != "input_ids":
+        return _with_images(loaded, data, sample)
+    takes = getattr(loaded.model, "main_input_name", "tensors")
+    if takes != "input_ids":
         raise DataError(
-            f"{loaded.name} takes {loaded.model.main_input_name}, for which the command line reads no data: "
-            "pass --no-calibrate, and call fas.calibrate(model, batches) in Python"
+            f"{loaded.name} takes {takes}, for which no data is read by name: call "
+            "fas.calibrate(model, batches) in Python (fas convert --no-calibrate)"
         )
-    rows = training_rows(loaded, data, window=window, limit=limit, seed=seed)
-    if not is_classifier(loaded):
-        from fas.data.text import batches
-
-        found: list[dict[str, Any]] = batches(rows, batch_size)
-        if loaded.model.config.is_encoder_decoder:
-            # Without pairs of texts the decoder reads what the encoder reads.
-            found = [{**batch, "decoder_input_ids": batch["input_ids"]} for batch in found]
-    else:
-        found = _padded(rows, loaded.need_tokenizer(), limit, batch_size, seed)
-    device = loaded.model.device
-    return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in found]
+    rows = training_rows(loaded, data, sample)
+    found = _padded(rows, loaded, sample) if is_classifier(loaded) else _text_batches(rows, loaded, sample)
+    return _on_device(loaded, found)
 
 
-def held_out_batches(
-    loaded: Loaded, source: str, *, window: int | None, limit: int, batch_size: int, seed: int, new_tokens: int
-) -> list[dict[str, Any]]:
-    """Return inputs of about ``limit`` tokens from the test part of a text, rows of a table for a classifier.
+def _batches(data: Any) -> list[Any] | None:
+    """Return the batches that data are already, None for text.
+
+    Raises:
+        TypeError: neither.
+    """
+    import torch
+
+    if isinstance(data, str | Path):
+        return None
+    what = type(data).__name__
+    wanted = "calibration takes a list of batches, documents, or the name of data"
+    if isinstance(data, torch.Tensor):
+        raise TypeError(f"{wanted}; this is one tensor {list(data.shape)}: pass [{{'input_ids': tensor}}]")
+    if isinstance(data, Mapping):
+        raise TypeError(f"{wanted}; this is one {what}: pass [batch]")
+    if isinstance(data, Iterator) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise TypeError(f"{wanted}, which are read several times; this is a {what}: pass list(...) of it")
+    first = data[0] if len(data) else {}
+    if isinstance(first, str):
+        return None
+    if not isinstance(first, Mapping):
+        raise TypeError(f"{wanted}; the first element is a {type(first).__name__}, not a dict of tensors or a string")
+    strings = [name for name, value in first.items() if isinstance(value, str)]
+    if strings:
+        raise TypeError(f"{wanted}; these are rows with strings: pass a column of texts, data[{strings[0]!r}]")
+    lists = [name for name, value in first.items() if isinstance(value, list | tuple)]
+    if lists:
+        raise TypeError(f"{wanted}; {lists[0]!r} of the first batch is a list: make tensors (return_tensors='pt')")
+    return list(data)
+
+
+def name_of_data(data: Any) -> str | None:
+    """Return the name by which data can be read again, None for batches and documents."""
+    if isinstance(data, Path) or (isinstance(data, str) and Path(data).exists()):
+        return str(Path(data).absolute())
+    return data if isinstance(data, str) else None
+
+
+def held_out_batches(loaded: Loaded, source: str, sample: Sample, *, new_tokens: int = 0) -> list[dict[str, Any]]:
+    """Return inputs from the test part of a text, rows of a table for a classifier.
 
     Args:
         loaded: the model.
         source: text source or table.
-        window: tokens per row; what the model takes if None.
-        limit: tokens in all.
-        batch_size: rows per call.
-        seed: of the choice of windows.
+        sample: how much of it.
         new_tokens: room to leave after each row.
 
     Raises:
         DataError: no data, or no room for the new tokens.
     """
     if is_classifier(loaded) or loaded.model.main_input_name != "input_ids":
-        return calibration_batches(loaded, source, window=window, limit=limit, batch_size=batch_size, seed=seed)
-    from fas.data.text import batches, windows
+        return calibration_batches(loaded, source, sample)
+    from fas.data.text import windows
 
-    length = window_of(loaded, window)
+    length = sample.window_for(loaded)
     if loaded.context is not None:
         length = min(length, loaded.context - new_tokens)
     if length < 1:
@@ -118,14 +192,27 @@ def held_out_batches(
             f"{new_tokens} new tokens leave no room for a prompt in the model's context of {loaded.context}: "
             "pass a smaller --new-tokens"
         )
-    rows = windows(tokens(loaded, source, "test"), length, limit_tokens=limit, seed=seed)
-    found: list[dict[str, Any]] = batches(rows, batch_size)
-    if loaded.model.config.is_encoder_decoder and not new_tokens:
-        found = [{**batch, "decoder_input_ids": batch["input_ids"]} for batch in found]
-    return [{name: tensor.to(loaded.model.device) for name, tensor in batch.items()} for batch in found]
+    stream = tokens(loaded, source, "test")
+    rows = windows(stream, length, limit_tokens=sample.tokens, seed=sample.seed, bos=loaded.bos)
+    return _on_device(loaded, _text_batches(rows, loaded, sample, decoder=not new_tokens))
 
 
-def _with_images(loaded: Loaded, data: str, limit: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
+def _text_batches(rows: Any, loaded: Loaded, sample: Sample, *, decoder: bool = True) -> list[dict[str, Any]]:
+    from fas.data.text import batches
+
+    found = batches(rows, sample.batch_size)
+    if loaded.model.config.is_encoder_decoder and decoder:
+        # Without pairs of texts the decoder reads what the encoder reads.
+        return [{**batch, "decoder_input_ids": batch["input_ids"]} for batch in found]
+    return found
+
+
+def _on_device(loaded: Loaded, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    device = loaded.model.device
+    return [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+
+
+def _with_images(loaded: Loaded, data: Any, sample: Sample) -> list[dict[str, Any]]:
     """Return images with the captions, or questions and answers, that the model would write."""
     import torch
 
@@ -133,27 +220,27 @@ def _with_images(loaded: Loaded, data: str, limit: int, batch_size: int, seed: i
 
     pictures = load_pictures(data, split="train")
     rows, taken = [], 0
-    for i in torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed)).tolist():
+    for i in torch.randperm(len(pictures), generator=torch.Generator().manual_seed(sample.seed)).tolist():
         picture = pictures[i]
         prompt, image = picture.question or "", picture.opened()
         rows.append(model_inputs(loaded.model, loaded.need_processor(), image, prompt, picture.references[0]))
         taken += rows[-1]["input_ids"].numel()
-        if taken >= limit:
+        if sample.tokens is not None and taken >= sample.tokens:
             break
-    device = loaded.model.device
-    return [{name: x.to(device) for name, x in inputs.items()} for _, inputs in picture_batches(rows, batch_size)]
+    return _on_device(loaded, [inputs for _, inputs in picture_batches(rows, sample.batch_size)])
 
 
-def _padded(rows: Any, tokenizer: Any, limit: int, batch_size: int, seed: int) -> list[dict[str, Any]]:
+def _padded(rows: Any, loaded: Loaded, sample: Sample) -> list[dict[str, Any]]:
     import torch
 
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    size = sample.batch_size
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(sample.seed)).tolist()
     found, taken = [], 0
-    for start in range(0, len(order), batch_size):
-        chosen = [{k: v for k, v in rows[i].items() if k != "labels"} for i in order[start : start + batch_size]]
-        batch = dict(tokenizer.pad(chosen, return_tensors="pt"))
+    for start in range(0, len(order), size):
+        chosen = [{k: v for k, v in rows[i].items() if k != "labels"} for i in order[start : start + size]]
+        batch = dict(loaded.need_tokenizer().pad(chosen, return_tensors="pt"))
         found.append(batch)
         taken += int(batch["attention_mask"].sum())
-        if taken >= limit:
+        if sample.tokens is not None and taken >= sample.tokens:
             break
     return found

@@ -12,7 +12,7 @@ from typing import Any
 from fas.cli._calibration import conditions
 from fas.cli._counted import add
 from fas.cli.program.output import Output
-from fas.data.for_model import calibration_batches, default_data, held_out_batches
+from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches
 from fas.evaluation.control import TRAINED, Training, told
 from fas.evaluation.score import Scores, measure
 from fas.loading import Loaded
@@ -189,12 +189,12 @@ class _Bench:
             labelled = photographs(self.dense, self.source, "train", limit=data.images, rows=64, seed=data.seed)
             first = {k: v[:_COUNTED_IMAGES] for k, v in self.scores.images[0].items()}
             return inputs_of(labelled), inputs_of([first])
-        how: dict[str, Any] = {"window": data.window, "batch_size": data.batch_size, "seed": data.seed}
-        batches = calibration_batches(self.dense, self.source, limit=data.tokens, **how)
+        sample = Sample(data.tokens, data.window, data.batch_size, data.seed)
+        batches = calibration_batches(self.dense, self.source, sample)
         if self.accounting is None:
             return batches, []
         tested = data.test_data or self.source
-        return batches, held_out_batches(self.dense, tested, limit=_COUNTED, new_tokens=0, **how)
+        return batches, held_out_batches(self.dense, tested, replace(sample, tokens=_COUNTED))
 
     def run(self, plans: Sequence[Plan]) -> list[Row]:
         """Measure every plan; the control comes first."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fas.cli.program.output import Output
-from fas.data.for_model import is_classifier, training_rows
+from fas.data.for_model import Sample, is_classifier, training_rows
 from fas.loading import Loaded
 from fas.plain_networks import is_plain, photographs
 
@@ -90,7 +90,7 @@ class Training:
         from fas.stages.finetune_rates import FinetuneRates
 
         limit = self.steps * self.batch_size * (self.window or 512)
-        rows = training_rows(self.dense, self.source, window=self.window, limit=limit, seed=self.seed)
+        rows = training_rows(self.dense, self.source, Sample(limit, self.window, seed=self.seed))
         dataset = rows if is_classifier(loaded) else language_modelling(rows)
         kind = FinetuneRates if rates else Finetune
         settings = kind(max_steps=self.steps, batch_size=self.batch_size, seed=self.seed)

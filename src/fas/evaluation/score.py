@@ -61,6 +61,7 @@ class Scores:
         self.table: Any = None
         self.stream: Any = None
         self.images: list[Any] = []
+        self.detail: dict[str, Any] = {}
         if is_plain(loaded):
             self.images = photographs(loaded, source, split, limit=images, rows=max(batch_size, 64), seed=None)
         elif is_classifier(loaded):
@@ -70,7 +71,7 @@ class Scores:
             regression = loaded.model.config.num_labels == 1
             self.table = load_table(Path(source), task="regression" if regression else None)
         else:
-            self.stream = tokens(loaded, source, split)[:limit]
+            self.stream = tokens(loaded, source, split, limit=limit)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class Scores:
         size = {} if self.stream is None else {"tokens": len(self.stream)}
         if self.images:
             size = {"images": sum(len(batch["labels"]) for batch in self.images)}
-        return {"data": self.source, **size}
+        return {"data": self.source, **size, **self.detail}
 
     def of(self, loaded: Loaded, advance: Advance | None = None) -> dict[str, float]:
         """Return the scores of the network that a model is set to, the chief one first."""
@@ -101,9 +102,10 @@ class Scores:
         from fas.evaluation.perplexity import perplexity
 
         found = perplexity(
-            loaded.model, self.stream, window=self.window, stride=self.stride, batch_size=self.batch_size,
-            progress=advance, once=self.once,
+            loaded.model, self.stream, window=self.window, stride=self.stride, bos=loaded.bos,
+            batch_size=self.batch_size, progress=advance, once=self.once,
         )  # fmt: skip
+        self.detail = found.conditions
         return {"perplexity": found.value}
 
 
