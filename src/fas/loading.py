@@ -144,8 +144,8 @@ class Loaded:
         """
         if self.tokenizer is None:
             raise CheckpointError(
-                f"{self.name} has no tokenizer that can be read: copy the tokenizer's files into its directory, or pass "
-                "tokenizer="
+                f"{self.name} has no tokenizer that can be read: copy the tokenizer's files into its directory, or "
+                "pass tokenizer="
             )
         return self.tokenizer
 

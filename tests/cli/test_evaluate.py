@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ def test_dense_perplexity_is_that_of_the_library(rows, dense: Path, text: Path) 
     # The very same computation: equal to the last bit.
     assert values(found, "perplexity") == [perplexity(AutoModelForCausalLM.from_pretrained(dense), ids).value]
     assert found[0]["conditions"]["network"] == "ann" and found[0]["conditions"]["tokens"] == 200
+
+
+def test_a_perplexity_states_what_it_depends_on(run, rows, snn: Path, text: Path, tmp_path: Path) -> None:
+    arguments = ["--data", text, "--limit-tokens", 200]
+    (row,) = (r for r in rows("evaluate", snn, *arguments, "--window", 32) if r["quantity"] == "perplexity")
+    about = row["conditions"]
+    assert (about["window"], about["stride"], about["scored_tokens"], about["bos"]) == (32, 16, 199, False)
+    assert row["value"] == pytest.approx(math.exp(about["nll_per_token"]))
+    # And its conditions suffice to measure it again.
+    again = rows("evaluate", snn, *arguments, "--window", about["window"], "--stride", about["stride"])
+    assert values(again, "perplexity") == [row["value"]]
 
 
 def test_every_timestep_has_its_rows(rows, snn: Path, text: Path) -> None:

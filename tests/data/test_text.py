@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fas.data.text import batches, load_documents, token_stream, windows
+from fas.data import text as text_module
+from fas.data.text import batches, leading_token, load_documents, token_stream, windows
 from fas.errors import DataError, MissingExtraError
 
 WORDS = ["[END]", "[UNK]", "a", "b", "c", "|"]
@@ -20,6 +21,14 @@ def word_tokenizer(**special):
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", **special)
+
+
+def leading_tokenizer():
+    """A tokenizer that puts a token in front of every text, as Gemma's does."""
+    found = word_tokenizer(eos_token="[END]", bos_token="|")
+    front = processors.TemplateProcessing(single="| $A", special_tokens=[("|", WORDS.index("|"))])
+    found.backend_tokenizer.post_processor = front
+    return found
 
 
 @pytest.fixture
@@ -252,6 +261,74 @@ def test_wikitext_2_has_the_published_number_of_tokens(shared_data):
     rows = [f"{line}\n" if line.strip() else "" for line in text.split("\n")[:-1]]
     assert len(rows) == 4358
     assert len(token_stream(rows, gpt2, vocab_size=50257, separator="\n\n")) == 287_644
+
+
+def test_the_leading_token_is_what_the_tokenizer_adds(tokenizer, shared_data):
+    assert leading_token(tokenizer) is None
+    assert leading_token(leading_tokenizer()) == WORDS.index("|")
+    bert = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "bert-uncased")
+    assert leading_token(bert) == bert.cls_token_id
+    gpt2 = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "gpt2")
+    assert gpt2.bos_token_id is not None and leading_token(gpt2) is None
+
+
+def test_every_document_begins_with_the_leading_token():
+    tokenizer = leading_tokenizer()
+    assert token_stream(["a b", "c"], tokenizer, bos=5).tolist() == [5, 2, 3, 0, 5, 4]
+    with pytest.raises(DataError, match="2 documents hold no tokens"):
+        token_stream(["", ""], tokenizer, bos=5)
+
+
+def test_a_limit_ends_the_reading(tokenizer):
+    class Counts:
+        eos_token_id, seen = None, 0
+
+        def __call__(self, texts, **options):
+            self.seen += sum(map(len, texts))
+            return tokenizer(texts, **options)
+
+        def __len__(self):
+            return len(tokenizer)
+
+    counts, documents = Counts(), ["a b c " * 10_000] * 20
+    tokens = token_stream(documents, counts, limit=7)
+    assert tokens.tolist() == token_stream(documents[:1], tokenizer)[:7].tolist()
+    # What is tokenised together, and nothing of the rest.
+    assert counts.seen <= text_module.PIECE
+
+
+def test_a_long_document_is_tokenised_in_pieces_with_the_tokens_of_the_whole(shared_data, monkeypatch):
+    gpt2 = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "gpt2")
+    (text,) = load_documents(shared_data / "wikitext-2-raw", split="test")
+    # One line without line breaks.
+    line = text[:300_000].replace("\n", " ")
+    whole = gpt2(line, verbose=False)["input_ids"]
+    monkeypatch.setattr(text_module, "PIECE", 4096)
+    lengths = []
+
+    def watched(texts, **options):
+        lengths.extend(map(len, texts))
+        return gpt2(texts, **options)
+
+    watched.eos_token_id = gpt2.eos_token_id
+    assert token_stream([line], watched).tolist() == whole
+    assert max(lengths) <= 4096
+
+
+def test_a_text_without_gaps_is_cut_anyway(tokenizer, monkeypatch):
+    monkeypatch.setattr(text_module, "PIECE", 100)
+    # Unknown words of 100 letters each: [UNK].
+    assert token_stream(["x" * 250], tokenizer).tolist() == [1, 1, 1]
+
+
+def test_windows_begin_with_the_leading_token():
+    stream = torch.tensor([5, 1, 2, 3, 4, 5, 1, 2, 3, 4])
+    assert windows(stream, 3, bos=5).tolist() == [[5, 1, 2], [5, 3, 4], [5, 1, 2], [5, 3, 4]]
+    assert windows(stream, 3, bos=5, limit_tokens=7).tolist() == [[5, 1, 2], [5, 3, 4]]
+    with pytest.raises(ValueError, match="length is 1: expected at least 2 tokens per window"):
+        windows(stream, 1, bos=5)
+    with pytest.raises(DataError, match="one window needs 20"):
+        windows(stream, 20, bos=5)
 
 
 def test_windows_do_not_overlap_and_drop_the_rest():

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import fas
+from fas.data.text import leading_token
 from fas.errors import CheckpointError, DataError, MissingExtraError, NotCalibratedError
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'fas[eval]'")
@@ -112,6 +113,15 @@ def test_three_ways_to_the_same_figures(places: Path, task: str) -> None:
     settings = {"timesteps": 3, "schedule": "online", "batch_size": 2}
     held = figures(SpikingLM(model, tokenizer=tokenizer(), **settings), task, places)
     assert held == figures(SpikingLM(str(places / "snn"), **settings), task, places) == named
+
+
+def test_texts_begin_with_the_token_that_the_tokenizer_adds(places: Path) -> None:
+    leading = tokenizer()
+    front = processors.TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", leading.eos_token_id)])
+    leading.backend_tokenizer.post_processor = front
+    plain, led = (SpikingLM(str(places / "snn"), tokenizer=one, device="cpu") for one in (tokenizer(), leading))
+    assert led.tok_encode("ab") == [leading_token(leading), *plain.tok_encode("ab")]
+    assert leading_token(tokenizer()) is None
 
 
 def test_settings_have_an_effect(places: Path) -> None:

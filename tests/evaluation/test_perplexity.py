@@ -76,6 +76,52 @@ def test_equals_the_token_by_token_loop(length, window, stride):
     assert (result.tokens, result.window, result.stride) == (scored, window, stride)
 
 
+def slow_reference_led(model, tokens, window, stride, bos):
+    """As ``slow_reference``, with a leading token before every window that does not begin with it."""
+    losses, begin, seen = [], 0, 0
+    while seen < len(tokens):
+        led = int(tokens[begin] != bos)
+        end = min(begin + window - led, len(tokens))
+        context = torch.cat([torch.tensor([bos] * led, dtype=torch.int64), tokens[begin:end]])
+        for place in range(max(seen - begin + led, 1), len(context)):
+            if context[place] != bos:
+                with torch.no_grad():
+                    logits = model(input_ids=context[None, :place]).logits[0, -1]
+                losses.append(-logits.double().log_softmax(-1)[context[place]].item())
+        begin, seen = begin + stride, end
+    return sum(losses) / len(losses), len(losses)
+
+
+@pytest.mark.parametrize("length", [2, 7, 8, 9, 17])
+@pytest.mark.parametrize(("window", "stride"), [(8, 4), (8, 7), (8, 1), (2, 1)])
+@pytest.mark.parametrize("own", [(), (0,), (0, 5)])
+def test_every_window_begins_with_the_leading_token(length, window, stride, own):
+    model, tokens = Recurrent(), torch.randint(1, VOCABULARY, (length,))
+    for place in own:
+        if place < length:
+            tokens[place] = 0
+    result = perplexity(model, tokens, window=window, stride=stride, batch_size=3, bos=0)
+    nll, scored = slow_reference_led(model, tokens, window, stride, 0)
+    assert result.nll_per_token == pytest.approx(nll, rel=1e-5)  # as above
+    assert (result.tokens, result.bos) == (scored, True)
+    # All of the text has a context now, but for its own leading tokens, which no model writes.
+    assert scored == int((tokens != 0).sum())
+
+
+def test_a_perplexity_can_be_measured_again_from_its_conditions(model):
+    tokens = torch.randint(1, VOCABULARY, (29,))
+    found = perplexity(model, tokens, bos=0)
+    assert found.conditions == {
+        "window": CONTEXT, "stride": CONTEXT // 2, "bos": True, "scored_tokens": 29,
+        "nll_per_token": found.nll_per_token,
+    }  # fmt: skip
+    again = perplexity(model, tokens, window=found.conditions["window"], stride=found.conditions["stride"], bos=0)
+    assert again == found
+    assert perplexity(model, tokens).conditions["bos"] is False
+    # A window that takes a leading token advances by one less than its length.
+    assert perplexity(model, tokens, stride=CONTEXT, bos=0).stride == CONTEXT - 1
+
+
 def test_batching_does_not_matter(model):
     tokens = torch.randint(VOCABULARY, (29,))
     first, *others = (perplexity(model, tokens, batch_size=size) for size in (1, 2, 100))

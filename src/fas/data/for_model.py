@@ -81,12 +81,11 @@ def tokens(
     from fas.data.text import load_documents, token_stream
 
     documents = load_documents(data, split=split, column=column) if isinstance(data, str | Path) else data
-    return token_stream(
-        documents, loaded.need_tokenizer(), vocab_size=loaded.vocabulary, bos=loaded.bos, limit=limit
-    )  # fmt: skip
+    tokenizer = loaded.need_tokenizer()
+    return token_stream(documents, tokenizer, vocab_size=loaded.vocabulary, bos=loaded.bos, limit=limit)
 
 
-def training_rows(loaded: Loaded, data: str | Path | Sequence[str], sample: Sample) -> Any:
+def training_rows(loaded: Loaded, data: Any, sample: Sample) -> Any:
     """Return token windows [n, L], or tokenised rows of a table."""
     if is_classifier(loaded):
         from fas.data.table import load_table, tokenise_table

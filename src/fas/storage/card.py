@@ -180,7 +180,10 @@ def _measured(stored: FASConfig) -> list[str]:
     energies = [row for row in rows if row[0] == "energy"]
     parts = []
     if figures:
-        shown = ("network", "schedule", "timesteps", "levels", "data", "task", "tokens", "phase")
+        shown = (
+            "network", "schedule", "timesteps", "levels", "data", "task", "tokens", "window", "stride", "bos",
+            "scored_tokens", "phase",
+        )  # fmt: skip
         cells = [[name, value, s["unit"], s["origin"], _told(s["conditions"], shown)] for name, value, s in figures]
         parts += ["## Measured", _table(["quantity", "value", "unit", "origin", "conditions"], cells)]
     if energies:

@@ -1,0 +1,127 @@
+"""Data by name, documents or batches, as the inputs of a model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import fas
+from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches, name_of_data, tokens
+from fas.errors import CheckpointError, DataError
+from fas.loading import Loaded
+
+WORDS = ["[END]", "[UNK]", "[BOS]", *"abcdefgh"]
+TEXT = "a b c d e f g h " * 16
+
+
+def tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="[END]", bos_token="[BOS]")
+
+
+def gpt2() -> GPT2LMHeadModel:
+    config = GPT2Config(vocab_size=len(WORDS), n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture
+def loaded() -> Loaded:
+    return Loaded.of(gpt2(), tokenizer())
+
+
+def rows(batches: list) -> list[list[int]]:
+    return [row for batch in batches for row in batch["input_ids"].tolist()]
+
+
+def test_a_file_and_its_documents_are_the_same_data(loaded: Loaded, tmp_path: Path) -> None:
+    file, sample = tmp_path / "text.txt", Sample(64, 8, batch_size=3)
+    file.write_text(TEXT)
+    found = [rows(calibration_batches(loaded, data, sample)) for data in (str(file), file, [TEXT], (TEXT,))]
+    assert found[0] and all(other == found[0] for other in found[1:])
+    assert [len(batch["input_ids"]) for batch in calibration_batches(loaded, file, sample)] == [3, 3, 2]
+
+
+def test_a_sample_says_how_much_and_in_what_pieces(loaded: Loaded) -> None:
+    assert (Sample().window_for(loaded), Sample(window=5).window_for(loaded)) == (16, 5)
+    first, other = (rows(calibration_batches(loaded, [TEXT * 4], Sample(32, 5, seed=seed))) for seed in (0, 1))
+    assert len(first) == len(other) == 6 and first != other
+    assert len(rows(calibration_batches(loaded, [TEXT], Sample(None, 8)))) == 16
+
+
+def test_windows_begin_with_the_token_that_the_tokenizer_adds() -> None:
+    loaded = Loaded.of(gpt2(), tokenizer(bos=True))
+    assert loaded.bos == 2 and Loaded.of(gpt2()).bos is None
+    for batches in (
+        calibration_batches(loaded, [TEXT], Sample(64, 8)),
+        held_out_batches(loaded, [TEXT], Sample(64, 8)),
+    ):
+        assert {row[0] for row in rows(batches)} == {2} and sum(2 in row[1:] for row in rows(batches)) == 0
+    assert tokens(loaded, [TEXT, "a"], "train")[-2:].tolist() == [2, 3]
+
+
+def test_batches_are_taken_as_they_are(loaded: Loaded) -> None:
+    batches = [{"input_ids": torch.arange(6).view(1, 6)}]
+    assert calibration_batches(loaded, batches, Sample(2)) == batches
+    assert calibration_batches(loaded, tuple(batches), Sample(2)) == batches
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.zeros(2, 4), r"this is one tensor \[2, 4\]: pass \[\{'input_ids': tensor\}\]"),
+        ({"input_ids": torch.zeros(2, 4)}, r"this is one dict: pass \[batch\]"),
+        ((x for x in ()), r"read several times; this is a generator: pass list\(\.\.\.\) of it"),
+        ([torch.zeros(2, 4)], r"the first element is a Tensor, not a dict of tensors or a string"),
+        ([{"text": "a b"}], r"these are rows with strings: pass a column of texts, data\['text'\]"),
+        ([{"input_ids": [1, 2]}], r"'input_ids' of the first batch is a list: make tensors \(return_tensors='pt'\)"),
+    ],
+)
+def test_what_is_no_data_is_named_with_what_to_pass(data: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fas.convert(gpt2(), calibration=data)
+
+
+def test_text_needs_a_tokenizer() -> None:
+    with pytest.raises(CheckpointError, match=r"has no tokenizer that can be read.* or pass tokenizer="):
+        calibration_batches(Loaded.of(gpt2()), [TEXT], Sample())
+
+
+def test_data_have_a_name_where_they_can_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    assert name_of_data("text.txt") == name_of_data(Path("text.txt")) == str(tmp_path / "text.txt")
+    assert name_of_data("wikitext") == "wikitext"
+    assert name_of_data([TEXT]) is None and name_of_data([{}]) is None and name_of_data(None) is None
+
+
+def test_a_converted_model_knows_its_data(tmp_path: Path) -> None:
+    file, place = tmp_path / "text.txt", tmp_path / "snn"
+    file.write_text(TEXT)
+    model = fas.convert(gpt2(), fas.FAS(timesteps=4), calibration=file, tokenizer=tokenizer(), sample=Sample(64, 8))
+    assert default_data(Loaded.of(model), None) == str(file)
+    model.save_pretrained(place)
+    assert default_data(fas.load(str(place)), None) == str(file)
+    assert default_data(fas.load(str(place)), "other") == "other"
+    # Batches have no name, and those of the first calibration remain the model's.
+    fas.calibrate(model, [{"input_ids": torch.arange(6).view(1, 6)}])
+    assert model.fas_config.data == str(file)
+    with pytest.raises(DataError, match="no data named for GPT2LMHeadModel: pass a text file"):
+        default_data(Loaded.of(gpt2()), None)
+
+
+def test_text_by_name_calibrates_as_its_batches_do(tmp_path: Path) -> None:
+    file, sample = tmp_path / "text.txt", Sample(64, 8)
+    file.write_text(TEXT)
+    dense = gpt2()
+    state = {name: value.clone() for name, value in dense.state_dict().items()}
+    batches = calibration_batches(Loaded.of(dense, tokenizer()), file, sample)
+    one = fas.convert(dense, calibration=batches).state_dict()
+    again = gpt2()
+    again.load_state_dict(state)
+    other = fas.convert(again, calibration=str(file), tokenizer=tokenizer(), sample=sample).state_dict()
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
