@@ -36,10 +36,9 @@ from fas.runtime.plain import load_module
 from fas.stages.fast_snn import TuneLayers
 from fas.stages.reduce_bits import ReduceBits
 from fas.stages.set_potential import SetPotential
-from fas.stages.train_quantised import dense_parameters
 from fas.stages.train_rates import TrainRates
 from fas.surgery.probe import evaluating
-from fas.training.descent import cross_entropy, descend
+from fas.training.descent import cross_entropy, dense_parameters, descend
 from fas.training.rates import rates
 from fas.types import Method
 

@@ -22,7 +22,8 @@ import transformers
 import fas
 from fas.data.text import batches, load_documents, token_stream, windows
 from fas.evaluation.perplexity import perplexity
-from fas.stages.finetune import Finetune, finetune, language_modelling
+from fas.stages.finetune import Finetune
+from fas.training.finetuning import finetune, language_modelling
 
 
 def main() -> None:

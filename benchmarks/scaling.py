@@ -156,7 +156,8 @@ def child(stage: str, tokens: int, out: Path) -> None:
     import fas
     from fas.distributed import join, place
     from fas.memory import give_back
-    from fas.stages.finetune import Finetune, language_modelling
+    from fas.stages.finetune import Finetune
+    from fas.training.finetuning import language_modelling, tuned
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -184,7 +185,7 @@ def child(stage: str, tokens: int, out: Path) -> None:
             fas.convert(model, fas.FAS(timesteps=8), calibration=batches)
         else:
             settings = Finetune(max_steps=STEPS, batch_size=1, save_steps=1000)
-            settings.run(model, language_modelling(rows[:, :32]), output_dir=directory)
+            tuned(settings, model, language_modelling(rows[:, :32]), output_dir=directory)
     weights = sum(parameter.numel() for parameter in model.parameters())
     found = {"weights": weights, "sent": sent() - before, "peak": resident("VmHWM") - held}
     if place()[0] == 0:

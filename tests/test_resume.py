@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_cnns
 import torch
 from safetensors.torch import load_file
 from tiny_models import FAMILIES
@@ -13,7 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import fas
+from fas import registry
 from fas.conversion import calibrate, convert
+from fas.layers.population import Population
 from fas.methods.fas import FAS
 
 WORDS = [f"w{i}" for i in range(30)]
@@ -196,7 +199,7 @@ def test_calibration_goes_on_behind_the_sites_that_are_done(tmp_path, monkeypatc
 
     with pytest.raises(KeyboardInterrupt):
         calibrated(keep=tmp_path / "kept", progress=stop)
-    assert len(list((tmp_path / "kept").glob("site-*.safetensors"))) == 5
+    assert len(list((tmp_path / "kept").glob("calibration-*.safetensors"))) == 5
     fitted = []
     fit = fas.stages.calibrate.Calibrate._fit
     monkeypatch.setattr(
@@ -208,6 +211,68 @@ def test_calibration_goes_on_behind_the_sites_that_are_done(tmp_path, monkeypatc
     assert again.records[-1].sites.keys() == {site.path for site in again.sites}
 
 
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def start(method):
+    """A dense network that the method takes, with a probe and batches for it."""
+    if issubclass(method, FAS):
+        return FAMILIES["gpt2"].build(), None, [FAMILIES["gpt2"].batch(), FAMILIES["gpt2"].batch(seed=2)]
+    batches = [{"x": tiny_cnns.images(4, size=10, seed=seed).double()} for seed in range(2)]
+    return tiny_cnns.chain(), {"x": batches[0]["x"][:1]}, batches
+
+
+@pytest.mark.parametrize("error", [Killed, MemoryError])
+@pytest.mark.parametrize("name", registry.available("methods"))
+def test_the_calibration_of_every_method_resumes(name, error, tmp_path, monkeypatch):
+    method = registry.load("methods", name)
+    calls = []
+    for work in ("forward", "set"):
+        original = getattr(Population, work)
+        monkeypatch.setattr(Population, work, lambda self, *x, _do=original: calls.append(self) or _do(self, *x))
+
+    def calibrated(**options):
+        model, probe, batches = start(method)
+        model = convert(model, method(timesteps=3), probe=probe)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        calls.clear()
+        try:
+            calibrate(model, batches, **options)
+        except error:
+            # What a caller holds is what the first unfinished stage began with.
+            if len(method(timesteps=3).stages()) == 1:
+                after = model.state_dict()
+                assert all(torch.equal(value.isnan(), after[key].isnan()) for key, value in before.items())
+                assert all(torch.equal(value.nan_to_num(), after[key].nan_to_num()) for key, value in before.items())
+            raise
+        return model
+
+    parts = []
+
+    def ending(last):
+        """Ends the calibration at a part of the whole one; those that are found done may not be told again."""
+        wanted, told = parts[last], []
+
+        def progress(*part):
+            told.append(part)
+            if told.count(wanted) == parts[: last + 1].count(wanted):
+                raise error
+
+        return progress
+
+    whole = calibrated(progress=lambda *part: parts.append(part))
+    usual = len(calls)
+    for last in (len(parts) // 2, len(parts) - 1):
+        with pytest.raises(error):
+            calibrated(keep=tmp_path / "kept", progress=ending(last))
+    again = calibrated(keep=tmp_path / "kept")
+    assert len(calls) < usual
+    for key, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    assert [record.sites for record in again.records] == [record.sites for record in whole.records]
+
+
 def test_sites_of_another_calibration_are_not_taken(tmp_path, caplog):
     batches = [FAMILIES["gpt2"].batch()]
     model = convert(FAMILIES["gpt2"].build(), FAS(timesteps=4))
@@ -215,7 +280,7 @@ def test_sites_of_another_calibration_are_not_taken(tmp_path, caplog):
     other = convert(FAMILIES["gpt2"].build(), FAS(timesteps=4))
     with caplog.at_level("WARNING", logger="fas"):
         calibrate(other, [FAMILIES["gpt2"].batch(seed=9)], keep=tmp_path / "kept")
-    assert "is of another calibration (data differs): starting anew" in caplog.text
+    assert "was begun by another run: its data is " in caplog.text
     alone = convert(FAMILIES["gpt2"].build(), FAS(timesteps=4))
     calibrate(alone, [FAMILIES["gpt2"].batch(seed=9)])
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), alone.state_dict().values(), strict=True))

@@ -212,7 +212,7 @@ def test_the_leftovers_of_another_run_are_refused(what, tmp_path):
         dense(source, num_hidden_layers=3)
     else:
         data[0]["input_ids"][0, 0] += 1
-    with pytest.raises(FASError, match=f"unfinished conversion whose {what} is .*finish it with the same command"):
+    with pytest.raises(FASError, match=f"begun by another run: its {what} is .*resume it with the same command"):
         stream(source, tmp_path / "out", method, calibration=data)
 
 
@@ -256,8 +256,8 @@ def test_what_a_killed_run_was_writing_is_removed(tmp_path):
 def test_a_damaged_journal(tmp_path):
     source, method = dense(tmp_path / "dense"), fas.FAS(timesteps=4)
     interrupt(source, tmp_path / "out", method)
-    (tmp_path / "out.partial" / "journal.json").write_text("{")
-    with pytest.raises(FASError, match=r"journal\.json is damaged: remove"):
+    (tmp_path / "out.partial" / "journal.jsonl").write_text("{")
+    with pytest.raises(FASError, match=r"journal\.jsonl is damaged: remove"):
         stream(source, tmp_path / "out", method, calibration=batches())
 
 

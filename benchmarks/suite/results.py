@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fas.errors import DataError
-from fas.storage.directory import whole_file
+from fas.storage.directory import write_text
 from fas.types import Measurement, finite
 
 
@@ -18,8 +18,7 @@ def write(path: Path, machine: dict[str, Any], rows: Sequence[Measurement]) -> N
     document = {"machine": machine, "rows": [finite(row.to_dict()) for row in rows]}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Measurement]]:

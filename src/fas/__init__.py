@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from fas.runtime.anytime import Anytime as Anytime
     from fas.runtime.plain import load_module as load_module
     from fas.stages.finetune import Finetune as Finetune
-    from fas.stages.finetune import finetune as finetune
     from fas.storage.card import write_card as write_card
+    from fas.training.finetuning import finetune as finetune
     from fas.types import Measurement as Measurement
 
 _HOMES = {
@@ -45,7 +45,7 @@ _HOMES = {
     "convert": "fas.conversion",
     "count_operations": "fas.energy.count",
     "estimate_energy": "fas.energy.estimate",
-    "finetune": "fas.stages.finetune",
+    "finetune": "fas.training.finetuning",
     "load": "fas.loading",
     "load_module": "fas.runtime.plain",
     "record": "fas.recording",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,10 @@ from fas.stages.calibrate import Calibrate
 from fas.stages.set_thresholds import SetThresholds
 from fas.storage.card import write_card
 from fas.storage.checksums import write_sums
+from fas.storage.digest import digest, pieces, states
 from fas.storage.directory import put, read_config
 from fas.storage.foreign import check_parameters
+from fas.storage.resume import Run
 from fas.storage.sharded import Sharded
 from fas.surgery.probe import evaluating, is_convolutional, probe_inputs, reads_images_and_text
 from fas.types import Method, Progress, Record, Stage
@@ -150,13 +151,29 @@ def _run_stages(
     model: Any, batches: Batches, keep: str | os.PathLike[str] | None, progress: Progress | None
 ) -> list[Record]:
     """Run what is left of the stages of a converted model whose parameters are finite."""
-    model.keep_sites = None if keep is None or place()[1] > 1 else Path(keep)
-    try:
-        records = [stage.run(model, batches, progress) for stage in stages_of(model)]
-    finally:
-        del model.keep_sites
+    stages = stages_of(model)
+    run = None if keep is None or place()[1] > 1 else Run(Path(keep) / "calibration.jsonl", _about(model, batches))
+    records = [
+        stage.run(model, batches, progress, kept=None if run is None else run.part(f"{i} {type(stage).__name__}"))
+        for i, stage in enumerate(stages)
+    ]
     model.records.extend(records)
     return records
+
+
+def _about(model: Any, batches: Batches) -> dict[str, Any]:
+    """Return what the result of calibration depends on, in JSON types."""
+    return {
+        "stages": [[type(stage).__name__, asdict(stage)] for stage in stages_of(model)],  # type: ignore[call-overload]
+        "timesteps": model.timesteps,
+        "levels": model.levels,
+        "trained": is_trained(model),
+        "method": model.fas_config.method,
+        "options": str(model.fas_config.recipe),
+        "data": digest(pieces(batches)),
+        "weights": digest(pieces([model.state_dict()])),
+        "versions": {"fas": __version__, "torch": torch.__version__},
+    }
 
 
 def stages_of(model: Any) -> list[Stage]:
@@ -254,11 +271,11 @@ def stream(
     # Two words each: the options of methods, of one word, come between.
     fingerprint = {
         "source directory": str(Path(source).resolve()),
-        "source files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in sharded.files],
-        "source configuration": _digest([(Path(source) / "config.json").read_bytes()]),
+        "source files": states(sharded.files),
+        "source configuration": digest([(Path(source) / "config.json").read_bytes()]),
         "method name": name_of(method),
         **{key: value for key, value in config.to_dict().items() if key not in ("sites", "records", "version")},
-        "calibration data": _digest(_bytes_of(calibration)),
+        "calibration data": digest(pieces(calibration)),
         "compute dtype": str(dtype),
         "fas version": __version__,
         "torch version": torch.__version__,
@@ -270,14 +287,12 @@ def stream(
         if (target / "config.json").is_file():
             return FASConfig(**read_config(target)["quantization_config"]).records
         residence = Residence(sharded, layout, partial, fingerprint, budget=budget, told=told)
-    model.residence = residence
     handles = residence.watch()
     try:
-        config.records.extend(stage.run(model, calibration, progress) for stage in stages)
+        config.records.extend(stage.run(model, calibration, progress, kept=residence) for stage in stages)
     finally:
         for handle in handles:
             handle.remove()
-        del model.residence
     residence.close()
     if tokenizer is not None:
         tokenizer.save_pretrained(partial / "model")
@@ -287,20 +302,6 @@ def stream(
     put(partial / "model", target)
     shutil.rmtree(partial)
     return config.records
-
-
-def _digest(parts: Any) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part)
-    return found.hexdigest()
-
-
-def _bytes_of(batches: Batches) -> Any:
-    for batch in batches:
-        for name, value in batch.items():
-            yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
-            yield value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def revert(model: Any) -> Any:

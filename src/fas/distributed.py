@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -103,15 +103,6 @@ def check_same(what: str, content: Iterable[bytes], device: torch.device) -> Non
         raise FASError(
             f"{what}: process {others[0]} has other ones than process 0; every process must be given all of the same"
         )
-
-
-def bytes_of(batches: Iterable[Mapping[str, object]]) -> Iterator[bytes]:
-    """Yield names and contents of the tensors in batches."""
-    for batch in batches:
-        for name, value in batch.items():
-            yield name.encode()
-            if isinstance(value, Tensor):
-                yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def first_says(number: int, device: torch.device) -> int:

@@ -107,14 +107,13 @@ def save_in_place(loaded: Loaded, directory: Path, command: str) -> None:
         directory: where it was loaded from.
         command: that is running.
     """
-    from fas.storage.directory import whole_file
+    from fas.storage.directory import write_text
 
     if place()[0] != 0:
         return
     work = unfinished(directory)
     _write(loaded, work / _WRITTEN)
-    with whole_file(work / _COMMAND) as beside:
-        beside.write_text(command, encoding="utf-8")
+    write_text(work / _COMMAND, command)
     finish(directory, command)
 
 

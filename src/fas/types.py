@@ -6,9 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 Role = Literal["mlp", "linear_input", "conv_input", "query", "key", "value", "attention_weight"]
@@ -239,6 +241,24 @@ Progress = Callable[[str, int, int], None]
 """Receives what is being done, how many parts are done and how many there are."""
 
 
+Batches = Sequence[Mapping[str, "Tensor"]]
+"""Inputs of a model's forward, by name."""
+
+
+class Kept(Protocol):
+    """What a stage has finished, part by part, where the stage is to resume after an interruption."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the stage may keep files of its own."""
+
+    def found(self, part: str) -> tuple[Any, dict[str, Tensor]] | None:
+        """Return what an earlier run has found in a part, value and tensors; None if it is still to do."""
+
+    def add(self, part: str, value: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what has been found in a part: a value in JSON types, and tensors by name."""
+
+
 class Stage(ABC):
     """One step of a method that changes parameters: a frozen dataclass whose fields are its settings.
 
@@ -256,13 +276,17 @@ class Stage(ABC):
         return Record(name, asdict(self), results, sites or {}, self.trains)  # type: ignore[call-overload]
 
     @abstractmethod
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
-        """Change the model's parameters in place and say what was done.
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
+        """Change the model's parameters in place and say what was done; an error leaves them as they were.
 
         Args:
             model: a converted model.
             batches: inputs of the model's forward, in memory.
             progress: told after each part.
+            kept: parts that an interrupted run has finished, which are not done again; takes those of this one.
+
+        Raises:
+            CalibrationError: no batches, or batches on which the model gives NaN or infinite values.
         """
 
 

@@ -11,8 +11,9 @@ import fas
 from fas import registry
 from fas.calibration.teacher import is_trained
 from fas.config import FASConfig
-from fas.stages.finetune import Finetune, language_modelling
+from fas.stages.finetune import Finetune
 from fas.surgery.replace import populations
+from fas.training.finetuning import language_modelling, tuned
 from fas.types import Record
 
 STAGES = {name: registry.load("stages", name) for name in registry.available("stages")}
@@ -29,7 +30,7 @@ def trained(name, method, directory):
         model = fas.convert(family.build(), method, calibration=inputs)
         rows = language_modelling(inputs[0]["input_ids"])
         settings = STAGES[name](max_steps=2, learning_rate=1e-2, threshold_learning_rate=0.1)
-        model.records.append(settings.run(model, rows, output_dir=directory))
+        model.records.append(tuned(settings, model, rows, output_dir=directory))
         return model, inputs
     model = fas.convert(tiny_cnns.build("vgg"), method, probe={"x": FEW[0]["x"][:1]}, calibration=INPUTS)
     model.records.append(STAGES[name]().run(model, FEW))

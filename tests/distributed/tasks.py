@@ -19,7 +19,8 @@ from fas.conversion import convert
 from fas.registry import load
 from fas.stages import calibrate
 from fas.stages.align import Align
-from fas.stages.finetune import Finetune, finetune, language_modelling
+from fas.stages.finetune import Finetune
+from fas.training.finetuning import finetune, language_modelling
 
 ROWS = torch.randint(3, 100, (32, 10), generator=torch.Generator().manual_seed(1))
 

@@ -1,6 +1,5 @@
 """Stage 1 in two processes: what one finds in twice as many passes, with whole weights and with shards."""
 
-import json
 import shutil
 from types import SimpleNamespace
 
@@ -114,13 +113,3 @@ def test_what_cannot_be_sharded_is_refused():
 def test_half_precision_is_not_sharded(tmp_path):
     for answer in tune(2, tmp_path, (), SHARDED, dtype=torch.bfloat16):
         assert isinstance(answer, ValueError) and "is torch.bfloat16, and weights are sharded in" in str(answer)
-
-
-def test_runs_of_one_process_from_before_go_on(tmp_path):
-    alone = agreed(tune(1, tmp_path, {"save_steps": 2}))
-    file = tmp_path / "finetune.json"
-    known = json.loads(file.read_text())
-    assert (known.pop("processes"), known.pop("sharded")) == (1, False)
-    file.write_text(json.dumps(known))
-    shutil.rmtree(tmp_path / "checkpoint-4")
-    assert agreed(tune(1, tmp_path, {"save_steps": 2})) == alone

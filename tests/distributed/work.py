@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 import fas
 from fas.distributed import join
-from fas.stages.finetune import Finetune, finetune, language_modelling
+from fas.stages.finetune import Finetune
+from fas.training.finetuning import finetune, language_modelling
 
 ROWS = torch.randint(0, 60, (23, 16), generator=torch.Generator().manual_seed(1))
 

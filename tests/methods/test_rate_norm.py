@@ -13,10 +13,10 @@ from torch.nn import functional
 import fas
 from fas.errors import CalibrationError, SiteError
 from fas.methods.rate_norm import RateNorm
-from fas.stages.rate_norm import FitRates, omega
+from fas.stages.rate_norm import FitRates
 from fas.stages.train_rates import TrainRates
 from fas.surgery.replace import populations
-from fas.training.rates import rates
+from fas.training.rates import omega, rates
 
 
 def converted(batches, **options):

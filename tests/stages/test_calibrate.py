@@ -12,9 +12,10 @@ import fas
 from fas.errors import CalibrationError
 from fas.methods.qcfs_only import QCFSOnly
 from fas.stages.calibrate import Calibrate
-from fas.stages.finetune import Finetune, finetune, language_modelling
+from fas.stages.finetune import Finetune
 from fas.stages.set_thresholds import SetThresholds
 from fas.surgery.replace import neuron_parameters, populations, spiking_layers
+from fas.training.finetuning import finetune, language_modelling
 from fas.training.losses import divergence
 from fas.types import Record
 

@@ -10,9 +10,9 @@ from torch.nn import functional
 from fas.conversion import convert
 from fas.errors import NotCalibratedError
 from fas.methods.rate_norm import RateNorm
-from fas.stages.finetune import finetune, language_modelling
 from fas.stages.finetune_rates import FinetuneRates
 from fas.surgery.replace import populations
+from fas.training.finetuning import finetune, language_modelling, tuned
 
 ROWS = (torch.arange(12) * torch.randint(1, 4, (8, 1), generator=torch.Generator().manual_seed(0))) % 40
 DATA = language_modelling(ROWS)
@@ -65,7 +65,7 @@ def test_weights_are_trained_at_the_thresholds_of_stage_two(family, tmp_path):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
-    record = settings.run(model, DATA, output_dir=tmp_path, eval_dataset=DATA)
+    record = tuned(settings, model, DATA, output_dir=tmp_path, eval_dataset=DATA)
     assert record.stage == "finetune_rates" and record.results["eval_loss_after"] < record.results["eval_loss_before"]
     trained, untouched = model.state_dict(), build(family).state_dict()
     for name, wanted in plain.state_dict().items():
@@ -79,7 +79,7 @@ def test_weights_are_trained_at_the_thresholds_of_stage_two(family, tmp_path):
 def test_thresholds_follow_the_running_maximum(tmp_path):
     model = converted("opt", scale=1.0)
     settings = FinetuneRates(scale=0.5, max_steps=1, batch_size=8, learning_rate=1e-12)
-    settings.run(model, DATA, output_dir=tmp_path)
+    tuned(settings, model, DATA, output_dir=tmp_path)
     share, plain = torch.tensor(0.5).sigmoid(), build("opt")
     seen = {}
 
@@ -116,4 +116,4 @@ def test_the_control_is_trained_beside_it(tmp_path):
 def test_it_refuses_thresholds_that_were_never_set(tmp_path):
     model = convert(build("opt"), RateNorm(coverage="mlp"))
     with pytest.raises(NotCalibratedError, match="has no thresholds yet, and fine-tuning starts from some"):
-        FinetuneRates().run(model, DATA, output_dir=tmp_path)
+        tuned(FinetuneRates(), model, DATA, output_dir=tmp_path)

@@ -12,8 +12,9 @@ from tiny_models import FAMILIES
 from transformers import TrainerCallback
 
 from fas.errors import DataError
-from fas.stages.finetune import Finetune, finetune, language_modelling
+from fas.stages.finetune import Finetune
 from fas.training.distillation import Distillation
+from fas.training.finetuning import finetune, language_modelling, tuned
 
 ROWS = torch.randint(0, 40, (24, 12), generator=torch.Generator().manual_seed(0))
 SETTINGS = Finetune(max_steps=6, learning_rate=1e-3, save_steps=2, distillation=1.0)
@@ -81,7 +82,7 @@ def test_with_the_whole_weight_only_the_places_of_labels_count(tmp_path):
     models = []
     for i, targets in enumerate((labels, other)):
         models.append(converted())
-        SETTINGS.run(models[-1], Rows(ROWS, targets), output_dir=tmp_path / str(i))
+        tuned(SETTINGS, models[-1], Rows(ROWS, targets), output_dir=tmp_path / str(i))
     assert same(*models)
 
 
@@ -97,7 +98,7 @@ def test_the_quantised_network_comes_nearer_to_the_dense_one_whose_weights_stay(
             return float(Distillation(dense, 1.0).mixed(torch.zeros(()), inputs, model(input_ids=ROWS).logits))
 
     before = distance()
-    SETTINGS.run(model, language_modelling(ROWS), output_dir=tmp_path)
+    tuned(SETTINGS, model, language_modelling(ROWS), output_dir=tmp_path)
     assert distance() < 0.9 * before
 
 
@@ -116,9 +117,9 @@ def test_an_interrupted_run_ends_alike(tmp_path, name):
     inputs = FAMILIES[name].batch()["input_ids"].repeat(8, 1)
     data = Rows(inputs, inputs.clone())
     whole, first, second = converted(name), converted(name), converted(name)
-    SETTINGS.run(whole, data, output_dir=tmp_path / "whole")
-    SETTINGS.run(first, data, output_dir=tmp_path / "parts", callbacks=[Stop()])
-    SETTINGS.run(second, data, output_dir=tmp_path / "parts")
+    tuned(SETTINGS, whole, data, output_dir=tmp_path / "whole")
+    tuned(SETTINGS, first, data, output_dir=tmp_path / "parts", callbacks=[Stop()])
+    tuned(SETTINGS, second, data, output_dir=tmp_path / "parts")
     assert same(second, whole) and not same(first, whole)
 
 

@@ -23,15 +23,14 @@ def masks_of_sites(model: nn.Module, batch: Mapping[str, Any], run: Callable[[],
     """Return the name of the mask that belongs to each site, ``NO_MASK`` for rows of images.
 
     An image may have as many patches as the text has tokens, so that shapes do not tell: patches are rows into which
-    no token has flowed. Empty for a model that reads text alone, or images alone, and for one that does not lie in
-    memory as a whole (``residence``).
+    no token has flowed. Empty for a model that reads text alone, or images alone.
 
     Args:
         model: a converted model.
         batch: inputs of its forward.
         run: runs it once on them, to the end.
     """
-    if not reads_images_and_text(model) or getattr(model, "residence", None) is not None:
+    if not reads_images_and_text(model):
         return {}
     flows = {name: _Flow(batch[name]) for name in _MASKS if isinstance(batch.get(name), Tensor)}
     found: dict[str, str] = {}

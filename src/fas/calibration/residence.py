@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -15,9 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fas.calibration.layout import Layout, siblings
-from fas.errors import FASError, SiteError
+from fas.errors import SiteError
 from fas.memory import peak_resident
-from fas.storage.sharded import Sharded, write_index, write_whole
+from fas.storage.directory import write_tensors
+from fas.storage.resume import Run
+from fas.storage.sharded import Sharded, write_index
 from fas.surgery.replace import populations
 from fas.surgery.sites import block_of
 from fas.types import Network, Site
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 Figures = Mapping[str, float]
 # Bytes of one shard of what belongs to no block.
 _SHARD = 1 << 30
+# The last part of a run: everything is written.
+_COMPLETE = "complete"
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Finished:
 class Residence:
     """Keeps in memory the part of a model that a walk needs, and on the disk what is done.
 
-    ``directory`` holds ``journal.json`` (what is finished, and by which command), ``model`` (the shards of the
-    converted model), ``neurons`` (what conversion has added, for an interrupted run to go on with) and ``hidden``
+    ``directory`` holds ``journal.jsonl`` (what is finished, and by which command; beside it what conversion has added
+    to each block, for an interrupted run to resume with), ``model`` (the shards of the converted model) and ``hidden``
     (the hidden states that enter the next block). Every file appears whole; the journal names it afterwards.
 
     Args:
@@ -66,11 +69,11 @@ class Residence:
         told: told after each block.
 
     Attributes:
-        figures: what is known of the sites visited.
+        finished: blocks, and sites outside of blocks, that are written.
         has_moved: whether an earlier run has written everything and moved it to its place.
 
     Raises:
-        FASError: the directory holds another run's leftovers; the field that differs is named.
+        CheckpointError: the directory holds another run's leftovers; the field that differs is named.
         SiteError: blocks that exchange more than their hidden state.
     """
 
@@ -92,27 +95,24 @@ class Residence:
         self._shelf: Shelf | None = None
         self._began = time.perf_counter()
         self._spent: list[float] = []
-        directory.mkdir(parents=True, exist_ok=True)
-        self._journal = _read_journal(directory, fingerprint)
-        self.has_moved = bool(self._journal["complete"]) and not (directory / "model").exists()
-        for name in ("model", "neurons"):
-            (directory / name).mkdir(exist_ok=True)
-        self.figures: dict[str, Figures] = self._journal["figures"]
+        self._run = Run(directory / "journal.jsonl", fingerprint, refuse=True)
+        self._run.begin()
+        self.has_moved = _COMPLETE in self._run.entries and not (directory / "model").exists()
+        (directory / "model").mkdir(exist_ok=True)
+        parts = [part for part in self._run.entries.values() if part is not None]
+        self._shards: dict[str, dict[str, int]] = {part["shard"]: part["tensors"] for part in parts}
+        self._figures: dict[str, Figures] = {site: x for part in parts for site, x in part["figures"].items()}
+        self._written = {name for part in parts for name in part["parameters"]}
         for file in (directory / "model").iterdir():
-            # Half a shard, which the writer of weights has under a name of its own, or what is written at the end.
+            # Half a shard, or what is written at the end.
             if file.is_dir():
                 shutil.rmtree(file)
-            elif file.name not in self._journal["shards"]:
+            elif file.name not in self._shards:
                 file.unlink()
+        self.finished = [path for path in self._run.entries if path in self.blocks or path in self.sites]
         self._earlier = frozenset(self.finished)
         for path in self.finished:
             self._restore(path)
-
-    @property
-    def finished(self) -> list[str]:
-        """Blocks and layers outside of blocks that are written."""
-        found: list[str] = self._journal["finished"]
-        return found
 
     def watch(self) -> list[Any]:
         """Let what lies outside of all blocks come into memory when it is first called; return the handles."""
@@ -129,19 +129,20 @@ class Residence:
         self._shelf = Shelf(self.directory / "hidden" / blocks[0], done, self.budget)
         return done, self._shelf
 
-    def has_visited(self, site: Site) -> bool:
-        """Whether an interrupted run has visited a site and written what it belongs to."""
-        return (block_of(site.path) or site.path) in self._earlier
+    def found(self, part: str) -> tuple[Any, dict[str, Tensor]] | None:
+        """Return the figures of a site that an interrupted run has written; its parameters are in the model."""
+        return (self._figures.get(part), {}) if (block_of(part) or part) in self._earlier else None
+
+    def add(self, part: str, value: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Take the figures of a site; write and drop its layers, or with its last site the block that it stands in."""
+        self._figures[part] = value
+        if block_of(part) is None:
+            self.leave(part)
 
     def prepare(self, site: Site) -> None:
         """Have the layers behind a site in memory; those of a block are there already."""
         if block_of(site.path) is None:
             self.enter(site.path)
-
-    def conclude(self, site: Site, figures: Mapping[str, Figures]) -> None:
-        """Write and drop the layers of a site outside of all blocks; a block is left when all its sites are done."""
-        if block_of(site.path) is None and site.path not in self.finished:
-            self.leave(site.path, figures)
 
     def enter(self, path: str) -> None:
         """Bring a block, or the layers of a site outside of all blocks, into memory, and nothing else."""
@@ -152,16 +153,12 @@ class Residence:
             self._drop(self._present - set(names))
             self._load(names)
 
-    def leave(self, path: str, figures: Mapping[str, Figures]) -> None:
+    def leave(self, path: str) -> None:
         """Write and drop a block, or the layers of a site outside, whose sites have been visited."""
         names = self._names(path)
         self._drop(self._present)
-        own = self._own(path)
-        write_whole(self.directory / "neurons" / f"{path}.safetensors", own)
-        self._write(names, own)
+        self._write(path, names, self._own(path))
         self.finished.append(path)
-        self.figures.update({k: dict(v) for k, v in figures.items() if k not in self.figures})
-        self._commit()
         if path in self.blocks:
             assert self._shelf is not None
             self._shelf.turn()
@@ -171,14 +168,11 @@ class Residence:
         """Write what no site has to do with, and the index."""
         self._drop(self._present)
         self._shelf = None
-        written = set(self._journal["parameters"])
-        rest = [name for name in self.source.index if name not in written and self.source.tied.get(name) is None]
+        rest = [name for name in self.source.index if name not in self._written and self.source.tied.get(name) is None]
         for names in self._groups(rest):
-            self._write(names, {})
-            self._commit()
-        write_index(self.directory / "model", self._journal["shards"])
-        self._journal["complete"] = True
-        self._commit()
+            self._write(f"rest from {names[0]}", names, {})
+        write_index(self.directory / "model", self._shards)
+        self._run.add(_COMPLETE, None)
 
     def _groups(self, names: Sequence[str]) -> Iterator[list[str]]:
         group: list[str] = []
@@ -208,7 +202,7 @@ class Residence:
     def _restore(self, path: str) -> None:
         """Give the neurons of a finished block the parameters that an interrupted run has found."""
         model = self.source.model
-        for name, value in load_file(self.directory / "neurons" / f"{path}.safetensors").items():
+        for name, value in self._run.tensors(path).items():
             owner, _, last = name.rpartition(".")
             setattr(model.get_submodule(owner), last, nn.Parameter(value))
 
@@ -220,14 +214,14 @@ class Residence:
         self.source.drop(sorted(names))
         self._present -= set(names)
 
-    def _write(self, names: Sequence[str], own: dict[str, Tensor]) -> None:
-        shards = self._journal["shards"]
-        file = f"model-{len(shards) + 1:05d}.safetensors"
-        shards[file] = self.source.write(self.directory / "model" / file, names, own)
-        self._journal["parameters"] += names
-
-    def _commit(self) -> None:
-        _replace(self.directory / "journal.json", self._journal)
+    def _write(self, part: str, names: Sequence[str], own: dict[str, Tensor]) -> None:
+        """Write a shard and note it: parameters by name, and what conversion has added."""
+        shard = f"model-{len(self._shards) + 1:05d}.safetensors"
+        self._shards[shard] = self.source.write(self.directory / "model" / shard, names, own)
+        self._written.update(names)
+        figures = {path: x for path, x in self._figures.items() if part in (block_of(path), path)}
+        about = {"figures": figures, "shard": shard, "tensors": self._shards[shard], "parameters": list(names)}
+        self._run.add(part, about, own)
 
     def _tell(self, path: str) -> None:
         now = time.perf_counter()
@@ -272,7 +266,7 @@ class Shelf(MutableMapping[tuple[Network, int], Tensor]):
         self._held.pop(key, None)
         file = self._place(self.writing) / f"{key[0]}-{key[1]}.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, {"hidden": value.contiguous()})
+        write_tensors(file, {"hidden": value})
         self._files[key] = file
         held = sum(x.numel() * x.element_size() for x in self._held.values())
         if held + value.numel() * value.element_size() <= self.budget:
@@ -311,36 +305,3 @@ def _blocks(model: Any, layout: Layout) -> list[str]:
     if reason is not None:
         raise SiteError(f"{type(model).__name__} cannot be streamed: {reason}. Convert it in memory (fas.convert)")
     return [block for blocks in lists.values() for block in blocks]
-
-
-def _read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run with the same fingerprint has done, or the beginning of a new one."""
-    file = directory / "journal.json"
-    fresh: dict[str, Any] = {"fingerprint": dict(fingerprint), "complete": False, "finished": []}
-    fresh.update(figures={}, shards={}, parameters=[])
-    if not file.is_file():
-        _replace(file, fresh)
-        return fresh
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        before = found["fingerprint"]
-        sound = set(fresh) <= set(found)
-    except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise FASError(f"{file} is damaged: remove {directory} and start anew")
-    for name, value in fingerprint.items():
-        if before.get(name) != value:
-            raise FASError(
-                f"{directory} holds an unfinished conversion whose {name} is {before.get(name)!r}, not {value!r}: "
-                "finish it with the same command, or remove the directory"
-            )
-    if found["finished"]:
-        logger.info("going on behind %s", found["finished"][-1])
-    return found
-
-
-def _replace(file: Path, content: Mapping[str, Any]) -> None:
-    beside = file.with_name(f"{file.name}.tmp")
-    beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    beside.replace(file)

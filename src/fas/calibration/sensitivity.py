@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fas.errors import CalibrationError
 from fas.layers.population import Population
+from fas.surgery.parameters import frozen
 from fas.surgery.replace import populations
-from fas.training.descent import answer, frozen, inputs_of
+from fas.training.descent import answer, check_batches, inputs_of
 
 
 def sensitivities(
@@ -41,8 +41,7 @@ def sensitivities(
     Source: Theis et al. 2018 (arXiv 1801.05787), equation 5, pruning by the diagonal; Kunstner et al. 2019
     (arXiv 1905.12558) on answers drawn from the model instead of labels.
     """
-    if not batches:
-        raise CalibrationError("no calibration data: at least one batch is needed")
+    check_batches(batches)
     found = {path: torch.zeros(p.channels, device=p.v_init.device) for path, p in populations(model).items()}
     gradients: dict[str, dict[int, Tensor]] = {}
     draws, answers = torch.Generator().manual_seed(seed), 0

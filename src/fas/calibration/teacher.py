@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
+from fas.surgery.parameters import swapped
 from fas.surgery.replace import populations, spiking_layers
 
 Aim = Literal["auto", "quantised", "ann"]
@@ -41,35 +41,20 @@ class Teacher:
         self.network = aim if aim != "auto" else "quantised" if is_trained(model) else "ann"
         self._neurons = populations(model).values()
         kept = neuron_tensors(model) if self.network == "quantised" else []
-        self._parameters = [(parameter, parameter.detach().clone()) for parameter in kept]
+        self._parameters = {parameter: parameter.detach().clone() for parameter in kept}
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Have the model run this network while the block lasts."""
         active = [population.active for population in self._neurons]
-        self._swap()
         for population in self._neurons:
             population.active = True
         try:
-            with self.model.simulation.using(network=self.network):
+            with swapped(self._parameters), self.model.simulation.using(network=self.network):
                 yield
         finally:
-            self._swap()
             for population, before in zip(self._neurons, active, strict=True):
                 population.active = before
-
-    def restore(self) -> None:
-        """Give the model back the parameters that the quantised network had."""
-        with torch.no_grad():
-            for parameter, kept in self._parameters:
-                parameter.copy_(kept)
-
-    def _swap(self) -> None:
-        swapped = []
-        for parameter, other in self._parameters:
-            swapped.append((parameter, parameter.data))
-            parameter.data = other
-        self._parameters = swapped
 
 
 def is_trained(model: Any) -> bool:

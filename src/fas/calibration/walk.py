@@ -21,21 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fas.calibration.kept import KeptSites
 from fas.calibration.layout import hidden_of, left_out, observe, siblings
 from fas.calibration.masks import masks_of_sites
 from fas.calibration.residence import Figures, Residence
 from fas.calibration.rows import kept_rows, thinned
 from fas.calibration.teacher import Teacher
-from fas.distributed import agree, bytes_of, check_same, gathered, share
+from fas.distributed import agree, check_same, gathered, share
 from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.memory import give_back
-from fas.surgery.probe import evaluating
+from fas.storage.digest import pieces
+from fas.surgery.probe import Reached, evaluating
 from fas.surgery.replace import attention_of, populations, spiking_layers
 from fas.surgery.sites import block_of
-from fas.types import Network, Site
+from fas.training.descent import check_batches
+from fas.types import Kept, Network, Site
 
 Batch = Mapping[str, Tensor]
 # Activations of one site in one network at most: two of them, and what is computed of them, must fit into memory.
@@ -72,10 +73,6 @@ class _Call:
         return hidden_of(module(**{**self.named, "hidden_states": hidden}))
 
 
-class _Reached(Exception):
-    """The walk has seen what it wanted of this pass."""
-
-
 def walk(
     model: Any,
     sites: Sequence[Site],
@@ -84,7 +81,7 @@ def walk(
     *,
     max_rows: int = 32768,
     teacher: Teacher | None = None,
-    kept: KeptSites | None = None,
+    kept: Kept | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Figures]:
     """Visit every site in the order of execution; a visited site spikes from then on.
@@ -93,14 +90,14 @@ def walk(
     Rows that an attention mask marks as padding are left out.
 
     Args:
-        model: a converted model; runs layerwise and collapsed during the walk. With a ``residence`` sites that an
-            interrupted walk has visited are not visited again.
+        model: a converted model; runs layerwise and collapsed during the walk.
         sites: its sites in the order of execution.
         batches: inputs of its forward.
         visit: sets the parameters of one site; may return figures about it.
         max_rows: activations kept per site, evenly spread over the batches; at most 256 MiB of them.
-        teacher: runs in the place of the dense network; not with a ``residence``.
-        kept: sites that an earlier run has visited, which are not visited again; takes those of this one.
+        teacher: runs in the place of the dense network; not with a ``Residence``.
+        kept: sites that an interrupted walk has visited, which are not visited again; takes those of this one. A
+            ``Residence`` has one block of the model in memory at a time.
         progress: told after each site.
 
     Returns:
@@ -110,38 +107,37 @@ def walk(
         CalibrationError: no batches, no activations at a site, or some that are not finite (the layer is named).
         FASError: of several processes one has other batches, or is gone.
     """
-    if not batches:
-        raise CalibrationError("no calibration data: at least one batch is needed")
-    for i, batch in enumerate(batches):
-        if not all(value.numel() for value in batch.values() if isinstance(value, Tensor)):
-            raise CalibrationError(f"calibration batch {i} of {len(batches)} is empty: leave it out")
+    check_batches(batches)
     simulation: Simulation = model._simulation
-    residence: Residence | None = getattr(model, "residence", None)
+    residence = kept if isinstance(kept, Residence) else None
     neurons, layers = populations(model), spiking_layers(model)
-    check_same("calibration batches", bytes_of(batches), next(iter(neurons.values())).log_threshold.device)
+    check_same("calibration batches", pieces(batches), next(iter(neurons.values())).log_threshold.device)
     figures: dict[str, Figures] = {}
     done = 0
     with evaluating(model), simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
         with _only(neurons.values(), asleep=teacher is None) as active:
-            walker = _Walker(model, simulation, batches, max_rows, residence, figures, teacher)
+            walker = _Walker(model, simulation, batches, max_rows, residence, teacher)
             for segment in walker.segments(sites):
                 for site in segment.sites:
-                    if residence is not None and residence.has_visited(site):
-                        found = residence.figures.get(site.path)
-                    elif kept is None or (found := kept.restore(site)) is None:
+                    population = neurons[site.path]
+                    own = {f"neuron.{name}": value for name, value in population.named_parameters(recurse=False)}
+                    own |= {f"{path}.correction": layers[path].correction for path in site.layers}
+                    found = None if kept is None else kept.found(site.path)
+                    if found is None:
                         ann, snn = segment.inputs(site)
                         if residence is not None:
                             residence.prepare(site)
-                        found = visit(Visit(site, neurons[site.path], ann, snn))
-                        agree(neurons[site.path].parameters())
-                        agree(layers[path].correction for path in site.layers)
+                        value = visit(Visit(site, population, ann, snn)) or {}
+                        agree(own.values())
                         if kept is not None:
-                            kept.keep(site, found or {})
-                    if found is not None:
-                        figures[site.path] = found
-                    active(neurons[site.path])
-                    if residence is not None:
-                        residence.conclude(site, figures)
+                            kept.add(site.path, value, own)
+                    else:
+                        value = found[0]
+                        for name, tensor in found[1].items():
+                            own[name].copy_(tensor)
+                    if value:
+                        figures[site.path] = value
+                    active(population)
                     done += 1
                     if progress is not None:
                         progress(site.path, done, len(sites))
@@ -169,7 +165,6 @@ class _Walker:
     batches: Sequence[Batch]
     max_rows: int
     residence: Residence | None
-    figures: dict[str, Figures]
     teacher: Teacher | None
 
     def __post_init__(self) -> None:
@@ -227,7 +222,7 @@ class _Walker:
                 for chain in self.behind:
                     stack.enter_context(left_out(self.model, self.layout, chain.blocks, chain.hidden[network, i]))
                 stack.enter_context(self.using(network))
-                stack.enter_context(suppress(_Reached))
+                stack.enter_context(suppress(Reached))
                 self.model(**inputs, **extra)
         finally:
             if handle is not None:
@@ -296,7 +291,7 @@ class _Segment:
                 encoded = crossing or walker.is_encoded(i, network, latest)
                 calls.append(kept_rows(latest, walker.mask(i, site, population, latest, encoded=encoded), limit, where))
             if not self.again:
-                raise _Reached
+                raise Reached
 
         handles = [population.register_forward_pre_hook(look)]
         if site.role in ("key", "value"):
@@ -349,7 +344,7 @@ class _Chain:
                 assert hidden is not None
                 self.hidden[network, i] = hidden
             if path == self.blocks[-1]:
-                raise _Reached
+                raise Reached
 
         handles = [
             self.walker.model.get_submodule(path).register_forward_pre_hook(
@@ -380,14 +375,14 @@ class _Chain:
                     self.hidden[network, i] = calls.pop(path).on(module, self.hidden[network, i])
             self.position += 1
             if residence is not None:
-                residence.leave(path, self.walker.figures)
+                residence.leave(path)
             give_back()
 
     def run(self, i: int, network: Network) -> None:
         """Replay the present block on batch i; a hook may stop it."""
         path = self.blocks[self.position]
         module = self._module(path)
-        with self.walker.using(network), suppress(_Reached):
+        with self.walker.using(network), suppress(Reached):
             self.calls[network, i][path].on(module, self.hidden[network, i])
 
     def _module(self, path: str) -> nn.Module:

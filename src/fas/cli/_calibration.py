@@ -48,8 +48,8 @@ def calibrate_and_report(
             batch_size = fewer(output, batch_size if alone else 1, error)
     if losses:
         with output.progress("aligning") as advance:
-            record = Align(seed=seed).run(
-                loaded.model, batches, progress=lambda _, done, total: advance(done, total), teacher=teacher
+            record = Align(seed=seed).follow(
+                teacher, loaded.model, batches, lambda _, done, total: advance(done, total)
             )
         loaded.model.records.append(record)
         records.append(record)

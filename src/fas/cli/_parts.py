@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from fas.types import Measurement
 
 if TYPE_CHECKING:
     from fas.recording import Recording
-    from fas.storage.journal import Once
+    from fas.storage.resume import Once
 
 Rows = list[list[Any]]
 # Where a recording counts the spikes of batches that an earlier run has done: they are kept for all sites together.
@@ -22,11 +21,11 @@ _EARLIER = "batches of an earlier run"
 
 
 class Parts:
-    """Keeps the rows of every part, and what every batch gave, so that a command that was killed goes on behind them.
+    """Keeps the rows of every part, and what every batch gave, so that a command that was killed resumes.
 
-    They lie in a journal in the user's cache (``$XDG_CACHE_HOME/fas``, ``~/.cache/fas`` if that is not
-    set), which goes when the command is done. Another run finds them if command line, directory, versions, and size
-    and time of every file that the command line names are the same. Without a place to write nothing is kept.
+    They lie in the user's cache (``$XDG_CACHE_HOME/fas``, ``~/.cache/fas`` if that is not set) until the command is
+    done. Another run finds them if command line, directory, versions, and size and time of every file that the command
+    line names are the same. Without a place to write nothing is kept.
 
     Args:
         output: of the command.
@@ -34,24 +33,21 @@ class Parts:
     """
 
     def __init__(self, output: Output, *sources: Any) -> None:
-        self.output, self._unwritable = output, False
-        from fas.storage.journal import Journal
+        from fas.storage.digest import digest, states
+        from fas.storage.resume import Run
 
-        # A row that is measured states the command and the versions.
-        stated = Measurement("", 0.0, "", conditions=output.conditions())
-        about = [stated.conditions, os.getcwd(), *(_state(Path(str(source))) for source in sources if source)]
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+        self.output, self._unwritable = output, False
+        stated = output.conditions()
+        paths = [Path(str(source)) for source in sources if source]
+        files = {str(path): states(sorted(path.iterdir()) if path.is_dir() else [path]) for path in paths}
+        name = digest([json.dumps([stated["command"], os.getcwd()]).encode()])[:24]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fas"
-        self._journal = Journal(cache / f"{digest}.jsonl")
-        done = self._journal.entries
-        if done:
-            parts = sum(isinstance(value, dict) for value in done.values())
-            output.remark(f"continuing: {parts} parts and {len(done) - parts} batches are done ({self._journal.file})")
+        self._run = Run(cache / f"{name}.jsonl", {**stated, "directory": os.getcwd(), "files": files})
 
     def run(self, name: str, measure: Callable[[], Rows]) -> Rows:
         """Return the rows of a part for the table, with what it has measured in the output."""
-        if name in self._journal.entries:
-            done = self._journal.entries[name]
+        if name in self._run.entries:
+            done = self._run.entries[name]
             self.output.measurements += [Measurement(**row) for row in done["measured"]]
             found: Rows = done["rows"]
             return found
@@ -72,8 +68,8 @@ class Parts:
             import torch
 
             key, counted = f"{part}: {key}", recording()
-            if key in self._journal.entries:
-                value, spikes, windows = self._journal.entries[key]
+            if key in self._run.entries:
+                value, spikes, windows = self._run.entries[key]
                 if counted is not None:
                     counted.tally(_EARLIER, torch.tensor([spikes]), windows, 0)
                 return value
@@ -86,28 +82,20 @@ class Parts:
 
     def close(self) -> None:
         """Forget the parts: the command has shown all it found."""
-        self._journal.remove()
+        self._run.remove()
 
     def _keep(self, key: str, value: Any) -> None:
         """Write to the journal; without a place to write, a killed run starts anew, which is said once."""
         if self._unwritable:
             return
         try:
-            self._journal.add(key, value)
+            self._run.add(key, value)
         except OSError as error:
             self._unwritable = True
-            self.output.remark(
-                f"{self._journal.file} cannot be written ({error.strerror}): a killed run would start anew"
-            )
+            self.output.remark(f"{self._run.file} cannot be written ({error.strerror}): a killed run would start anew")
 
 
 def _sent(recording: Recording | None) -> tuple[int, int]:
     """Return the spikes and windows of all sites so far."""
     sites = [] if recording is None else list(recording.sites.values())
     return sum(site.spikes for site in sites), sum(site.windows for site in sites)
-
-
-def _state(path: Path) -> list[Any]:
-    """Return what tells a file, or a directory with the files in it, from one that has been changed."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [str(path), [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]]

@@ -51,8 +51,9 @@ def finetune(
     with Output.opened(context, as_json) as output:
         from fas.loading import load
         from fas.saving import check_place, check_room, save
-        from fas.stages.finetune import Finetune, finetune, language_modelling
+        from fas.stages.finetune import Finetune
         from fas.storage.directory import whole_directory
+        from fas.training.finetuning import finetune, language_modelling
 
         settings = Finetune(
             epochs=epochs, max_steps=max_steps, learning_rate=learning_rate,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fas.data.table import Table, tokenise_table
 from fas.errors import DataError
 from fas.evaluation import metrics
-from fas.storage.journal import Once, directly
+from fas.storage.resume import Once, directly
 from fas.surgery.probe import evaluating
 
 
@@ -42,7 +42,7 @@ def classify(
         batch_size: rows per call.
         max_length: tokens at which the rows of a table are cut.
         progress: called as (rows done, rows in all) after each call of the model.
-        once: does every call, or returns what an earlier run has found (see ``fas.storage.journal``).
+        once: does every call, or returns what an earlier run has found (see ``fas.storage.resume``).
 
     Returns:
         For classes ``accuracy``, ``f1`` (of class 1, for two classes) or ``f1_macro`` (for more),

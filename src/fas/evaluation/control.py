@@ -86,8 +86,9 @@ class Training:
         return seconds - control.seconds
 
     def _transformer(self, loaded: Loaded, rates: bool) -> Control | None:
-        from fas.stages.finetune import Finetune, finetune, language_modelling
+        from fas.stages.finetune import Finetune
         from fas.stages.finetune_rates import FinetuneRates
+        from fas.training.finetuning import finetune, language_modelling
 
         limit = self.steps * self.batch_size * (self.window or 512)
         rows = training_rows(self.dense, self.source, Sample(limit, self.window, seed=self.seed))

@@ -19,7 +19,7 @@ from fas.errors import CheckpointError, DataError, MissingExtraError
 from fas.evaluation.local_tasks import local_names, local_task
 from fas.recording import Recording
 from fas.runtime.transformers_ import ConvertedModel
-from fas.storage.journal import Once, directly
+from fas.storage.resume import Once, directly
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Execution, Network, Operators, Schedule
 
@@ -45,7 +45,7 @@ class Stretches(HFLM):
     A stretch is batched by itself, so that its answers are the same whichever others have been given already.
 
     Attributes:
-        once: answers a stretch, or returns what an earlier run has answered (see ``fas.storage.journal``).
+        once: answers a stretch, or returns what an earlier run has answered (see ``fas.storage.resume``).
     """
 
     once: Once = staticmethod(directly)

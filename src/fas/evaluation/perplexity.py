@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fas.errors import DataError
-from fas.storage.journal import Once, directly
+from fas.storage.resume import Once, directly
 
 DEFAULT_WINDOW = 1024
 # math.exp overflows above the logarithm of the largest float64.
@@ -83,7 +83,7 @@ def perplexity(
         bos: first token of every window (``fas.data.text.leading_token`` finds the tokenizer's); None adds none.
         batch_size: windows of equal length per call.
         progress: called as (windows done, windows in all) after each call of the model.
-        once: does every call, or returns what an earlier run has found (see ``fas.storage.journal``).
+        once: does every call, or returns what an earlier run has found (see ``fas.storage.resume``).
 
     Raises:
         DataError: fewer than two tokens, or an id outside the model's vocabulary.

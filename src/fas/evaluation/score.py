@@ -14,7 +14,7 @@ from fas.cli.program.output import Output
 from fas.data.for_model import is_classifier, row_length, tokens
 from fas.loading import Loaded
 from fas.plain_networks import is_plain, photographs
-from fas.storage.journal import Once, directly
+from fas.storage.resume import Once, directly
 
 if TYPE_CHECKING:
     from fas.recording import Recording
@@ -36,7 +36,7 @@ class Scores:
         images: for a network that reads these, how many.
 
     Attributes:
-        once: does every batch, or returns what an earlier run has found (see ``fas.storage.journal``).
+        once: does every batch, or returns what an earlier run has found (see ``fas.storage.resume``).
 
     Raises:
         DataError: text, a table or images that cannot be read.

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fas import __version__, registry
 from fas.errors import CheckpointError, FASError
 from fas.exporting.blocks import Affine, Block, blocks
-from fas.storage.directory import whole_file
+from fas.storage.directory import write_tensors
 from fas.types import RateNeuron
 
 # 2: names of neurons and of layers apart, since a site is called like the first layer behind it.
@@ -272,8 +271,7 @@ def save_fixed_point(fixed: Sequence[FixedBlock], file: str | Path) -> None:
     about = {"format": FORMAT, "fas": __version__, "blocks": entries}
     target = Path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(target) as beside:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, beside, {"fixed_point": json.dumps(about)})
+    write_tensors(target, tensors, {"fixed_point": json.dumps(about)})
 
 
 def load_fixed_point(file: str | Path) -> list[FixedBlock]:

@@ -15,7 +15,7 @@ from fas.reporting.parameter_figures import parameter_figures
 from fas.reporting.result_figures import result_figures
 from fas.reporting.tables import tables
 from fas.reporting.theme import COLOURS, PAGE, inline, save, style
-from fas.storage.directory import whole_file
+from fas.storage.directory import write_text
 
 # From what one wants to know first to what one looks up.
 _ORDER = (
@@ -47,8 +47,7 @@ def write_report(findings: Findings, page: Path, *, figures: Path | None = None)
         drawings.sort(key=lambda drawing: _ORDER.index(drawing.name))
         text = render(findings, drawings)
         page.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(page) as beside:
-            beside.write_text(text, encoding="utf-8")
+        write_text(page, text)
         written = [page]
         if figures is not None:
             figures.mkdir(parents=True, exist_ok=True)

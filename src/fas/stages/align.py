@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from fas.calibration.teacher import Aim, Teacher, check_aim, neuron_tensors
 from fas.distributed import place
 from fas.errors import CalibrationError
+from fas.surgery.parameters import frozen, undone_on_error
 from fas.surgery.replace import populations, spiking_layers
-from fas.training.descent import frozen
+from fas.training.descent import check_batches
 from fas.training.losses import alignment, divergence
-from fas.types import V_INIT_MAX, Progress, Record, Stage
+from fas.types import V_INIT_MAX, Batches, Kept, Progress, Record, Stage
 
 
 @dataclass(frozen=True)
@@ -61,33 +62,27 @@ class Align(Stage):
                 "weight of at least 0, a positive learning rate and at least one epoch"
             )
 
-    def run(
-        self,
-        model: Any,
-        batches: Sequence[Mapping[str, Tensor]],
-        progress: Progress | None = None,
-        *,
-        teacher: Teacher | None = None,
-    ) -> Record:
-        """Train in place and report the loss of the first and of the last tenth.
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
+        """Train in place and report the loss of the first and of the last tenth; nothing is kept on the way."""
+        return self.follow(Teacher(model, self.teacher), model, batches, progress)
 
-        A ``teacher`` made before takes the place of the one that the model has now: calibration for other time steps
-        changes the biases of the quantised network too.
+    def follow(self, teacher: Teacher, model: Any, batches: Batches, progress: Progress | None = None) -> Record:
+        """Train as ``run`` does, but follow a teacher that was made before.
+
+        Calibration for other time steps changes the biases of the quantised network too.
         """
         began = time.perf_counter()
         if place()[1] > 1:
             # The spread that errors are relative to is that of the whole batch, which no process would see.
             raise ValueError(f"the losses are trained by one process, and {place()[1]} have been started: start one")
-        if not batches:
-            raise CalibrationError("no calibration data: at least one batch is needed")
-        teacher = teacher or Teacher(model, self.teacher)
+        check_batches(batches)
         trained = neuron_tensors(model, bias=self.bias)
         optimizer = torch.optim.Adam(trained, lr=self.learning_rate)
         total = self.epochs * len(batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         order = torch.Generator().manual_seed(self.seed)
         history: list[float] = []
-        with frozen(model, trained), model.simulation.using(network="snn"):
+        with undone_on_error(trained), frozen(model, trained), model.simulation.using(network="snn"):
             for _ in range(self.epochs):
                 for i in torch.randperm(len(batches), generator=order).tolist():
                     loss = self._loss(model, teacher, batches[i])

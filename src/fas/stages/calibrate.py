@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fas._version import __version__
 from fas.calibration.fit import Fit, drive, fit_channels, fit_layer
 from fas.calibration.fit_sparse import SpikeCost, fit_sparse
 from fas.calibration.fit_uneven import fit_uneven
-from fas.calibration.kept import KeptSites
 from fas.calibration.sensitivity import sensitivities
-from fas.calibration.teacher import Aim, Teacher, check_aim, is_corrected
+from fas.calibration.teacher import Aim, Teacher, check_aim, is_corrected, neuron_tensors
 from fas.calibration.walk import Visit, walk
-from fas.distributed import bytes_of
 from fas.layers.population import Population
-from fas.surgery.replace import neuron_parameters, spiking_layers
-from fas.types import Progress, Record, Stage
+from fas.surgery.parameters import undone_on_error
+from fas.surgery.replace import spiking_layers
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +70,7 @@ class Calibrate(Stage):
         if self.spike_price and not self.fine:
             raise ValueError(f"spike_price is {self.spike_price:g}, which fine calibration pays: set fine=True")
 
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Calibrate in place; thresholds that are set already are kept where both parts are off."""
         began, steps = time.perf_counter(), model.timesteps
         layers, teacher = spiking_layers(model), Teacher(model, self.teacher)
@@ -113,16 +110,12 @@ class Calibrate(Stage):
                 "the biases have been corrected since the network was trained, and that is followed; start from what "
                 "was trained (the directory that fas finetune wrote) for corrections of these time steps alone"
             )
-        kept = self._kept(model, batches, teacher.network)
-        try:
+        # Another try, with smaller batches, must not add to half of the corrections.
+        with undone_on_error(neuron_tensors(model)):
             figures = walk(
                 model, model.sites, batches, visit, max_rows=self.max_rows, teacher=teacher if trained else None,
                 kept=kept, progress=progress,
             )  # fmt: skip
-        except BaseException:
-            # Another try, with smaller batches, must not add to half of the corrections.
-            teacher.restore()
-            raise
         tokens = sum(_positions(batch) for batch in batches)
         error = sum(f["relative_error"] for f in figures.values()) / len(figures)
         seconds = time.perf_counter() - began
@@ -136,28 +129,6 @@ class Calibrate(Stage):
         if costs:
             results["expected_divergence"] = sum(f["expected_divergence"] for f in figures.values())
         return self.record(results, figures)
-
-    def _kept(self, model: Any, batches: Sequence[Mapping[str, Tensor]], network: str) -> KeptSites | None:
-        """Return what an interrupted run has kept where ``fas.calibrate`` was told to keep it."""
-        directory = getattr(model, "keep_sites", None)
-        if directory is None:
-            return None
-        about = {
-            "stage": asdict(self),
-            "timesteps": model.timesteps,
-            "network": [network, model.levels],
-            "method": model.fas_config.method,
-            "options": str(model.fas_config.recipe),
-            "weights": _digest([self._parameters(model, network)]),
-            "data": _digest(batches),
-            "versions": {"fas": __version__, "torch": torch.__version__},
-        }
-        return KeptSites(directory, model, about)
-
-    def _parameters(self, model: Any, network: str) -> dict[str, Tensor]:
-        """Return what the result depends on: a coarse fit does not look at the thresholds of an earlier one."""
-        own = neuron_parameters(model) if self.coarse and network == "ann" else set()
-        return {name: value for name, value in model.state_dict().items() if name not in own}
 
     def _costs(self, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, SpikeCost]:
         """Return what errors and spikes cost at every site."""
@@ -185,13 +156,6 @@ class Calibrate(Stage):
         if start is None:
             return fit_layer(x, bounds)
         return start
-
-
-def _digest(batches: Sequence[Mapping[str, Tensor]]) -> str:
-    found = hashlib.sha256()
-    for part in bytes_of(batches):
-        found.update(part)
-    return found.hexdigest()
 
 
 def _figures(population: Population, counts: Tensor, sent: Tensor, target: Tensor, steps: int) -> dict[str, float]:

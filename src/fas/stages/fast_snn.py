@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,13 @@ from torch import Tensor, nn
 from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
-from fas.surgery.probe import evaluating
+from fas.surgery.parameters import swapped, undone_on_error
+from fas.surgery.probe import Reached, evaluating
 from fas.surgery.replace import populations, spiking_layers
-from fas.training.descent import check_descent, inputs_of
-from fas.types import Progress, Record, Site, Stage
+from fas.training.descent import check_batches, check_descent, inputs_of
+from fas.types import Batches, Kept, Progress, Record, Site, Stage
 
 Batch = Mapping[str, Tensor]
-
-
-class _Reached(Exception):
-    """The pass has come to the site that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +60,26 @@ class TuneLayers(Stage):
         """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate, least_epochs=0)
 
-    def run(self, model: Any, batches: Sequence[Batch], progress: Progress | None = None) -> Record:
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Tune in place and report the error of every site before and after."""
         began = time.perf_counter()
-        if not batches:
-            raise CalibrationError("no calibration data: at least one batch is needed")
+        check_batches(batches)
         weights = _weights(model)
-        untouched = {parameter: parameter.detach().clone() for parameter in weights}
         free, figures = dict.fromkeys(weights), {}
-        with evaluating(model), model.simulation.using(observers=[]):
+        with undone_on_error(weights) as untouched, evaluating(model), model.simulation.using(observers=[]):
             for done, site in enumerate(model.sites, start=1):
-                figures[site.path] = self._tune(model, site, batches, free, untouched)
+                found = None if kept is None else kept.found(site.path)
+                if found is None:
+                    before = set(free)
+                    figures[site.path] = self._tune(model, site, batches, free, untouched)
+                    settled = {str(i): p for i, p in enumerate(weights) if p in before and p not in free}
+                    if kept is not None:
+                        kept.add(site.path, figures[site.path], settled)
+                else:
+                    figures[site.path] = found[0]
+                    for i, value in found[1].items():
+                        weights[int(i)].copy_(value)
+                        free.pop(weights[int(i)])
                 if progress is not None:
                     progress(site.path, done, len(model.sites))
         model.reset()
@@ -88,6 +94,10 @@ class TuneLayers(Stage):
         untouched: Mapping[nn.Parameter, Tensor],
     ) -> dict[str, float]:
         before = _error(model, site, batches, untouched)
+        if not math.isfinite(before):
+            raise CalibrationError(
+                f"{site.path} sends NaN or infinite values: check the weights of the layers before it and the data"
+            )
         best: tuple[float, list[Tensor]] = (before, [])
         optimizer = None
         trained: list[nn.Parameter] = []
@@ -164,7 +174,7 @@ def _compared(
     """Return s_l − q_l of one batch, and the quantised layer on spiking predecessors, if gradients are asked for."""
     simulation: Simulation = model.simulation
     target_at, sent = populations(model)[site.path], {}
-    with torch.no_grad(), _swapped(untouched), simulation.using(network="quantised"):
+    with torch.no_grad(), swapped(untouched), simulation.using(network="quantised"):
         target = _sent(model, inputs_of(batch), target_at)[target_at]
     # Other backends let linear layers read spikes; torch's always sends values over time.
     with torch.no_grad(), simulation.using(network="snn", kernels="torch"):
@@ -193,14 +203,14 @@ def _sent(
     def keep(population: Any, arguments: Any, output: Tensor) -> Tensor | None:
         sent[population] = output
         if population is last:
-            raise _Reached
+            raise Reached
         return None if given is None else given[population].to(output.dtype)
 
     everyone = populations(model).values()
     handles = [population.register_forward_hook(keep) for population in everyone]
     try:
         model(**inputs)
-    except _Reached:
+    except Reached:
         return sent
     finally:
         for handle in handles:
@@ -218,16 +228,3 @@ def _mean(simulation: Simulation, output: Tensor) -> Tensor:
         return output
     steps = output.unflatten(0, (simulation.timesteps, -1))
     return steps[-1] if simulation.operators == "difference" else steps.mean(0)
-
-
-@contextmanager
-def _swapped(values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Let parameters have other values while the block runs."""
-    present = {parameter: parameter.data for parameter in values}
-    for parameter, value in values.items():
-        parameter.data = value
-    try:
-        yield
-    finally:
-        for parameter, value in present.items():
-            parameter.data = value

@@ -16,7 +16,7 @@ class FinetuneRates(Finetune):
     """``TrainRates`` with AdamW, schedules and checkpoints: weights by the model's own loss, θ fixed or p σ(s).
 
     Every field of ``Finetune`` holds, but for ``threshold_learning_rate`` and ``spike_price``, which are for the
-    quantised network. ``fas.stages.finetune.finetune`` takes it for its settings and trains the control beside it.
+    quantised network. ``fas.finetune`` takes it for its settings and trains the control beside it.
 
     Attributes:
         scale: s; None keeps every threshold as it is, for training behind ``FitRates``.
@@ -33,10 +33,10 @@ class FinetuneRates(Finetune):
 
     # Weights alone, at thresholds that are those of rates.
     trains: ClassVar[bool] = False
-    _stage: ClassVar[str] = "finetune_rates"
 
     @contextmanager
-    def _network(self, model: Any) -> Iterator[str]:
+    def network(self, model: Any) -> Iterator[str]:
+        """Have the model run the network of rates while the block lasts; set thresholds when it ends."""
         thresholds = Thresholds(model, self.scale, self.momentum)
         with thresholds.running():
             yield "rates"

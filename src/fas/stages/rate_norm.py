@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fas.errors import CalibrationError
 from fas.layers.population import Population
+from fas.surgery.parameters import frozen
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations
-from fas.training.descent import answer, check_descent, descend, frozen, inputs_of
-from fas.training.rates import rates, running_maxima
-from fas.types import Progress, Record, Stage
-
-# Keeps Ω finite for a layer that is silent.
-_SILENT = 1e-5
+from fas.training.descent import answer, check_batches, check_descent, descend, inputs_of
+from fas.training.rates import omega, rate_inference_loss, rates, running_maxima
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,10 @@ class FitRates(Stage):
                 "above 0 and at most 1"
             )
 
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Set thresholds in place; v_0 = 0 as the theory assumes, no offset."""
         began = time.perf_counter()
-        if not batches:
-            raise CalibrationError("no calibration data: at least one batch is needed")
+        check_batches(batches)
         found = populations(model)
         start = torch.tensor(float(self.scale))
         maxima = running_maxima(model, batches, float(start.sigmoid()), self.momentum)
@@ -101,7 +97,7 @@ class FitRates(Stage):
             if self.epochs:
                 history = descend(
                     scales, batches, loss, label="thresholds", epochs=self.epochs, learning_rate=self.learning_rate,
-                    weight_decay=self.weight_decay, seed=self.seed, progress=progress,
+                    weight_decay=self.weight_decay, seed=self.seed, progress=progress, kept=kept,
                 )  # fmt: skip
             figures = {}
             omegas = dict.fromkeys(found.values(), 0.0)
@@ -120,21 +116,3 @@ class FitRates(Stage):
         if history:
             results |= {"loss_first": history[0], "loss_last": history[-1]}
         return self.record(results, figures)
-
-
-def omega(rate: Tensor) -> Tensor:
-    """Return Ω = Σr/‖r‖², a scalar of at least 1: 1 where every neuron is silent or fires at every step."""
-    return rate.sum() / (rate.square().sum() + _SILENT)
-
-
-def rate_inference_loss(made: Tensor, target: Tensor, seen: Sequence[Tensor], weight: float) -> Tensor:
-    """Return 1 − mean cos(made, target) over rows + λ · mean Ω over layers.
-
-    Args:
-        made: logits [*B, classes] of the network of rates.
-        target: logits that it should give, no gradient.
-        seen: rates of every layer.
-        weight: λ.
-    """
-    distance = 1 - nn.functional.cosine_similarity(made, target, dim=-1, eps=1e-6).mean()
-    return distance + weight * torch.stack([omega(rate) for rate in seen]).mean()

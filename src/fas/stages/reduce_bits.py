@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from fas.stages.set_thresholds import SetThresholds
 from fas.stages.train_quantised import TrainQuantised
+from fas.surgery.parameters import undone_on_error
 from fas.training.descent import check_descent, inputs_of
-from fas.types import Progress, Record, Stage
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 # Batches whose activations thresholds are set from: the walk holds them all in memory.
 _LOOKED_AT = 4
@@ -37,7 +35,8 @@ class ReduceBits(Stage):
 
     Raises:
         ValueError: a field outside its range.
-        CalibrationError: batches without labels, or a loss that is not finite.
+        DataError: batches without labels.
+        CalibrationError: a loss that is not finite.
 
     Source: Hu et al. 2023 (arXiv 2305.19868) and its released code: 32, 4, 3, 2 bits (learning rates 4e-2 and weight
     decay 1e-4 for CIFAR-10). Deviations: the code quantises weights to b bits as well (sums of powers of two); it
@@ -62,13 +61,19 @@ class ReduceBits(Stage):
         if not bits or any(type(b) is not int or not 1 <= b <= 8 for b in bits) or list(bits) != sorted(bits)[::-1]:
             raise ValueError(f"bits is {self.bits!r}; expected whole numbers from 8 to 1, falling")
 
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Train in place, one round after the other."""
         began, results = time.perf_counter(), {}
         training = TrainQuantised(self.epochs, self.learning_rate, self.momentum, self.weight_decay, self.seed)
-        for bits in self.bits:
-            model.levels = model.timesteps = 2**bits - 1
-            if self.refit:
-                SetThresholds(rule="error").run(model, [inputs_of(batch) for batch in batches[:_LOOKED_AT]])
-            results[f"loss_{bits}_bits"] = training.run(model, batches, progress).results["loss_last"]
+        levels, timesteps = model.levels, model.timesteps
+        try:
+            with undone_on_error(model.parameters()):
+                for bits in self.bits:
+                    model.levels = model.timesteps = 2**bits - 1
+                    if self.refit:
+                        SetThresholds(rule="error").run(model, [inputs_of(batch) for batch in batches[:_LOOKED_AT]])
+                    results[f"loss_{bits}_bits"] = training.run(model, batches, progress).results["loss_last"]
+        except BaseException:
+            model.levels, model.timesteps = levels, timesteps
+            raise
         return self.record({"seconds": time.perf_counter() - began, **results})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from fas.layers.linear import SpikingLinear
 from fas.surgery.gated import norm_form
 from fas.surgery.probe import evaluating, probe_inputs
 from fas.surgery.sites import is_linear
-from fas.types import Progress, Record, Stage
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 # Far above the rounding of float32 weights through a deep model, far below a part that was overlooked.
 _TOLERANCE = 1e-3
@@ -47,7 +46,7 @@ class Rotate(Stage):
 
     prepares: ClassVar[bool] = True
 
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Rotate in place, needing no data.
 
         Raises:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from fas.surgery.replace import populations
-from fas.types import V_INIT_MAX, Progress, Record, Stage
+from fas.types import V_INIT_MAX, Batches, Kept, Progress, Record, Stage
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class SetPotential(Stage):
             raise ValueError(f"share is {self.share}; an initial potential is at least 0 and below the threshold (1)")
 
     @torch.no_grad()
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Set v_0 in place; the batches are not read."""
         found = populations(model)
         for population in found.values():

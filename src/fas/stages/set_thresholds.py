@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,8 +11,10 @@ from torch import Tensor
 
 from fas.calibration.fit import Fit, drive, fit_channels, fit_layer
 from fas.calibration.fit_uneven import fit_uneven
+from fas.calibration.teacher import neuron_tensors
 from fas.calibration.walk import Visit, walk
-from fas.types import Progress, Record, Stage
+from fas.surgery.parameters import undone_on_error
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class SetThresholds(Stage):
 
     prepares: ClassVar[bool] = True
 
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Set thresholds; v_0 = θ/2, and no offset unless the rule is ``error``."""
         began, steps = time.perf_counter(), model.timesteps
 
@@ -55,7 +56,8 @@ class SetThresholds(Stage):
                 fit = self._by_magnitude(x, bounds, per_channel=bool(population.log_threshold.ndim))
             population.set(fit.threshold, fit.offset, fit.v_init)
 
-        walk(model, model.sites, batches, visit, progress=progress)
+        with undone_on_error(neuron_tensors(model)):
+            walk(model, model.sites, batches, visit, kept=kept, progress=progress)
         return self.record({"seconds": time.perf_counter() - began})
 
     def _by_magnitude(self, x: Tensor, bounds: tuple[int, int], *, per_channel: bool) -> Fit:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
-
 from fas.surgery.probe import evaluating
-from fas.surgery.replace import populations, spiking_layers
-from fas.training.descent import check_descent, cross_entropy, descend
-from fas.types import Progress, Record, Stage
+from fas.surgery.replace import populations
+from fas.training.descent import check_descent, cross_entropy, dense_parameters, descend
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,8 @@ class TrainQuantised(Stage):
 
     Raises:
         ValueError: a field outside its range.
-        CalibrationError: batches without labels, or a loss that is not finite.
+        DataError: batches without labels.
+        CalibrationError: a loss that is not finite.
 
     Source: Bu et al., ICLR 2022 (arXiv 2303.04347), whose training starts from random weights with learning rate 0.1.
     """
@@ -48,7 +46,7 @@ class TrainQuantised(Stage):
         """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate)
 
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Train in place."""
         began = time.perf_counter()
         thresholds = [population.log_threshold for population in populations(model).values()]
@@ -56,16 +54,9 @@ class TrainQuantised(Stage):
             history = descend(
                 [*dense_parameters(model), *thresholds], batches, lambda batch: cross_entropy(model, batch),
                 label=f"{model.levels} levels", epochs=self.epochs, learning_rate=self.learning_rate,
-                momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed, progress=progress,
+                momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed, progress=progress, kept=kept,
             )  # fmt: skip
         model.reset()
         tenth = max(1, len(history) // 10)
         results = {"seconds": time.perf_counter() - began, "loss_last": sum(history[-tenth:]) / tenth}
         return self.record(results)
-
-
-def dense_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return what the dense network has and may be trained: everything but the neurons and their corrections."""
-    own = {id(p) for population in populations(model).values() for p in population.parameters()}
-    own |= {id(layer.correction) for layer in spiking_layers(model).values()}
-    return [p for p in model.parameters() if id(p) not in own and p.requires_grad]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from fas.stages.train_quantised import dense_parameters
 from fas.surgery.probe import evaluating
-from fas.training.descent import check_descent, cross_entropy, descend
+from fas.training.descent import check_descent, cross_entropy, dense_parameters, descend
 from fas.training.rates import Thresholds
-from fas.types import Progress, Record, Stage
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class TrainRates(Stage):
 
     Raises:
         ValueError: a field outside its range.
-        CalibrationError: batches without labels, or a loss that is not finite.
+        DataError: batches without labels.
+        CalibrationError: a loss that is not finite.
 
     Source: Ding et al. 2021 (arXiv 2105.11654), first stage (released code: s = 10, so that σ(s) ≈ 1; SGD at 0.1).
     Deviations: batch normalisation has been folded into the layers before it; the paper trains with it. The paper does
@@ -52,7 +52,7 @@ class TrainRates(Stage):
         """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate)
 
-    def run(self, model: Any, batches: Sequence[Mapping[str, Tensor]], progress: Progress | None = None) -> Record:
+    def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Train in place."""
         began, thresholds = time.perf_counter(), Thresholds(model, self.scale, self.momentum)
 
@@ -64,6 +64,8 @@ class TrainRates(Stage):
             history = descend(
                 dense_parameters(model), batches, loss, label="weights", epochs=self.epochs,
                 learning_rate=self.learning_rate, weight_decay=self.weight_decay, seed=self.seed, progress=progress,
+                # Running maxima are not kept with the weights.
+                kept=kept if self.scale is None else None,
             )  # fmt: skip
         thresholds.settle()
         results = {"seconds": time.perf_counter() - began, "loss_first": history[0], "loss_last": history[-1]}

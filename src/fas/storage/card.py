@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from fas._version import __version__
 from fas.config import FASConfig
 from fas.errors import CheckpointError
-from fas.storage.directory import CARD, MARK, is_ours, read_config, whole_file
+from fas.storage.directory import CARD, MARK, is_ours, read_config, write_text
 from fas.types import Measurement, Record
 
 BASE = "base_model_name_or_path"
@@ -75,14 +75,14 @@ def write_card(directory: str | os.PathLike[str], measurements: Iterable[Measure
     if measurements is not None:
         records = [record for record in stored.get("records", ()) if record["stage"] != _STAGE]
         stored["records"] = records + [_recorded(row).to_dict() for row in measurements if _is_whole(row)]
-        _replace(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     try:
         text = str(model_card(config))
     except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
         raise CheckpointError(
             f"{folder / 'config.json'} is damaged or was edited ({type(error).__name__}: {error}); copy the model again"
         ) from None
-    _replace(file, text)
+    write_text(file, text)
     return file
 
 
@@ -255,8 +255,3 @@ def _plain(text: str) -> str:
     """Return a text from a model's files as one line in which nothing is HTML or a link."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return line.replace("<", "&lt;").replace("[", "\\[")
-
-
-def _replace(file: Path, text: str) -> None:
-    with whole_file(file) as beside:
-        beside.write_text(text, encoding="utf-8")

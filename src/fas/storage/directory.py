@@ -10,11 +10,13 @@ import platform
 import shutil
 import tempfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fas.errors import CheckpointError
@@ -31,9 +33,32 @@ def whole_file(target: Path) -> Iterator[Path]:
     beside = _beside(target.parent, target.name)
     try:
         yield beside / target.name
+        _sync(beside / target.name)
         os.replace(beside / target.name, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    with whole_file(target) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_tensors(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that appears whole or not at all."""
+    with whole_file(target) as beside:
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+            beside,
+            metadata=None if metadata is None else dict(metadata),
+        )
+
+
+def _sync(file: Path) -> None:
+    """Have a file on the disk before it is moved: a machine that stops must not leave an empty one in its place."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 class whole_directory:
@@ -64,6 +89,9 @@ class whole_directory:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         try:
+            for file in self.beside.rglob("*") if kind is None else ():
+                if file.is_file():
+                    _sync(file)
             if kind is None and not self.target.exists():
                 self.beside.rename(self.target)
             elif kind is None:

@@ -11,7 +11,6 @@ import torch
 import transformers
 from accelerate.utils import OffloadedWeightsLoader, set_module_tensor_to_device
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
@@ -19,6 +18,7 @@ from transformers.integrations.accelerate import accelerate_disk_offload
 
 from fas._version import __version__
 from fas.errors import CheckpointError
+from fas.storage.directory import write_tensors, write_text
 from fas.storage.foreign import check_finite, model_class, reading, weight_files
 from fas.surgery.replace import populations, spiking_layers
 
@@ -151,8 +151,8 @@ class Sharded:
                 where = self.index[name]
                 with safe_open(where["safetensors_file"], framework="pt") as source:
                     tensors[name] = source.get_tensor(where["weight_name"])
-        tensors = {name: x.contiguous() for name, x in revert_weight_conversion(self.model, tensors).items()}
-        write_whole(file, tensors, {"format": "pt", "fas_version": __version__})
+        tensors = revert_weight_conversion(self.model, tensors)
+        write_tensors(file, tensors, {"format": "pt", "fas_version": __version__})
         return {name: x.numel() * x.element_size() for name, x in tensors.items()}
 
     def write_configuration(self, directory: Path) -> None:
@@ -166,13 +166,6 @@ class Sharded:
         model.config.save_pretrained(directory)
 
 
-def write_whole(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file that appears whole or not at all."""
-    beside = file.with_name(f"{file.name}.tmp")
-    save_file(tensors, beside, metadata=metadata)
-    beside.replace(file)
-
-
 def write_index(directory: Path, shards: dict[str, dict[str, int]]) -> None:
     """Write the index by which ``from_pretrained`` finds every tensor.
 
@@ -184,7 +177,7 @@ def write_index(directory: Path, shards: dict[str, dict[str, int]]) -> None:
         "metadata": {"total_size": sum(sum(tensors.values()) for tensors in shards.values())},
         "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
     }
-    (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_text(directory / _INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _fill(module: nn.Module, name: str, value: float) -> None:

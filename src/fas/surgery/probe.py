@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from fas.errors import SiteError
 
 
+class Reached(Exception):
+    """A pass has come to what was wanted of it: hooks raise it to end the pass there."""
+
+
 def reads_images_and_text(model: nn.Module) -> bool:
     """Whether a model's forward takes pixels beside token ids."""
     names = _arguments(model)

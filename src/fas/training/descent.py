@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fas.errors import CalibrationError
-from fas.types import Progress
+from fas.errors import CalibrationError, DataError
+from fas.surgery.parameters import undone_on_error
+from fas.surgery.replace import neuron_parameters
+from fas.types import Kept, Progress
 
 Batch = Mapping[str, Tensor]
+# The part of a descent that is kept: the last epoch.
+_EPOCH = "epoch"
 
 
 def descend(
@@ -26,8 +30,9 @@ def descend(
     weight_decay: float = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> list[float]:
-    """Minimise a loss by SGD with a cosine decay of the rate to zero.
+    """Minimise a loss by SGD with a cosine decay of the rate to zero; an error leaves the parameters as they were.
 
     Args:
         parameters: what is trained; others get no gradient.
@@ -40,6 +45,7 @@ def descend(
         weight_decay: of SGD.
         seed: of the order.
         progress: told after each step.
+        kept: the last epoch of an interrupted run of the same descent, and of this one.
 
     Returns:
         The loss of every step.
@@ -47,51 +53,76 @@ def descend(
     Raises:
         CalibrationError: no batches, or a loss that is not finite.
     """
-    if not batches:
-        raise CalibrationError("no training data: at least one batch is needed")
+    check_batches(batches, "training")
     optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
     total = epochs * len(batches)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, total))
     order = torch.Generator().manual_seed(seed)
-    history: list[float] = []
-    for _ in range(epochs):
-        for i in torch.randperm(len(batches), generator=order).tolist():
-            with torch.enable_grad():
-                value = loss(batches[i])
-                if not bool(value.isfinite()):
-                    raise CalibrationError(
-                        f"{label}: the loss is {float(value.detach()):g} after {len(history)} batches: lower the "
-                        f"learning rate ({learning_rate:g}) or check the data"
-                    )
-                gradients = torch.autograd.grad(value, list(parameters), allow_unused=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            schedule.step()
-            history.append(float(value.detach()))
-            if progress is not None:
-                progress(label, len(history), total)
+    with undone_on_error(parameters):
+        history = _resumed(parameters, optimizer, schedule, kept)
+        for epoch in range(epochs):
+            batches_of_epoch = torch.randperm(len(batches), generator=order).tolist()
+            if epoch < len(history) // len(batches):
+                continue
+            for i in batches_of_epoch:
+                with torch.enable_grad():
+                    value = loss(batches[i])
+                    if not bool(value.isfinite()):
+                        raise CalibrationError(
+                            f"{label}: the loss is {float(value.detach()):g} after {len(history)} batches: lower the "
+                            f"learning rate ({learning_rate:g}) or check the data"
+                        )
+                    gradients = torch.autograd.grad(value, list(parameters), allow_unused=True)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                schedule.step()
+                history.append(float(value.detach()))
+                if progress is not None:
+                    progress(label, len(history), total)
+            if kept is not None:
+                state = [optimizer.state[p].get("momentum_buffer") for p in parameters]
+                tensors = {f"value.{i}": p.detach() for i, p in enumerate(parameters)}
+                tensors |= {f"momentum.{i}": x for i, x in enumerate(state) if x is not None}
+                kept.add(_EPOCH, [history, schedule.state_dict()], tensors)
     for parameter in parameters:
         parameter.grad = None
     return history
 
 
-@contextmanager
-def frozen(model: nn.Module, trained: Sequence[nn.Parameter] = ()) -> Iterator[None]:
-    """Let gradients reach some parameters only, without dropout."""
-    wanted = {id(parameter) for parameter in trained}
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = model.training
-    model.eval()
-    for parameter, _ in before:
-        parameter.requires_grad_(id(parameter) in wanted)
-    try:
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-            parameter.grad = None
-        model.train(training)
+@torch.no_grad()
+def _resumed(parameters: Sequence[nn.Parameter], optimizer: Any, schedule: Any, kept: Kept | None) -> list[float]:
+    """Put parameters, optimiser and schedule where the last epoch has left them; return the losses so far."""
+    found = None if kept is None else kept.found(_EPOCH)
+    if found is None:
+        return []
+    (history, state), tensors = found
+    schedule.load_state_dict(state)
+    optimizer.param_groups[0]["lr"] = state["_last_lr"][0]
+    for i, parameter in enumerate(parameters):
+        parameter.copy_(tensors[f"value.{i}"])
+        if f"momentum.{i}" in tensors:
+            optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].to(parameter.device)
+    return list(history)
+
+
+def dense_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return what the dense network has and may be trained: everything but the neurons and their corrections."""
+    own = neuron_parameters(model)
+    return [p for name, p in model.named_parameters() if name not in own and p.requires_grad]
+
+
+def check_batches(batches: Sequence[Batch], use: str = "calibration") -> None:
+    """Refuse data of which there is none.
+
+    Raises:
+        CalibrationError: no batches, or an empty one.
+    """
+    if not batches:
+        raise CalibrationError(f"no {use} data: at least one batch is needed")
+    for i, batch in enumerate(batches):
+        if not all(value.numel() for value in batch.values() if isinstance(value, Tensor)):
+            raise CalibrationError(f"{use} batch {i} of {len(batches)} is empty: leave it out")
 
 
 def answer(output: object) -> Tensor:
@@ -99,6 +130,21 @@ def answer(output: object) -> Tensor:
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(found, Tensor):
         raise CalibrationError(f"the model returns a {type(output).__name__} without logits; stages train on logits")
+    return found
+
+
+def labels_of(batch: Mapping[str, Any]) -> Any:
+    """Return the labels of a batch or of a row.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = batch.get("labels")
+    if found is None:
+        raise DataError(
+            f"a batch or row has {sorted(batch)} but no 'labels': class indices [B], or of language models "
+            "language_modelling(rows)"
+        )
     return found
 
 
@@ -124,10 +170,7 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean cross-entropy of a classifier against ``labels`` [B], in nats.
 
     Raises:
-        CalibrationError: a batch without labels.
+        DataError: a batch without labels.
     """
-    if "labels" not in batch:
-        raise CalibrationError(
-            f"a training batch has no labels (keys {sorted(batch)}): add 'labels', class indices [B]"
-        )
-    return nn.functional.cross_entropy(answer(model(**inputs_of(batch))), batch["labels"])
+    labels = labels_of(batch)
+    return nn.functional.cross_entropy(answer(model(**inputs_of(batch))), labels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fas.errors import CalibrationError, SiteError
 from fas.layers.population import Population
@@ -16,7 +16,27 @@ from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations
 from fas.training.descent import inputs_of
 
+# Keeps Ω finite for a layer that is silent.
+_SILENT = 1e-5
 _SMALLEST = 1e-8
+
+
+def omega(rate: Tensor) -> Tensor:
+    """Return Ω = Σr/‖r‖², a scalar of at least 1: 1 where every neuron is silent or fires at every step."""
+    return rate.sum() / (rate.square().sum() + _SILENT)
+
+
+def rate_inference_loss(made: Tensor, target: Tensor, seen: Sequence[Tensor], weight: float) -> Tensor:
+    """Return 1 − mean cos(made, target) over rows + λ · mean Ω over layers.
+
+    Args:
+        made: logits [*B, classes] of the network of rates.
+        target: logits that it should give, no gradient.
+        seen: rates of every layer.
+        weight: λ.
+    """
+    distance = 1 - nn.functional.cosine_similarity(made, target, dim=-1, eps=1e-6).mean()
+    return distance + weight * torch.stack([omega(rate) for rate in seen]).mean()
 
 
 @dataclass(eq=False)

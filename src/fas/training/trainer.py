@@ -20,13 +20,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from fas.distributed import PATIENCE, check_same, first_says, lost_named, place
-from fas.errors import CheckpointError, FASError, MissingExtraError
+from fas.errors import CalibrationError, CheckpointError, MissingExtraError
 from fas.layers.population import Population
 from fas.runtime.transformers_ import ConvertedModel
 from fas.surgery.replace import neuron_parameters, populations
 from fas.surgery.sites import block_of
 from fas.training.distillation import Distillation
-from fas.training.run_directory import begin, save_run, state_of, step_of
+from fas.training.run_directory import begin, state_of, step_of
 from fas.training.sharding import prepare_sharding, shards_weights, take_weights
 from fas.training.spike_penalty import Penalty, penalised
 from fas.types import V_INIT_MAX, Progress
@@ -50,7 +50,7 @@ class ThresholdTrainer(Trainer):
         arguments: as for ``transformers.Trainer``.
 
     Raises:
-        FASError: a loss that is not finite; Trainer itself would log an average in its place and go on.
+        CalibrationError: a loss that is not finite; Trainer itself would log an average in its place and go on.
         CheckpointError: a checkpoint that does not fit the model; Trainer itself would only warn.
     """
 
@@ -107,7 +107,7 @@ class ThresholdTrainer(Trainer):
         """Run one forward and backward pass, and refuse to go on from a loss that is not finite."""
         loss: Tensor = super().training_step(*arguments, **named)
         if not bool(loss.isfinite().all()):
-            raise FASError(
+            raise CalibrationError(
                 f"the loss is {float(loss):g} after {self.state.global_step} steps (learning_rate "
                 f"{self.args.learning_rate:g}, threshold_learning_rate {self.threshold_learning_rate:g}): "
                 "lower them or lengthen the warm-up"
@@ -241,8 +241,6 @@ def train(
     finally:
         model.to(device)
     results["seconds"] = time.perf_counter() - began
-    if arguments.should_save:
-        save_run(directory, {**description, "results": results})
     return results
 
 
