@@ -59,7 +59,7 @@ def check(run: Any, calls: Any, cache: Path, cls: type, command: list[Any]) -> N
     assert len(list(cache.glob("*.jsonl"))) == 1
     seen = calls(cls)
     again = run(*command)
-    assert "continuing: " in again.stderr and "batches are done" in again.stderr
+    assert "resuming: " in again.stderr and "parts are done" in again.stderr
     assert timeless(again) == whole
     # Probing apart, which a command does each time, nothing is done twice.
     assert len(seen) <= usual - 2 * (usual // 3) + 2
@@ -117,7 +117,7 @@ def test_another_model_is_not_taken_for_the_same(
     (place / "model.safetensors").touch()
     (place / "model.safetensors").write_bytes((snn / "model.safetensors").read_bytes())
     calls(GPT2LMHeadModel)
-    assert "continuing" not in run(*command).stderr
+    assert "resuming" not in run(*command).stderr
 
 
 def test_a_cache_that_cannot_be_written_is_said_once(

@@ -11,7 +11,7 @@ from made import converted_chain
 from torch.nn import functional
 
 import fas
-from fas.errors import CalibrationError, SiteError
+from fas.errors import CalibrationError, DataError, SiteError
 from fas.methods.rate_norm import RateNorm
 from fas.stages.rate_norm import FitRates
 from fas.stages.train_rates import TrainRates
@@ -233,7 +233,7 @@ def test_what_it_refuses():
         RateNorm(encode_image=True).select(tiny_cnns.chain(), batches[0])
     with pytest.raises(CalibrationError, match="no calibration data"):
         FitRates().run(converted(batches), [])
-    with pytest.raises(CalibrationError, match=r"a training batch has no labels \(keys \['x'\]\)"):
+    with pytest.raises(DataError, match=r"has \['x'\] but no 'labels'"):
         TrainRates().run(converted(batches), batches)
     with pytest.raises(ValueError, match="momentum 0: expected"):
         FitRates(momentum=0)

@@ -6,7 +6,7 @@ import torch
 from made import converted_chain
 from torch.nn import functional
 
-from fas.errors import CalibrationError
+from fas.errors import DataError
 from fas.methods.qcfs_only import QCFSOnly
 from fas.stages.train_quantised import TrainQuantised
 from fas.surgery.replace import populations
@@ -76,7 +76,7 @@ def test_it_learns_and_leaves_corrections_and_potentials_alone():
 
 def test_what_it_refuses():
     batches = data(1)
-    with pytest.raises(CalibrationError, match=r"a training batch has no labels \(keys \['x'\]\)"):
+    with pytest.raises(DataError, match=r"has \['x'\] but no 'labels'"):
         TrainQuantised().run(converted(batches), [{"x": batches[0]["x"]}])
     with pytest.raises(ValueError, match="epochs is 0"):
         TrainQuantised(epochs=0)

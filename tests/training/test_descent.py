@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import fas
-from fas.errors import CalibrationError
+from fas.errors import CalibrationError, DataError
 from fas.methods.fast_snn import FastSNN
 from fas.stages.reduce_bits import ReduceBits
 from fas.stages.set_potential import SetPotential
@@ -45,7 +45,7 @@ def test_what_it_refuses():
         check_descent(epochs=0, learning_rate=0.1)
     with pytest.raises(CalibrationError, match="returns a tuple without logits"):
         answer((torch.ones(1),))
-    with pytest.raises(CalibrationError, match=r"no labels \(keys \['x'\]\)"):
+    with pytest.raises(DataError, match=r"has \['x'\] but no 'labels'"):
         cross_entropy(nn.Identity(), {"x": torch.ones(1)})
 
 

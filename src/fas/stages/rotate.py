@@ -65,11 +65,11 @@ class Rotate(Stage):
                     f"{change:.2g} of itself, because something else than embeddings and linear layers writes to the "
                     "stream, or a normalisation stands behind the sum; convert it with rotate=False"
                 )
-        except SiteError:
+            if progress is not None:
+                progress("rotate", 1, 1)
+        except BaseException:
             model.load_state_dict(saved)
             raise
-        if progress is not None:
-            progress("rotate", 1, 1)
         return self.record({"seconds": time.perf_counter() - began, "change": change})
 
 
