@@ -126,7 +126,7 @@ def calibrate(
         calibration: as ``convert`` takes it.
         tokenizer: as ``convert`` takes it.
         sample: as ``convert`` takes it.
-        keep: directory for what is found site by site. The same call with an equal model goes on behind what a call
+        keep: directory for what is found site by site. The same call with an equal model resumes after what a call
             that was interrupted has left there, and ends with the same parameters, bit for bit. Remove it when the
             model is saved. Of several processes none keeps anything.
         progress: told what is done, with parts done and in all.

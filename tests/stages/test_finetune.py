@@ -584,9 +584,8 @@ def test_settings_outside_their_range_are_refused(options, message):
 def test_progress_log_and_events(tmp_path, caplog, capsys):
     steps = []
     with caplog.at_level("INFO", "fas"):
-        replace(SHORT, tensorboard=True, warmup=0.5).run(
-            converted(), DATA, output_dir=tmp_path, progress=lambda *step: steps.append(step)
-        )
+        settings = replace(SHORT, tensorboard=True, warmup=0.5)
+        tuned(settings, converted(), DATA, output_dir=tmp_path, progress=lambda *step: steps.append(step))
     assert steps == [("fine-tune", step, 6) for step in range(1, 7)]
     assert "fine-tune, step 6 of 6" in caplog.text
     assert capsys.readouterr().out == ""
