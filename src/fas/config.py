@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any, get_args, get_type_hints
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -11,7 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from fas import registry
 from fas._version import __version__
 from fas.errors import CheckpointError
-from fas.layers.simulation import Weights
+from fas.settings import SAVED, Settings, check
 from fas.types import Method, Record, Role, Site
 
 # Raised when directories of an older release can no longer be read as they are.
@@ -27,16 +27,19 @@ class FASConfig(QuantizationConfigMixin):
     have to be calibrated. In a converted directory it rebuilds the spiking layers.
 
     Args:
-        method: name of the method, a file of ``fas.methods``.
+        method: the method; or its name, a file of ``fas.methods``, or ``module:class`` of one that stands elsewhere.
         sites: the sites; None to find them in the model.
         records: what the stages did.
         data: name of the data that thresholds were calibrated on, where they have one.
         format: layout of the directory.
         version: release that wrote it.
-        weights: ``float`` or ``int8``: what inference multiplies with. The file holds float weights either way, and
-            which kernels compute is no part of a model: that depends on the machine.
         quant_method: always ``fas``.
-        options: fields of the method (``timesteps``, ``coverage``, …).
+        options: fields of the method (``timesteps``, ``coverage``, …), and settings that it lacks (``weights``).
+
+    Attributes:
+        method: its name.
+        recipe: the method itself, with the settings as they are now.
+        settings: those of the model that has this configuration, the same object; None before there is one.
 
     Raises:
         ValueError: unknown method, option or value.
@@ -47,14 +50,13 @@ class FASConfig(QuantizationConfigMixin):
     def __init__(
         self,
         /,
-        method: str = "fas",
+        method: str | Method = "fas",
         *,
         sites: Sequence[Any] | None = None,
         records: Sequence[Any] = (),
         data: str | None = None,
         format: int = FORMAT,
         version: str = __version__,
-        weights: Weights = "float",
         quant_method: str = "fas",
         **options: Any,
     ) -> None:
@@ -64,9 +66,8 @@ class FASConfig(QuantizationConfigMixin):
                 f"format {FORMAT}: install a release that reads it, or convert the dense model again"
             )
         self.quant_method = quant_method
-        self.method = method
         try:
-            self.recipe: Method = build_method(method, options)
+            self._method, self._given = _method(method, options)
         except ValueError as error:
             if version == __version__:
                 raise
@@ -86,20 +87,53 @@ class FASConfig(QuantizationConfigMixin):
         self.records = [_record(record) for record in _listed("records", records)]
         self.data = data if isinstance(data, str) else None
         self.format, self.version = format, version
-        if weights not in get_args(Weights):
-            raise ValueError(f"weights is {weights!r}; choose one of {', '.join(get_args(Weights))}")
-        self.weights: Weights = weights
+        self.settings: Settings | None = None
+
+    @property
+    def method(self) -> str:
+        """Name of the method: its file in ``fas.methods``, ``module:class`` of one that stands elsewhere."""
+        return registry.name_of("methods", type(self._method))
+
+    @property
+    def recipe(self) -> Method:
+        """The method with the settings as they are now; before they change, the very object that was given."""
+        method = self._method
+        if self.settings is None:
+            return method
+        now = {name: value for name, value in self.settings.saved().items() if name in method.options()}
+        changed = {name: value for name, value in now.items() if value != getattr(method, name)}
+        return method.with_options(**changed) if changed else method
+
+    @recipe.setter
+    def recipe(self, method: Method) -> None:
+        self._method = method
+
+    @property
+    def neuron(self) -> str:
+        """Names of the neurons at the sites."""
+        neurons = (type(self._method.build(site)) for site in self.sites or ())
+        return ", ".join(dict.fromkeys(registry.name_of("neurons", neuron) for neuron in neurons))
+
+    def begin(self) -> Settings:
+        """Return the settings that a model with these sites starts with; they are its own and this object's."""
+        assert self.sites
+        method = self._method
+        values = {name: getattr(method, name) for name in SAVED if name in method.options()} | self._given
+        if values["levels"] is None:
+            values["levels"] = method.build(self.sites[0]).resolution(method.timesteps)
+        self.settings = Settings(**values)
+        return self.settings
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types, from which the constructor builds the same configuration."""
+        settings = Settings(**self._given) if self.settings is None else self.settings
         return {
             "quant_method": self.quant_method,
             "method": self.method,
             "format": self.format,
             "version": __version__,
-            "weights": self.weights,
-            **asdict(self.recipe),  # type: ignore[call-overload]
-            "exclude": list(getattr(self.recipe, "exclude", ())),
+            **settings.saved(),
+            **self.recipe.to_dict(),
             "sites": None if self.sites is None else [asdict(site) for site in self.sites],
             "records": [record.to_dict() for record in self.records],
             "data": self.data,
@@ -123,10 +157,8 @@ def build_method(name: str, options: dict[str, Any]) -> Method:
     Raises:
         ValueError: unknown name or option; the known ones are listed.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"method is {name!r}; expected a name: {', '.join(registry.available('methods'))}")
-    cls = registry.load("methods", name)
-    known = [field.name for field in fields(cls)]
+    cls = _method_class(name)
+    known = cls.options()
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f"method {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
@@ -136,8 +168,28 @@ def build_method(name: str, options: dict[str, Any]) -> Method:
         # A boolean is a number to Python, and "no" is true.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, int | float)):
             raise ValueError(f"{option} is {value!r}; expected {expected}")
-    method: Method = cls(**options)
-    return method
+    return cls(**options)
+
+
+def _method_class(name: Any) -> type[Method]:
+    if not isinstance(name, str):
+        raise ValueError(f"method is {name!r}; expected a name: {', '.join(registry.available('methods'))}")
+    cls = registry.load("methods", name)
+    if not issubclass(cls, Method):
+        raise ValueError(f"method is {name!r}, which is not a Method")
+    return cls
+
+
+def _method(method: Any, options: dict[str, Any]) -> tuple[Method, dict[str, Any]]:
+    """Return a method, and the settings among the options that it does not have."""
+    own = (method if isinstance(method, Method) else _method_class(method)).options()
+    given = {name: options[name] for name in SAVED if name in options and name not in own}
+    for name, value in given.items():
+        check(name, value)
+    options = {name: value for name, value in options.items() if name not in given}
+    if isinstance(method, Method):
+        return (method.with_options(**options) if options else method), given
+    return build_method(method, options), given
 
 
 _KINDS: dict[Any, tuple[Any, str]] = {

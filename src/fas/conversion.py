@@ -6,17 +6,17 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fas import registry
 from fas._version import __version__
 from fas.calibration.layout import observe
 from fas.calibration.residence import Finished, Residence
-from fas.calibration.teacher import is_trained
 from fas.config import FASConfig
 from fas.data.for_model import Batches, Calibration, Sample, calibration_batches, name_of_data
 from fas.distributed import place
@@ -96,7 +96,7 @@ def convert(
     if calibration is not None:
         batches = calibration_batches(Loaded.of(model, tokenizer), calibration, sample or Sample())
     method = FAS() if method is None else method
-    config = FASConfig(name_of(method), **_options(method))
+    config = FASConfig(method)
     config.data = name_of_data(calibration)
     if probe is None and calibration is not None and batches and reads_images_and_text(model):
         probe = {name: value for name, value in batches[0].items() if name != "labels"}
@@ -183,7 +183,7 @@ def stages_of(model: Any) -> list[Stage]:
         ValueError: there were some, and none is left.
     """
     stages, method = model.fas_config.recipe.stages(), model.fas_config.method
-    left = [stage for stage in stages if not (stage.prepares and is_trained(model))]
+    left = [stage for stage in stages if not (stage.prepares and model.is_trained)]
     if stages and not left:
         raise ValueError(
             f"calibration of method {method!r} sets thresholds anew, and these have been trained: run the model as it "
@@ -262,7 +262,7 @@ def stream(
             f"{type(model).__name__} cannot be streamed: it reads images beside text. Convert it in "
             "memory (fas.convert)"
         )
-    config = FASConfig(name_of(method), **_options(method))
+    config = FASConfig(method)
     config.sites = method.select(model)
     install(model, config)
     with evaluating(model), model.simulation.using(network="ann"):
@@ -273,7 +273,7 @@ def stream(
         "source directory": str(Path(source).resolve()),
         "source files": states(sharded.files),
         "source configuration": digest([(Path(source) / "config.json").read_bytes()]),
-        "method name": name_of(method),
+        "method name": config.method,
         **{key: value for key, value in config.to_dict().items() if key not in ("sites", "records", "version")},
         "calibration data": digest(pieces(calibration)),
         "compute dtype": str(dtype),
@@ -320,9 +320,5 @@ def revert(model: Any) -> Any:
 
 
 def name_of(method: Method) -> str:
-    """Return the registry name of a method: the file it stands in."""
-    return type(method).__module__.rpartition(".")[2]
-
-
-def _options(method: Method) -> dict[str, Any]:
-    return {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
+    """Return the name of a method: its file in ``fas.methods``, ``module:class`` of one that stands elsewhere."""
+    return registry.name_of("methods", type(method))

@@ -100,21 +100,14 @@ class Loaded:
             raise CheckpointError(f"{self.name} is dense: convert it first with fas convert {self.name} OUT")
 
     def set_timesteps(self, timesteps: int) -> None:
-        """Let a converted model run T steps; levels that were those of T follow, others stay, and trained ones.
+        """Let a converted model run T steps.
 
         Raises:
             CheckpointError: the model does not spike.
             ValueError: T below 1.
         """
-        from fas.calibration.teacher import is_trained
-
         self.need_converted()
-        model = self.model
-        neuron = model.fas_config.recipe.build(model.sites[0])
-        follows = model.levels == neuron.resolution(model.timesteps) and not is_trained(model)
-        model.timesteps = timesteps
-        if follows:
-            model.levels = neuron.resolution(timesteps)
+        self.model.timesteps = timesteps
 
     @property
     def reads_images_and_text(self) -> bool:

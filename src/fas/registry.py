@@ -1,4 +1,7 @@
-"""The tree is the registry: the file name is the key, and the name on the command line."""
+"""The tree is the registry: the file name is the key, and the name on the command line.
+
+A class that stands elsewhere is named ``module:class``, as it can be imported again.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -35,11 +40,11 @@ def load(kind: str, name: str, package: str = "fas") -> type[Any]:
 
     Args:
         kind: sub-package that holds one plug-in per file, such as ``neurons`` or ``methods``.
-        name: file name without ``.py``; a dash stands for an underscore.
+        name: file name without ``.py``; a dash stands for an underscore. ``module:class`` names a class elsewhere.
         package: importable package that holds the kinds.
 
     Raises:
-        ValueError: unknown kind or name; the message lists the known ones.
+        ValueError: unknown kind or name; the message lists the known ones. A class elsewhere that cannot be imported.
         TypeError: the module defines no public class, or more than one.
 
     Example:
@@ -47,6 +52,8 @@ def load(kind: str, name: str, package: str = "fas") -> type[Any]:
         'fas.neurons.soft_reset_if'
     """
     known = available(kind, package)
+    if ":" in name:
+        return _imported(name)
     key = name.replace("-", "_")
     if key not in known:
         raise ValueError(f"no {name!r} in {package}.{kind}; available: {', '.join(known) or 'none'}")
@@ -64,6 +71,48 @@ def load(kind: str, name: str, package: str = "fas") -> type[Any]:
             "move the others to files of their own or start their names with an underscore"
         )
     return classes[0]
+
+
+def name_of(kind: str, cls: type[Any], package: str = "fas") -> str:
+    """Return the name by which ``load`` finds a class again: its file's, or ``module:class`` of one elsewhere.
+
+    Example:
+        >>> name_of("neurons", load("neurons", "phase"))
+        'phase'
+    """
+    folder, _, name = cls.__module__.rpartition(".")
+    if folder == f"{package}.{kind}" and name in available(kind, package) and load(kind, name, package) is cls:
+        return name
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _imported(name: str) -> type[Any]:
+    """Return the class that ``module:class`` names."""
+    module_name, _, path = name.partition(":")
+    remedy = "define the class before the model is loaded, in a module that can be imported"
+    if "<locals>" in path:
+        raise ValueError(f"{name} was defined inside a function, where nothing else can find it: {remedy}")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
+        raise ValueError(f"{name!r} does not name a class; expected module:class")
+    if module_name not in sys.modules:
+        _check_foreign(module_name, name)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be imported ({error}): {remedy}") from None
+    if not inspect.isclass(found):
+        raise ValueError(f"{name} is not a class")
+    return found
+
+
+def _check_foreign(module_name: str, name: str) -> None:
+    """Refuse to run code that came with a model: a module in a directory with a config.json."""
+    spec = importlib.util.find_spec(module_name.partition(".")[0])
+    places = [] if spec is None else [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else ())]
+    if any((parent / "config.json").is_file() for place in places for parent in list(Path(place).parents)[:2]):
+        raise ValueError(f"{name} lies in a model's directory, whose code is not run: import {module_name} yourself")
 
 
 def _search_path(kind: str, package: str) -> Iterable[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, get_args
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -290,14 +290,59 @@ class Stage(ABC):
         """
 
 
+@dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A named recipe: what spikes, with which neurons, and the stages that set their parameters.
 
-    A frozen dataclass; its fields are its options everywhere (keyword arguments, JSON, command line).
+    A frozen dataclass; its fields are its options everywhere (keyword arguments, JSON, command line). A subclass adds
+    fields of its own and gives these other defaults.
+
+    Attributes:
+        timesteps: T, time steps of the spiking network.
+        levels: L of the quantised network; those of the neuron at T if None.
+        coverage: ``mlp`` (the layer after every MLP activation) or ``linear`` (the input of every linear layer).
+        granularity: parameters of neurons per ``channel`` or per ``tensor``.
+        schedule: ``layerwise`` or ``online``.
+        operators: ``difference`` or ``instant``, for the online schedule.
+        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
+        replace_activation: the neuron takes the place of GELU, SiLU or tanh too; such a model must be fine-tuned
+            (stage 1). ReLU is always replaced, at no loss.
+        exclude: shell patterns of layers to leave dense.
+
+    Raises:
+        ValueError: a value outside its range; the message names it.
     """
 
-    timesteps: int
-    coverage: Coverage
+    timesteps: int = 8
+    levels: int | None = None
+    coverage: Coverage = "linear"
+    granularity: Granularity = "channel"
+    schedule: Schedule = "layerwise"
+    operators: Operators = "difference"
+    execution: Execution = "collapsed"
+    replace_activation: bool = False
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check these fields; make ``exclude`` a tuple."""
+        for name in ("timesteps", "levels"):
+            value = getattr(self, name)
+            if name == "levels" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
+        exclude: Any = self.exclude
+        if isinstance(exclude, str):
+            raise ValueError(f"exclude is the string {exclude!r}; expected a list of patterns: [{exclude!r}]")
+        object.__setattr__(self, "exclude", tuple(exclude))
+
+    @property
+    def gated(self) -> bool:
+        """Whether gated populations take the place of softmax, normalisation and activations."""
+        return False
 
     @abstractmethod
     def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:
@@ -305,12 +350,39 @@ class Method(ABC):
 
     @abstractmethod
     def build(self, site: Site) -> Neuron:
-        """Return the neuron model at a site."""
+        """Return the neuron model at a site.
+
+        Raises:
+            SiteError: values of both signs, which the neuron cannot carry.
+        """
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages that need no training, in order."""
 
+    def tuning(self) -> tuple[Stage, ...]:
+        """Return the stages that follow the training of the quantised network and keep its thresholds."""
+        return ()
+
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        """Return the names of the fields."""
+        return tuple(field.name for field in fields(cls))
+
     def with_options(self, **options: Any) -> Self:
         """Return the method with other options."""
-        return replace(self, **options)  # type: ignore[type-var]
+        return replace(self, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON types."""
+        values = {name: getattr(self, name) for name in self.options()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+_CHOICES = {
+    "coverage": Coverage,
+    "granularity": Granularity,
+    "schedule": Schedule,
+    "operators": Operators,
+    "execution": Execution,
+}

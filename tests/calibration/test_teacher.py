@@ -9,7 +9,6 @@ from tiny_models import FAMILIES
 
 import fas
 from fas import registry
-from fas.calibration.teacher import is_trained
 from fas.config import FASConfig
 from fas.stages.finetune import Finetune
 from fas.surgery.replace import populations
@@ -46,7 +45,7 @@ def test_the_stages_that_train_thresholds_say_so():
 def test_calibration_after_training_keeps_the_thresholds(name, method, tmp_path):
     made = registry.load("methods", method)(timesteps=4, coverage="mlp")
     model, inputs = trained(name, made, tmp_path / "run")
-    assert is_trained(model) and model.records[-1].trains and model.records[-1].stage == name
+    assert model.is_trained and model.records[-1].trains and model.records[-1].stage == name
     before = {path: population.threshold.detach().clone() for path, population in populations(model).items()}
     if method == "fas":
         fas.calibrate(model, inputs)

@@ -31,6 +31,21 @@ def test_help_names_every_command_and_imports_no_heavy_library() -> None:
         assert name == "main" or name in done.stdout
     # Fields of the method are options of the command.
     assert "--replace-activation" in done.stdout and "--granularity" in done.stdout
+    assert "--omega-weight" not in done.stdout
+
+
+def test_help_shows_the_options_of_the_method_named(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = run("convert", "--method", "rate_norm", "--help").stdout
+    assert "--omega-weight" in shown and "--encode-image" in shown and "--spike-price" not in shown
+    assert shown == run("convert", "--help", "--method=rate_norm").stdout
+    # Of its own document, and of that of the class it inherits from.
+    assert "must be off: an image of both signs" in shown and "shell patterns of layers to leave dense" in shown
+
+
+def test_an_option_of_another_method_names_those_that_have_it(run) -> None:
+    said = " ".join(run("convert", "a", "b", "--percentile", 99, code=2).stderr.replace("│", " ").split())
+    assert "--percentile is an option of method qcfs_only, threshold_balancing, which fas lacks" in said
 
 
 def test_version(run) -> None:

@@ -38,7 +38,7 @@ class Teacher:
     def __init__(self, model: Any, aim: Aim) -> None:
         self.model = model
         self.network: Literal["quantised", "ann"]
-        self.network = aim if aim != "auto" else "quantised" if is_trained(model) else "ann"
+        self.network = aim if aim != "auto" else "quantised" if model.is_trained else "ann"
         self._neurons = populations(model).values()
         kept = neuron_tensors(model) if self.network == "quantised" else []
         self._parameters = {parameter: parameter.detach().clone() for parameter in kept}
@@ -57,14 +57,9 @@ class Teacher:
                 population.active = before
 
 
-def is_trained(model: Any) -> bool:
-    """Return whether a stage has trained the quantised network of a converted model."""
-    return any(record.trains for record in model.records)
-
-
 def is_corrected(model: Any) -> bool:
     """Return whether biases have been corrected for some number of time steps since the last training."""
-    return is_trained(model) and not model.records[-1].trains
+    return model.is_trained and not model.records[-1].trains
 
 
 def neuron_tensors(model: nn.Module, *, bias: bool = True) -> list[nn.Parameter]:

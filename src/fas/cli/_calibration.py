@@ -98,10 +98,7 @@ def conditions(loaded: Loaded) -> dict[str, Any]:
         levels = 2 * model.levels + 1 if any(site.signed for site in model.sites) else model.levels + 1
     return {
         **about,
-        "neuron": recipe.neuron,
-        "schedule": model.schedule,
-        "operators": model.operators,
-        "execution": model.execution,
-        "timesteps": model.timesteps,
+        "neuron": model.fas_config.neuron,
+        **model.settings.saved(),
         "levels": levels,
     }

@@ -39,7 +39,6 @@ def calibrate(
     Example: `fas calibrate gpt2-snn gpt2-snn-t4 --data wikitext --timesteps 4 --losses`
     """
     with Output.opened(context, as_json) as output:
-        from fas.calibration.teacher import is_trained
         from fas.conversion import stages_of
         from fas.loading import load
         from fas.saving import check_place, check_room, finish, is_in_place, save, save_in_place, unfinished
@@ -64,7 +63,7 @@ def calibrate(
             config = loaded.model.fas_config
             if not hasattr(config.recipe, "spike_price"):
                 raise ValueError(f"method {config.method!r} has no spike price: leave --spike-price out")
-            if is_trained(loaded.model):
+            if loaded.model.is_trained:
                 raise ValueError("--spike-price moves thresholds, and these have been trained: give it to fas finetune")
             config.recipe = config.recipe.with_options(spike_price=spike_price)
         calibrate_and_report(

@@ -57,4 +57,4 @@ for _name in registry.available("cli"):
     if _name != "main":
         # Command modules import only what their help needs; torch comes with the first call.
         _command = getattr(importlib.import_module(f"fas.cli.{_name}"), _name)
-        app.command(_name)(failures_as_messages(_command))
+        app.command(_name, cls=getattr(_command, "command_class", None))(failures_as_messages(_command))

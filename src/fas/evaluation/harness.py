@@ -19,9 +19,9 @@ from fas.errors import CheckpointError, DataError, MissingExtraError
 from fas.evaluation.local_tasks import local_names, local_task
 from fas.recording import Recording
 from fas.runtime.transformers_ import ConvertedModel
+from fas.settings import SETTINGS
 from fas.storage.resume import Once, directly
 from fas.surgery.replace import populations, spiking_layers
-from fas.types import Execution, Network, Operators, Schedule
 
 try:
     from lm_eval import simple_evaluate
@@ -105,23 +105,16 @@ class SpikingLM(Stretches):
         self,
         pretrained: Any,
         *,
-        timesteps: int | None = None,
-        network: Network = "snn",
-        schedule: Schedule | None = None,
-        operators: Operators | None = None,
-        execution: Execution | None = None,
         device: str | None = None,
         **options: Any,
     ) -> None:
+        given = {name: options.pop(name) for name in SETTINGS if options.get(name) is not None}
+        options = {name: value for name, value in options.items() if name not in SETTINGS}
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, device=device, **options)
         _check_spikes(self.model, str(pretrained) if isinstance(pretrained, str) else type(pretrained).__name__)
-        self.model.network = network
-        if timesteps is not None:
-            _set_timesteps(self.model, timesteps)
-        for name, value in (("schedule", schedule), ("operators", operators), ("execution", execution)):
-            if value is not None:
-                setattr(self.model, name, value)
+        for name, value in {"network": "snn", **given}.items():
+            setattr(self.model, name, value)
         self.forget()
 
     def _create_model(self, *arguments: Any, **options: Any) -> None:
@@ -160,10 +153,9 @@ class SpikingLM(Stretches):
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes beside its results, with the settings of the spiking network."""
         model = self.model
-        names = ("network", "timesteps", "levels", "schedule", "operators", "execution")
-        settings = {name: getattr(model, name) for name in names}
+        settings = {name: getattr(model, name) for name in SETTINGS}
         recipe = model.fas_config.recipe
-        method = {"method": model.fas_config.method, "coverage": recipe.coverage, "neuron": recipe.neuron}
+        method = {"method": model.fas_config.method, "coverage": recipe.coverage, "neuron": model.fas_config.neuron}
         spikes = {"spikes_per_neuron": self.spikes_per_neuron}
         return {**super().get_model_info(), "fas": {**method, **settings, **spikes}}
 
@@ -291,14 +283,6 @@ def _check_spikes(model: Any, name: str) -> None:
         )
     for population in populations(model).values():
         population.check()
-
-
-def _set_timesteps(model: Any, timesteps: int) -> None:
-    neuron = model.fas_config.recipe.build(model.sites[0])
-    follows = model.levels == neuron.resolution(model.timesteps)
-    model.timesteps = timesteps
-    if follows:
-        model.levels = neuron.resolution(timesteps)
 
 
 def main() -> None:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from fas.kernels import torch_
 from fas.kernels.interface.code import Code
-from fas.kernels.interface.dispatch import Backend, default
-from fas.types import Execution, Network, Operators, Schedule
-
-Weights = Literal["float", "int8"]
+from fas.settings import SETTINGS, Exposed, Settings
 
 
 class Observer(Protocol):
@@ -46,22 +42,15 @@ class Tally(Protocol):
         """
 
 
-@dataclass(eq=False)
-class Simulation:
+class Simulation(Exposed):
     """Settings and clock of one converted model, shared by reference among its layers.
 
+    Args:
+        settings: how the model runs; made of ``values`` if None.
+        values: fields of ``Settings``.
+
     Attributes:
-        network: ``ann`` (activations pass unchanged), ``quantised`` (QCFS with ``levels``) or ``snn``.
-        timesteps: T ≥ 1.
-        levels: L ≥ 1, of the quantised network.
-        schedule: ``layerwise`` or ``online``.
-        operators: ``difference`` or ``instant``, online only: whether the wires between layers carry
-            running means over time, to which any operator applies unchanged, or the values of each step.
-        execution: ``collapsed`` (one pass on counts) or ``stepped`` (every step), layerwise only.
-        kernels: which backend computes, ``auto`` for the fastest one that can; gradients and compiled models
-            always use torch.
-        weights: ``float``, as they are, or ``int8``: spike counts times 8-bit weights with θ folded into them,
-            layerwise, without gradients.
+        settings: how the model runs, shared with its configuration; every one of them is an attribute here too.
         head: the layer whose answer alone matters, online: it computes what ``reduction`` makes of its input.
         reduction: [n, *B, C] to [*B, C]: the last step, or the mean.
         steps: the steps 1…T in the batch at this moment (time-major rows), online only.
@@ -69,19 +58,13 @@ class Simulation:
         observers: receivers of every site's spikes or of their number.
     """
 
-    network: Network = "snn"
-    timesteps: int = 8
-    levels: int = 8
-    schedule: Schedule = "layerwise"
-    operators: Operators = "difference"
-    execution: Execution = "collapsed"
-    kernels: Backend = field(default_factory=default)
-    weights: Weights = "float"
-    head: nn.Module | None = None
-    reduction: Callable[[Tensor], Tensor] | None = None
-    steps: range | None = None
-    carry: bool = False
-    observers: list[Observer | Tally] = field(default_factory=list)
+    def __init__(self, settings: Settings | None = None, **values: Any) -> None:
+        self.settings = Settings(**values) if settings is None else settings
+        self.head: nn.Module | None = None
+        self.reduction: Callable[[Tensor], Tensor] | None = None
+        self.steps: range | None = None
+        self.carry = False
+        self.observers: list[Observer | Tally] = []
 
     @property
     def folds(self) -> bool:
@@ -97,6 +80,10 @@ class Simulation:
             yield
         finally:
             self.steps, self.carry = before
+
+    def moment(self) -> dict[str, Any]:
+        """Return what ``using`` takes to bring this moment back: settings, head and steps, without the observers."""
+        return {name: getattr(self, name) for name in (*SETTINGS, "head", "reduction", "steps", "carry")}
 
     @contextmanager
     def using(self, **settings: object) -> Iterator[None]:

@@ -1,1 +1,3 @@
-"""Named recipes of conversion, one file each."""
+"""Named recipes of conversion, one file each, and what they have in common."""
+
+from fas.methods._rate_coded import RateCoded as RateCoded

@@ -4,51 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fas import registry
-from fas.methods._sites import build_neuron, check_options
-from fas.stages.calibrate import Calibrate
-from fas.stages.rotate import Rotate
-from fas.stages.set_thresholds import SetThresholds
-from fas.surgery.sites import find_sites
-from fas.types import (
-    Coverage,
-    Execution,
-    Granularity,
-    Method,
-    Neuron,
-    Operators,
-    Schedule,
-    Site,
-    Stage,
-)
+from fas.methods._rate_coded import build_neuron, chosen_neuron, neuron_as_json, sites_of
+from fas.types import Method, Neuron, Site, Stage
+
+if TYPE_CHECKING:
+    from fas.stages.calibrate import Calibrate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FAS(Method):
     """Spiking neurons at the inputs of linear layers, calibrated coarse per layer and fine per channel.
 
     Attributes:
-        timesteps: T, time steps of the spiking network.
-        levels: L of the quantised network for fine-tuning; those of the neuron at T if None.
         coverage: ``mlp`` (the layer behind every MLP activation, the scope of the paper's code), ``linear``
             (the input of every linear layer) or ``full`` (query, key, value and attention weights too).
         neuron: rate codes, with T + 1 levels or 2T + 1 where values take both signs: ``signed_if`` (spikes of
             both signs, one a step), ``clipped_count`` (graded spikes; exact online too), ``soft_reset_if`` (binary
             spikes; every site must be non-negative). Digit codes, layerwise only: ``ternary_phase`` (3^T levels:
             the best quality for few steps), ``signed_digit`` (2^T and a sign, in the fewest spikes), ``phase`` (bit
-            planes, 2^T and a sign),
-            ``outlier_aware`` (bit planes in two ranges).
-        granularity: parameters per ``channel`` or per ``tensor``.
-        schedule: ``layerwise`` or ``online``.
-        operators: ``difference`` or ``instant``, for the online schedule.
-        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
-        replace_activation: the neuron takes the place of GELU, SiLU or tanh too, as in the paper; such a
-            model must be fine-tuned (stage 1). ReLU is always replaced, at no loss.
+            planes, 2^T and a sign), ``outlier_aware`` (bit planes in two ranges). Or a neuron of your own, as an
+            object or a class.
         gated: softmax, normalisation and activations by gated populations instead of exact functions.
         rotate: turn the residual stream before calibration, which spreads outliers over its channels.
-        exclude: shell patterns of layers to leave dense.
         coarse: calibrate one threshold per layer.
         fine: calibrate threshold, offset and initial potential per channel, and the bias.
         centred: let fine calibration centre signed codes: all levels serve, but silence is lost where most
@@ -68,18 +48,9 @@ class FAS(Method):
         4
     """
 
-    timesteps: int = 8
-    levels: int | None = None
-    coverage: Coverage = "linear"
-    neuron: str = "signed_if"
-    granularity: Granularity = "channel"
-    schedule: Schedule = "layerwise"
-    operators: Operators = "difference"
-    execution: Execution = "collapsed"
-    replace_activation: bool = False
+    neuron: str | Neuron | type[Neuron] = "signed_if"
     gated: bool = False
     rotate: bool = False
-    exclude: tuple[str, ...] = ()
     coarse: bool = True
     fine: bool = True
     centred: bool = True
@@ -87,9 +58,10 @@ class FAS(Method):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        check_options(self)
+        super().__post_init__()
         self._calibration()
-        neuron = registry.load("neurons", self.neuron)
+        object.__setattr__(self, "neuron", chosen_neuron(self.neuron))
+        neuron = registry.load("neurons", self.neuron) if isinstance(self.neuron, str) else self.neuron
         if self.schedule == "online" and neuron.emission == "digits":
             raise ValueError(
                 f"neuron {self.neuron!r} fires after its whole input: it needs schedule='layerwise'; online "
@@ -98,13 +70,7 @@ class FAS(Method):
 
     def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:
         """Find the sites of the coverage."""
-        sites = find_sites(
-            model,
-            self.coverage,
-            exclude=self.exclude,
-            replace_activation=self.replace_activation,
-            probe=probe,
-        )
+        sites = sites_of(self, model, probe)
         for site in sites:
             self.build(site)
         return sites
@@ -119,10 +85,19 @@ class FAS(Method):
 
     def stages(self) -> tuple[Stage, ...]:
         """Thresholds by maximum where nothing is to be calibrated, else the two calibrations in one walk."""
+        from fas.stages.rotate import Rotate
+        from fas.stages.set_thresholds import SetThresholds
+
         first: tuple[Stage, ...] = (Rotate(),) if self.rotate else ()
         if not (self.coarse or self.fine):
             return (*first, SetThresholds(rule="maximum"))
         return (*first, self._calibration())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON types; a neuron of one's own as ``module:class``."""
+        return {**super().to_dict(), "neuron": neuron_as_json(chosen_neuron(self.neuron))}
+
     def _calibration(self) -> Calibrate:
+        from fas.stages.calibrate import Calibrate
+
         return Calibrate(coarse=self.coarse, fine=self.fine, centred=self.centred, spike_price=self.spike_price)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fas.methods._sites import RateCoded
-from fas.stages.fast_snn import TuneLayers
-from fas.stages.set_thresholds import SetThresholds
-from fas.types import Coverage, Execution, Granularity, Operators, Schedule, Stage
+from fas.methods import RateCoded
+from fas.types import Stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FastSNN(RateCoded):
     """A b-bit quantised network, T = 2^b − 1 time steps, v_0 = θ/2, and signed IF neurons.
 
@@ -25,15 +23,6 @@ class FastSNN(RateCoded):
         levels: L of the quantised network; 2^b − 1 if None.
         tune_epochs: passes over the calibration data per layer; 0 leaves layers as they are.
         tune_rate: learning rate of the layer-wise fine-tuning.
-        coverage: ``mlp`` (the layer behind every MLP activation) or ``linear`` (every layer).
-        granularity: one threshold per ``tensor`` as in the paper, or per ``channel``.
-        schedule: ``online`` or ``layerwise``.
-        operators: ``difference`` or ``instant``, for the online schedule.
-        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
-        encode_image: let the image of a convolutional network become signed spikes; off, its first layer reads it as
-            a constant current.
-        replace_activation: the neuron takes the place of GELU, SiLU or tanh too; such a model must be fine-tuned.
-        exclude: shell patterns of layers to leave dense.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -58,14 +47,6 @@ class FastSNN(RateCoded):
     levels: int = None  # type: ignore[assignment]
     tune_epochs: int = 1
     tune_rate: float = 1e-3
-    coverage: Coverage = "linear"
-    granularity: Granularity = "tensor"
-    schedule: Schedule = "online"
-    operators: Operators = "difference"
-    execution: Execution = "collapsed"
-    encode_image: bool = False
-    replace_activation: bool = False
-    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field, and derive T and L from b where they are not given."""
@@ -83,7 +64,11 @@ class FastSNN(RateCoded):
 
     def tuning(self) -> tuple[Stage, ...]:
         """Return what follows the training of the quantised network, whose thresholds are kept."""
+        from fas.stages.fast_snn import TuneLayers
+
         return (TuneLayers(self.tune_epochs, self.tune_rate),) if self.tune_epochs else ()
 
     def _initial(self) -> Stage:
+        from fas.stages.set_thresholds import SetThresholds
+
         return SetThresholds(rule="error")

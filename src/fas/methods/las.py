@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fas.methods.fas import FAS
-from fas.types import Coverage
+from fas.types import Coverage, Neuron
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LAS(FAS):
     """Outlier-aware neurons at every site and gated populations for every non-linear operator.
 
@@ -36,6 +36,6 @@ class LAS(FAS):
 
     timesteps: int = 16
     coverage: Coverage = "full"
-    neuron: str = "outlier_aware"
+    neuron: str | Neuron | type[Neuron] = "outlier_aware"
     gated: bool = True
     centred: bool = False

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fas.methods._sites import RateCoded
-from fas.stages.set_thresholds import SetThresholds
-from fas.types import Coverage, Execution, Granularity, Operators, Schedule, Stage
+from fas.methods import RateCoded
+from fas.types import Stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QCFSOnly(RateCoded):
     """The quantised network of L levels with learned thresholds; its neurons start at θ/2 and nothing is fitted.
 
@@ -18,19 +17,9 @@ class QCFSOnly(RateCoded):
     spiking network runs with the very same ones at any T. T = L is exact in the layerwise schedule.
 
     Attributes:
-        timesteps: T, time steps of the spiking network.
         levels: L of the quantised network that is trained.
         initial: where thresholds start: the smallest squared ``error``, the ``maximum`` or a ``percentile``.
         percentile: in percent, for the start of that name.
-        coverage: ``mlp`` (the layer behind every MLP activation) or ``linear`` (every layer).
-        granularity: one threshold per ``tensor`` as in the paper, or per ``channel``.
-        schedule: ``online`` or ``layerwise``.
-        operators: ``difference`` or ``instant``, for the online schedule.
-        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
-        encode_image: let the image of a convolutional network become signed spikes; off, its first layer reads it as
-            a constant current.
-        replace_activation: the neuron takes the place of GELU, SiLU or tanh too; such a model must be fine-tuned.
-        exclude: shell patterns of layers to leave dense.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -50,14 +39,6 @@ class QCFSOnly(RateCoded):
     levels: int = 8
     initial: Literal["error", "maximum", "percentile"] = "error"
     percentile: float = 99.9
-    coverage: Coverage = "linear"
-    granularity: Granularity = "tensor"
-    schedule: Schedule = "online"
-    operators: Operators = "difference"
-    execution: Execution = "collapsed"
-    encode_image: bool = False
-    replace_activation: bool = False
-    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -68,4 +49,6 @@ class QCFSOnly(RateCoded):
 
     def stages(self) -> tuple[Stage, ...]:
         """Where thresholds start; v_0 = θ/2."""
+        from fas.stages.set_thresholds import SetThresholds
+
         return (SetThresholds(rule=self.initial, percentile=self.percentile),)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fas.methods._sites import RateCoded
-from fas.stages.rate_norm import FitRates
-from fas.stages.set_potential import SetPotential
-from fas.types import Coverage, Execution, Granularity, Operators, Schedule, Stage
+from fas.methods import RateCoded
+from fas.types import Stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RateNorm(RateCoded):
     """IF neurons in the place of rate norm layers r = clip(ReLU(x)/θ, 0, 1), θ = running maximum × σ(s).
 
@@ -20,7 +18,6 @@ class RateNorm(RateCoded):
     thresholds of stage 2 (``scale=None``) win back what clipping costs.
 
     Attributes:
-        timesteps: T, time steps of the spiking network.
         omega_weight: λ of the mean of Ω = Σr/‖r‖² in the loss: larger for few steps, smaller for many, since low
             thresholds clip.
         scale: s at the start of stage 2.
@@ -28,15 +25,7 @@ class RateNorm(RateCoded):
         fit_rate: learning rate of s; far above the code's 0.01 to 0.1, which is for 200 passes over a training set.
         shared: one s for all layers.
         potential: v_0/θ; 0 as in the paper, 0.5 for rounding to nearest, which takes far fewer steps.
-        coverage: ``mlp`` (the layer behind every MLP activation) or ``linear`` (every layer).
-        levels: L of the quantised network; T if None.
-        granularity: one threshold per ``tensor`` as in the paper; per ``channel`` they are stored so, all the same.
-        schedule: ``online`` or ``layerwise``.
-        operators: ``difference`` or ``instant``, for the online schedule.
-        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
         encode_image: must be off: an image of both signs has no firing rate.
-        replace_activation: the neuron takes the place of GELU, SiLU or tanh too; such a model needs stage 1.
-        exclude: shell patterns of layers to leave dense.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -55,22 +44,12 @@ class RateNorm(RateCoded):
 
     neuron = "soft_reset_if"
 
-    timesteps: int = 32
     omega_weight: float = 0.1
     scale: float = 2.5
     fit_epochs: int = 10
     fit_rate: float = 2.0
     shared: bool = False
     potential: float = 0.0
-    coverage: Coverage = "linear"
-    levels: int | None = None
-    granularity: Granularity = "tensor"
-    schedule: Schedule = "online"
-    operators: Operators = "difference"
-    execution: Execution = "collapsed"
-    encode_image: bool = False
-    replace_activation: bool = False
-    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -79,6 +58,9 @@ class RateNorm(RateCoded):
 
     def stages(self) -> tuple[Stage, ...]:
         """Stage 2: running maxima, then the fit of s; the initial potential where it is not 0."""
+        from fas.stages.rate_norm import FitRates
+        from fas.stages.set_potential import SetPotential
+
         fit = FitRates(
             scale=self.scale,
             weight=self.omega_weight,

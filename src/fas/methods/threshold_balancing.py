@@ -5,31 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fas.methods._sites import RateCoded
-from fas.stages.set_potential import SetPotential
-from fas.stages.set_thresholds import SetThresholds
-from fas.types import Coverage, Execution, Granularity, Operators, Schedule, Stage
+from fas.methods import RateCoded
+from fas.types import Stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ThresholdBalancing(RateCoded):
     """IF neurons with soft reset, one threshold per layer from the activations of the dense network.
 
     Attributes:
-        timesteps: T, time steps of the spiking network.
         rule: ``maximum`` of the activation, or a ``percentile`` of it.
         percentile: in percent, for the rule of that name.
         potential: v_0/θ; 0 as in the papers, 0.5 for rounding to nearest.
-        coverage: ``mlp`` (the layer behind every MLP activation) or ``linear`` (every layer).
-        levels: L of the quantised network; T if None.
-        granularity: one threshold per ``tensor`` as in the papers, or per ``channel``.
-        schedule: ``online`` or ``layerwise``.
-        operators: ``difference`` or ``instant``, for the online schedule.
-        execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
-        encode_image: let the image of a convolutional network become signed spikes; off, its first layer reads it as
-            a constant current.
-        replace_activation: the neuron takes the place of GELU, SiLU or tanh too; such a model must be fine-tuned.
-        exclude: shell patterns of layers to leave dense.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -48,19 +35,9 @@ class ThresholdBalancing(RateCoded):
 
     neuron = "soft_reset_if"
 
-    timesteps: int = 32
     rule: Literal["maximum", "percentile"] = "maximum"
     percentile: float = 99.9
     potential: float = 0.0
-    coverage: Coverage = "linear"
-    levels: int | None = None
-    granularity: Granularity = "tensor"
-    schedule: Schedule = "online"
-    operators: Operators = "difference"
-    execution: Execution = "collapsed"
-    encode_image: bool = False
-    replace_activation: bool = False
-    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -71,4 +48,7 @@ class ThresholdBalancing(RateCoded):
 
     def stages(self) -> tuple[Stage, ...]:
         """Thresholds from the dense network's activations, then the initial potential."""
+        from fas.stages.set_potential import SetPotential
+        from fas.stages.set_thresholds import SetThresholds
+
         return SetThresholds(rule=self.rule, percentile=self.percentile), SetPotential(self.potential)

@@ -23,7 +23,7 @@ from fas.storage.directory import check_files, read_config, whole_directory
 from fas.storage.foreign import check_neurons
 from fas.surgery.fold_batch_norm import fold_batch_norm, prepare_folded
 from fas.surgery.replace import detach
-from fas.types import Record, Site
+from fas.types import Record
 
 _WEIGHTS = "model.safetensors"
 
@@ -35,21 +35,8 @@ class ConvertedModule(ConvertedModel):
 
     @property
     def fas_config(self) -> FASConfig:
-        """The configuration with the settings as they are now."""
-        config, simulation = self._fas_config, self._simulation
-        names = ("timesteps", "levels", "schedule", "operators", "execution")
-        config.recipe = config.recipe.with_options(**{name: getattr(simulation, name) for name in names})
-        return config
-
-    @property
-    def sites(self) -> list[Site]:
-        """The sites in the order of execution."""
-        return self._fas_config.sites or []
-
-    @property
-    def records(self) -> list[Record]:
-        """What the stages did, in order."""
-        return self._fas_config.records
+        """What spikes and how, with the settings as they are now."""
+        return self._fas_config
 
     def _batch_rows(self, inputs: dict[str, Any]) -> int:
         """Return the rows of the first tensor that the forward was given."""

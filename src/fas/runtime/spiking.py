@@ -5,29 +5,28 @@ from __future__ import annotations
 import builtins
 import functools
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fas.kernels.interface.dispatch import Backend, named
-from fas.layers.simulation import Simulation, Weights
+from fas.layers.simulation import Simulation
 from fas.runtime.loss import loss_from_output
 from fas.runtime.parts import Answering, Folding, Writing, parts_of
+from fas.settings import Exposed, Settings
 from fas.surgery.replace import populations, spiking_layers
-from fas.types import Execution, Network, Operators, Schedule
-
-_SETTINGS = "network timesteps levels schedule operators execution weights head reduction steps carry".split()
+from fas.types import Record
 
 
-class SpikingModel(Answering):
+class SpikingModel(Answering, Exposed):
     """What a converted model can do beside what it could before.
 
-    The settings are plain attributes, effective at the next call: ``network`` (ann, quantised, snn),
-    ``timesteps``, ``schedule`` (layerwise, online), ``operators`` (difference, instant), ``execution``
-    (collapsed, stepped). ``isinstance`` with the original class holds, and its name is unchanged.
+    Every setting (``fas.settings.Settings``) is an attribute, effective at the next call: ``model.timesteps = 4``.
+    ``isinstance`` with the original class holds, and its name is unchanged.
     """
+
+    records: list[Record]
 
     @property
     def simulation(self) -> Simulation:
@@ -35,80 +34,24 @@ class SpikingModel(Answering):
         return self._simulation
 
     @property
+    def settings(self) -> Settings:
+        """How the model runs; its configuration holds the same object."""
+        return self._simulation.settings
+
+    @property
     def timesteps(self) -> int:
-        """T, the time steps of the spiking network; at least 1."""
-        return self._simulation.timesteps
+        """T, the time steps of the spiking network; L follows as ``Settings.set_timesteps`` says."""
+        return self.settings.timesteps
 
     @timesteps.setter
     def timesteps(self, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"timesteps is {value!r}; a spiking network runs a whole number of steps, at least 1")
-        self._simulation.timesteps = value
+        neuron = next(iter(populations(self).values())).neuron
+        self.settings.set_timesteps(value, neuron.resolution, trained=self.is_trained)
 
     @property
-    def levels(self) -> int:
-        """L, the levels of the quantised network between zero and the threshold; at least 1."""
-        return self._simulation.levels
-
-    @levels.setter
-    def levels(self, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"levels is {value!r}; a quantised activation has a whole number of levels, at least 1")
-        self._simulation.levels = value
-
-    @property
-    def network(self) -> Network:
-        """Which network runs: ``ann``, ``quantised`` or ``snn``."""
-        return self._simulation.network
-
-    @network.setter
-    def network(self, value: Network) -> None:
-        self._simulation.network = _one_of("network", value, Network)
-
-    @property
-    def schedule(self) -> Schedule:
-        """``layerwise``: a layer finishes its window before the next begins; ``online``: all at once."""
-        return self._simulation.schedule
-
-    @schedule.setter
-    def schedule(self, value: Schedule) -> None:
-        self._simulation.schedule = _one_of("schedule", value, Schedule)
-
-    @property
-    def operators(self) -> Operators:
-        """How non-linear operators see time, online: ``difference`` (exact at T) or ``instant``."""
-        return self._simulation.operators
-
-    @operators.setter
-    def operators(self, value: Operators) -> None:
-        self._simulation.operators = _one_of("operators", value, Operators)
-
-    @property
-    def execution(self) -> Execution:
-        """``collapsed`` (one pass on counts) or ``stepped`` (every step), layerwise."""
-        return self._simulation.execution
-
-    @execution.setter
-    def execution(self, value: Execution) -> None:
-        self._simulation.execution = _one_of("execution", value, Execution)
-
-    @property
-    def kernels(self) -> Backend:
-        """Which backend computes: ``auto``, or ``torch``, ``cpu``, ``triton``, ``naive`` by name."""
-        return self._simulation.kernels
-
-    @kernels.setter
-    def kernels(self, value: Backend) -> None:
-        self._simulation.kernels = named(value)
-
-    @property
-    def weights(self) -> Weights:
-        """``float``, or ``int8``: layerwise inference on spike counts and 8-bit weights."""
-        return self._simulation.weights
-
-    @weights.setter
-    def weights(self, value: Weights) -> None:
-        self._simulation.weights = _one_of("weights", value, Weights)
+    def is_trained(self) -> bool:
+        """Whether a stage has trained the quantised network."""
+        return any(record.trains for record in self.records)
 
     def weight_error(self) -> dict[str, builtins.float]:
         """Return ‖8-bit weight − weight‖ / ‖weight‖ of every spiking linear layer, thresholds folded in.
@@ -189,7 +132,7 @@ class SpikingModel(Answering):
         simulation = self._simulation
 
         def under_same_settings(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-            settings = {name: getattr(simulation, name) for name in _SETTINGS}
+            settings = simulation.moment()
 
             def run(*again: Any) -> Any:
                 with simulation.using(**settings):
@@ -213,12 +156,6 @@ class SpikingModel(Answering):
             population.reset()
         for layer in spiking_layers(self).values():
             layer.reset()
-
-
-def _one_of(name: str, value: Any, choices: Any) -> Any:
-    if value not in get_args(choices):
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(choices))}")
-    return value
 
 
 @functools.cache

@@ -33,25 +33,19 @@ class ConvertedModel(SpikingModel):
 
     @property
     def fas_config(self) -> FASConfig:
-        """The configuration with the settings as they are now."""
+        """What spikes and how, with the settings as they are now."""
         config: FASConfig = self.config.quantization_config
-        simulation = self._simulation
-        names = ("timesteps", "levels", "schedule", "operators", "execution")
-        config.recipe = config.recipe.with_options(**{name: getattr(simulation, name) for name in names})
-        config.weights = simulation.weights
         return config
 
     @property
     def sites(self) -> list[Site]:
         """The sites in the order of execution."""
-        sites: list[Site] = self.config.quantization_config.sites
-        return sites
+        return self.fas_config.sites or []
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> list[Record]:  # type: ignore[override]
         """What the stages did, in order."""
-        records: list[Record] = self.config.quantization_config.records
-        return records
+        return self.fas_config.records
 
     def set_attn_implementation(self, attn_implementation: Any, *arguments: Any, **named: Any) -> None:
         """Choose the attention function as in transformers, unless spikes drive attention.
@@ -92,7 +86,6 @@ class ConvertedModel(SpikingModel):
         Raises:
             OSError: disk full, no permission: nothing is left behind.
         """
-        _ = self.fas_config
         target = Path(save_directory)
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", target.resolve().name)
@@ -173,17 +166,9 @@ class FASQuantizer(HfQuantizer):
 
 def exchange(model: Any, config: FASConfig, mixin: type[ConvertedModel]) -> None:
     """Exchange the layers at the sites of a configuration and give the model its time steps, in place."""
-    recipe: Any = config.recipe
     assert config.sites
-    simulation = Simulation(
-        timesteps=recipe.timesteps,
-        levels=recipe.levels or recipe.build(config.sites[0]).resolution(recipe.timesteps),
-        schedule=recipe.schedule,
-        operators=recipe.operators,
-        execution=recipe.execution,
-        weights=config.weights,
-    )
-    attach(model, config.sites, simulation, recipe.build, granularity=recipe.granularity, gated=recipe.gated)
+    method, simulation = config.recipe, Simulation(config.begin())
+    attach(model, config.sites, simulation, method.build, granularity=method.granularity, gated=method.gated)
     make_spiking(model, simulation, mixin)
 
 

@@ -142,14 +142,12 @@ def _note(stored: FASConfig) -> str:
 def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
     recipe: Any = stored.recipe
     sites = stored.sites or []
-    neurons = {site.path: recipe.build(site) for site in sites}
-    names = dict.fromkeys(type(neuron).__module__.rpartition(".")[2] for neuron in neurons.values())
-    signed = sum(neuron.signed for neuron in neurons.values())
+    signed = sum(recipe.build(site).signed for site in sites)
     return [
         ["class", f"`{architecture}`"],
         ["method", stored.method],
         ["coverage", f"{recipe.coverage}: {len(sites)} sites"],
-        ["neuron", f"{', '.join(names)}; {signed} of {len(sites)} sites with both signs"],
+        ["neuron", f"{stored.neuron}; {signed} of {len(sites)} sites with both signs"],
         ["time steps T", recipe.timesteps],
         ["levels", f"up to {stored.levels_after(recipe.timesteps)} (zero and both signs included)"],
         ["schedule, operators, execution", f"{recipe.schedule}, {recipe.operators}, {recipe.execution}"],

@@ -160,7 +160,6 @@ class Sharded:
         model = self.model
         model.config.dtype = self.stored_dtype
         model.config.architectures = [type(model).__name__]
-        _ = model.fas_config
         if model.can_generate():
             model.generation_config.save_pretrained(directory)
         model.config.save_pretrained(directory)

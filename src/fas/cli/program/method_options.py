@@ -1,114 +1,122 @@
-"""The fields of the methods as options of a command, read from their source: importing them takes torch."""
+"""The fields of the method that a command line names, as options of the command."""
 
 from __future__ import annotations
 
-import ast
 import functools
-import importlib.util
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
-import fas.types
 from fas import registry
+from fas.settings import Settings
+
+_METHOD = "fas.method"
 
 
-@dataclass(frozen=True)
-class _Field:
-    """One field of a method: its name, type, default as text, and line of documentation."""
-
-    name: str
-    type: Any
-    default: str
-    help: str
-
-
-def method_options(command: Callable[..., None], kind: str = "methods") -> Callable[..., None]:
-    """Give a command the fields of every method as options; it gets those that were set as ``options``.
+def method_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the fields of its method as options; it gets those that were set as ``options``.
 
     An option left out is absent from ``options``, so that the method's own default holds.
 
     Args:
-        command: has a keyword parameter ``options``.
-        kind: sub-package whose classes' fields become options.
+        command: has a keyword parameter ``options``, and ``method`` unless it is for ``fas`` alone.
     """
-    settings: dict[str, _Field] = {}
-    for name in registry.available(kind):
-        for field in _fields(kind, name):
-            first = settings.setdefault(field.name, field)
-            if field.default != first.default:
-                # One option serves all: the first file's text, and every other default with its owner.
-                settings[field.name] = replace(first, default=f"{first.default}; {name}: {field.default}")
     signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
-    # An option that the command has itself (a seed for everything) is not asked for twice.
-    settings = {name: field for name, field in settings.items() if name not in signature.parameters}
-    extra = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(field))
-        for field in settings.values()
-    ]
+    own = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
 
     @functools.wraps(command)
     def with_options(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in settings}
-        command(**arguments, options={name: value for name, value in given.items() if value is not None})
+        options = {name: arguments.pop(name) for name in [*arguments] if name not in own}
+        command(**arguments, options={name: value for name, value in options.items() if value is not None})
 
-    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
     described: Any = with_options
-    described.__signature__ = signature.replace(parameters=[*keywords, *extra])
-    described.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *extra)}
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own.values()]
+    described.__signature__ = signature.replace(parameters=keywords)
+    described.__annotations__ = {name: parameter.annotation for name, parameter in own.items()}
+    described.command_class = MethodCommand
     del described.__wrapped__
     return with_options
 
 
-def _option(field: _Field) -> Any:
-    option = typer.Option(_declaration(field), help=field.help, show_default=field.default, rich_help_panel="Method")
-    return Annotated[field.type | None, option]
+class MethodCommand(TyperCommand):
+    """A command whose further options are the fields of the method that ``--method`` names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Find the method, refuse options that only others have, then parse."""
+        ctx.meta[_METHOD] = method = _named(args)
+        mine = {flag for parameter in self.get_params(ctx) for flag in (*parameter.opts, *parameter.secondary_opts)}
+        for flag in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+            owners = [] if flag in mine else [name for name in registry.available("methods") if flag in _flags(name)]
+            if owners:
+                raise typer.BadParameter(f"{flag} is an option of method {', '.join(owners)}, which {method} lacks")
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the command's own parameters, then those of the method that ``ctx`` is for."""
+        own = super().get_params(ctx)
+        taken = {parameter.name for parameter in own}
+        # An option that the command has itself (a seed for everything) is not asked for twice.
+        return [*own, *(option for option in _options(ctx.meta.get(_METHOD, "fas")) if option.name not in taken)]
 
 
-def _declaration(field: _Field) -> str:
-    dashed = field.name.replace("_", "-")
-    return f"--{dashed}/--no-{dashed}" if field.type is bool else f"--{dashed}"
+def _named(args: Sequence[str]) -> str:
+    """Return the method that a command line names."""
+    for i, arg in enumerate(args):
+        if arg == "--method" and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith("--method="):
+            return arg.partition("=")[2]
+    return "fas"
 
 
-def _fields(kind: str, name: str) -> Iterator[_Field]:
-    spec = importlib.util.find_spec(f"fas.{kind}.{name}")
-    assert spec is not None and spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
-    for owner in classes:
-        help_of = _attributes(ast.get_docstring(owner) or "")
-        for line in owner.body:
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None:
-                field = line.target.id
-                default = ast.literal_eval(line.value)
-                yield _Field(
-                    field,
-                    _type(field, ast.unparse(line.annotation)),
-                    _shown(default),
-                    help_of.get(field, ""),
-                )
+@functools.cache
+def _options(method: str) -> tuple[Any, ...]:
+    """Return the options of a method; none of one that is not there, which the command itself refuses."""
+    try:
+        cls = registry.load("methods", method)
+    except ValueError:
+        return ()
+    help_of, hints = _attributes(cls), get_type_hints(cls)
+
+    def holder(**arguments: Any) -> None:
+        """Hold the options."""
+
+    signature, annotations = [], {}
+    for field in fields(cls):
+        kind = _type(field.name, hints[field.name])
+        dashed = field.name.replace("_", "-")
+        flags = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
+        shown, panel = _shown(field.default), f"Method {method}"
+        option = typer.Option(flags, help=help_of.get(field.name, ""), show_default=shown, rich_help_panel=panel)
+        annotations[field.name] = Annotated[kind | None, option]
+        signature.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None))
+    described: Any = holder
+    described.__signature__ = inspect.Signature(
+        [parameter.replace(annotation=annotations[parameter.name]) for parameter in signature]
+    )
+    described.__annotations__ = annotations
+    app = typer.Typer(add_completion=False)
+    app.command()(holder)
+    return tuple(typer.main.get_command(app).params)
 
 
-def _type(name: str, annotation: str) -> Any:
+def _flags(method: str) -> set[str]:
+    return {flag for option in _options(method) for flag in (*option.opts, *option.secondary_opts)}
+
+
+def _type(name: str, kind: Any) -> Any:
     """Return the type of an option: a tuple is given by repeating it, a plug-in by one of their names."""
-    if annotation == "str" and f"{name}s" in _kinds():
-        return Literal[tuple(registry.available(f"{name}s"))]
-    holder = type("Holder", (), {"__annotations__": {name: annotation}})
-    found = get_type_hints(holder, globalns=vars(fas.types))[name]
-    if get_origin(found) is tuple:
-        return list[get_args(found)[0]]  # type: ignore[misc]
-    alternatives = [part for part in get_args(found) if part is not type(None)]
-    return alternatives[0] if type(None) in get_args(found) else found
-
-
-def _kinds() -> list[str]:
-    return [path.name for path in Path(fas.types.__file__).parent.iterdir() if (path / "__init__.py").is_file()]
+    if name == "neuron":
+        return Literal[tuple(registry.available("neurons"))]
+    if get_origin(kind) is tuple:
+        return list[get_args(kind)[0]]  # type: ignore[misc]
+    alternatives = [part for part in get_args(kind) if part is not type(None)]
+    return alternatives[0] if type(None) in get_args(kind) else kind
 
 
 def _shown(default: Any) -> str:
@@ -117,10 +125,13 @@ def _shown(default: Any) -> str:
     return "none" if default in (None, ()) else str(default)
 
 
-def _attributes(docstring: str) -> dict[str, str]:
-    """Return the descriptions under ``Attributes:`` of a docstring, one line each."""
-    _, _, section = docstring.partition("Attributes:\n")
-    section = re.split(r"^\S", section, maxsplit=1, flags=re.MULTILINE)[0]
-    entries = re.split(r"^ {4}(\w+): ", section, flags=re.MULTILINE)
-    texts = dict(zip(entries[1::2], entries[2::2], strict=True))
-    return {name: " ".join(text.replace("``", "`").split()) for name, text in texts.items()}
+def _attributes(cls: type[Any]) -> dict[str, str]:
+    """Return what docstrings say under ``Attributes:``, one line each: a class's own word before its bases'."""
+    found: dict[str, str] = {}
+    for owner in (*cls.__mro__, Settings):
+        _, _, section = (inspect.cleandoc(owner.__doc__ or "")).partition("Attributes:\n")
+        section = re.split(r"^\S", section, maxsplit=1, flags=re.MULTILINE)[0]
+        entries = re.split(r"^ {4}(\w+): ", section, flags=re.MULTILINE)
+        for name, text in zip(entries[1::2], entries[2::2], strict=True):
+            found.setdefault(name, " ".join(text.replace("``", "`").split()))
+    return found

@@ -5,47 +5,23 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import os
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from fas import registry
 from fas.errors import FASError
-from fas.kernels.interface.backend import Backend as Kernel
+from fas.kernels.interface.backend import Backend
+from fas.settings import VARIABLE, Kernels
 
 logger = logging.getLogger(__name__)
-
-Backend = Literal["auto", "torch", "cpu", "triton", "naive"]
-VARIABLE = "FAS_KERNELS"
-"""Environment variable that names the backend of models made from then on."""
 
 # Fastest first; torch runs everything. Kernels that are not named here are taken only by name.
 _PREFERRED = ("cpu", "triton", "torch")
 
 
-def default() -> Backend:
-    """Return the backend that the environment names, else ``auto``.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    return named(os.environ.get(VARIABLE, "auto"), VARIABLE)
-
-
-def named(value: str, what: str = "kernels") -> Backend:
-    """Return the name of a backend.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if value not in get_args(Backend):
-        raise ValueError(f"{what} is {value!r}; choose one of {', '.join(get_args(Backend))}")
-    return value  # type: ignore[return-value]
-
-
 @functools.cache
-def choose(op: str, backend: Backend, device: torch.device, dtype: torch.dtype) -> Kernel:
+def choose(op: str, backend: Kernels, device: torch.device, dtype: torch.dtype) -> Backend:
     """Return the backend that runs an operation.
 
     Gradients and ``torch.compile`` are the caller's matter: both need torch.
@@ -83,7 +59,7 @@ def choose(op: str, backend: Backend, device: torch.device, dtype: torch.dtype) 
 
 
 @functools.cache
-def found() -> dict[str, Kernel]:
+def found() -> dict[str, Backend]:
     """Return every kernel by its name: the modules of ``fas.kernels``."""
     modules: Any = [importlib.import_module(f"fas.kernels.{key}") for key in registry.available("kernels")]
     return {module.name: module for module in modules}
