@@ -17,7 +17,7 @@ EXAMPLES = {
     "convert_language_model": ((), "perplexity: dense "),
     "energy_and_chip": ((), "spinnaker2: 5568 neurons, "),
     "nir_in_numpy": (("nir",), " spikes, 0 differ from the model's"),
-    "own_neuron": ((), "burst_if, online: error "),
+    "own_neuron": ((), "bursts, online: error "),
     "serve_and_query": (("fastapi", "uvicorn", "openai"), "models: ['stdlib-snn']"),
 }
 
