@@ -12,7 +12,8 @@ from fas import registry
 from fas.kernels import naive
 from fas.kernels.interface.backend import OPS
 from fas.kernels.interface.code import Code
-from fas.kernels.interface.dispatch import Backend, choose, found
+from fas.kernels.interface.dispatch import choose, found
+from fas.settings import Kernels
 from fas.types import RateNeuron
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ def kernel_of(name: str, op: str = "encode", dtype: torch.dtype = torch.float32)
 
 
 def test_every_file_is_a_kernel_and_every_kernel_can_be_asked_for():
-    assert {kernel.name for kernel in found().values()} == set(get_args(Backend)) - {"auto"}
+    assert {kernel.name for kernel in found().values()} == set(get_args(Kernels)) - {"auto"}
     assert [name.rstrip("_") for name in names] == sorted(found())
 
 
