@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from fas import registry
 from fas.settings import Settings
 
-_METHOD = "fas.method"
+_METHOD, _GIVEN = "fas.method", "fas.options"
 
 
 def method_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -24,15 +24,14 @@ def method_options(command: Callable[..., None]) -> Callable[..., None]:
     An option left out is absent from ``options``, so that the method's own default holds.
 
     Args:
-        command: has a keyword parameter ``options``, and ``method`` unless it is for ``fas`` alone.
+        command: has keyword parameters ``context`` and ``options``, and ``method`` unless it is for ``fas`` alone.
     """
     signature = inspect.signature(command, eval_str=True)
     own = {name: parameter for name, parameter in signature.parameters.items() if name != "options"}
 
     @functools.wraps(command)
     def with_options(**arguments: Any) -> None:
-        options = {name: arguments.pop(name) for name in [*arguments] if name not in own}
-        command(**arguments, options={name: value for name, value in options.items() if value is not None})
+        command(**arguments, options=arguments["context"].meta[_GIVEN])
 
     described: Any = with_options
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own.values()]
@@ -55,6 +54,13 @@ class MethodCommand(TyperCommand):
             if owners:
                 raise typer.BadParameter(f"{flag} is an option of method {', '.join(owners)}, which {method} lacks")
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; typer hands on only the parameters of its function, so options of the method go beside."""
+        own = {parameter.name for parameter in super().get_params(ctx)}
+        given = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
+        ctx.meta[_GIVEN] = {name: value for name, value in given.items() if value not in (None, ())}
+        return super().invoke(ctx)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the command's own parameters, then those of the method that ``ctx`` is for."""
