@@ -167,7 +167,7 @@ def _about(model: Any, batches: Batches) -> dict[str, Any]:
         "stages": [[type(stage).__name__, asdict(stage)] for stage in stages_of(model)],  # type: ignore[call-overload]
         "timesteps": model.timesteps,
         "levels": model.levels,
-        "trained": is_trained(model),
+        "trained": model.is_trained,
         "method": model.fas_config.method,
         "options": str(model.fas_config.recipe),
         "data": digest(pieces(batches)),
