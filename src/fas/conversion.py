@@ -18,7 +18,7 @@ from fas._version import __version__
 from fas.calibration.layout import observe
 from fas.calibration.residence import Finished, Residence
 from fas.config import FASConfig
-from fas.data.for_model import Batches, Calibration, Sample, calibration_batches, name_of_data
+from fas.data.for_model import Batches, Calibration, Sample, batches_given, calibration_batches, name_of_data
 from fas.distributed import place
 from fas.errors import SiteError
 from fas.loading import Loaded
@@ -94,7 +94,7 @@ def convert(
         raise ValueError("the model is converted already; fas.revert(model) gives the dense one back")
     check_parameters(model, type(model).__name__)
     if calibration is not None:
-        batches = calibration_batches(Loaded.of(model, tokenizer), calibration, sample or Sample())
+        batches = _batches(model, calibration, tokenizer, sample)
     method = FAS() if method is None else method
     config = FASConfig(method)
     config.data = name_of_data(calibration)
@@ -142,9 +142,15 @@ def calibrate(
     if not isinstance(model, ConvertedModel):
         raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")
     check_parameters(model, type(model).__name__)
-    batches = calibration_batches(Loaded.of(model, tokenizer), calibration, sample or Sample())
+    batches = _batches(model, calibration, tokenizer, sample)
     model.fas_config.data = name_of_data(calibration) or model.fas_config.data
     return _run_stages(model, batches, keep, progress)
+
+
+def _batches(model: Any, calibration: Calibration, tokenizer: Any, sample: Sample | None) -> Batches:
+    """Return calibration data as inputs of the model; a tokenizer is read for text only."""
+    given = batches_given(calibration)
+    return given or calibration_batches(Loaded.of(model, tokenizer), calibration, sample or Sample())
 
 
 def _run_stages(

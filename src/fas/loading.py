@@ -19,6 +19,25 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a model lies, as transformers' ``from_pretrained`` takes it.
+
+    Attributes:
+        name: a directory, or a name on the hub.
+        gguf_file: inside it, where the weights are in GGUF.
+    """
+
+    name: str
+    gguf_file: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``from_pretrained`` must be given besides the name."""
+        found: dict[str, Any] = {"trust_remote_code": False}
+        return found if self.gguf_file is None else {**found, "gguf_file": self.gguf_file}
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A model with what belongs to it.
 
@@ -37,9 +56,11 @@ class Loaded:
     @classmethod
     def of(cls, model: Any, tokenizer: Any = None) -> Loaded:
         """Put together a model that is in memory with what lies where it came from."""
-        place = str(getattr(model, "name_or_path", ""))
-        loaded = cls(place or type(model).__name__, model, tokenizer)
-        if not place:
+        name = str(getattr(model, "name_or_path", ""))
+        loaded = cls(name or type(model).__name__, model, tokenizer)
+        try:
+            place = location(name)
+        except CheckpointError:
             return loaded
         if tokenizer is None:
             loaded = replace(loaded, tokenizer=tokenizer_of(place))
@@ -143,40 +164,51 @@ class Loaded:
         return self.tokenizer
 
 
-def load(name: str, device: str = "cpu") -> Loaded:
+def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loaded:
     """Load a model and its tokenizer.
 
+    Weights in GGUF are dequantised to float32.
+
     Args:
-        name: a directory, a name on the hub, or ``embedded``.
+        name: a directory, a name on the hub, ``embedded``, or a GGUF file (``model.gguf``; on the hub
+            ``owner/name/model.gguf``).
         device: where to put the model, as torch names it.
+        gguf_file: of the directory or hub name, where it has several or other weights too.
 
     Raises:
         CheckpointError: nothing of that name, a damaged directory, or one that should spike and does not.
+        MissingExtraError: a GGUF file, and no package that reads it.
         ValueError: a device that torch does not have.
     """
+    name = name if gguf_file is None else f"{name}/{gguf_file}"
     place = location(name)
     import transformers
 
     from fas.distributed import join
     from fas.storage.foreign import check_parameters, reading
+    from fas.storage.gguf import check_complete, dense, reading_gguf
 
     join(device)
     transformers.utils.logging.disable_progress_bar()
-    if Path(place).is_dir():
-        _check_directory(Path(place))
-    with reading(name):
-        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+    if place.gguf_file is None and Path(place.name).is_dir():
+        _check_directory(Path(place.name))
+    with reading(name) if place.gguf_file is None else reading_gguf(place.name, place.gguf_file):
+        config = transformers.AutoConfig.from_pretrained(place.name, **place.options)
         if getattr(config, "auto_map", None):
             logger.warning("%s brings code of its own (auto_map in config.json), which is not run", name)
+        kind = {"use_safetensors": True} if place.gguf_file is None else {"dtype": "float32"}
         model, loading = _class(config).from_pretrained(
-            place, output_loading_info=True, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True
+            place.name, output_loading_info=True, ignore_mismatched_sizes=True, **kind, **place.options
         )
     for parameter, stored, wanted in loading["mismatched_keys"]:
         raise CheckpointError(
             f"{parameter} of {name} is {list(stored)} in the file, but config.json makes it {list(wanted)}: the two "
             "belong to different models; copy the directory again"
         )
-    if loading["missing_keys"]:
+    if place.gguf_file is not None:
+        check_complete(model, loading["missing_keys"], name)
+        model = dense(model, name)
+    elif loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         if stated_method(config.to_dict()) == "fas":
             raise CheckpointError(
@@ -193,24 +225,35 @@ def load(name: str, device: str = "cpu") -> Loaded:
     return loaded
 
 
-def location(name: str) -> str:
+def location(name: str) -> Place:
     """Return what transformers' ``from_pretrained`` takes for a name.
 
     Raises:
-        CheckpointError: no such directory, and no name that the hub could know.
+        CheckpointError: no such directory or file, and no name that the hub could know.
     """
+    from fas.storage.gguf import SUFFIX, only_file
+
     if name == EMBEDDED:
-        return str(embedded())
+        return Place(str(embedded()))
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"{path} has no config.json: it is not a model directory")
-        return str(path)
+        file = only_file(path)
+        if file is None and not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} has no config.json and no {SUFFIX} file: it is not a model directory")
+        return Place(str(path), file)
+    if path.is_file() and path.suffix == SUFFIX:
+        return Place(str(path.parent), path.name)
     if path.exists():
-        raise CheckpointError(f"{path} is a file: name the directory that it lies in")
-    if name.startswith(".") or not _HUB_NAME.fullmatch(name):
-        raise CheckpointError(f"no directory {name}: name a model directory, a model of the hub, or {EMBEDDED!r}")
-    return name
+        raise CheckpointError(f"{path} is a file: name the directory that it lies in, or a {SUFFIX} file")
+    repository, file = name, None
+    if name.endswith(SUFFIX) and name.count("/") > 1:
+        owner, repository, file = name.split("/", 2)
+        repository = f"{owner}/{repository}"
+    if name.startswith(".") or not _HUB_NAME.fullmatch(repository) or (file is None and name.endswith(SUFFIX)):
+        raise CheckpointError(
+            f"no directory or {SUFFIX} file {name}: name a model directory, a model of the hub, or {EMBEDDED!r}"
+        )
+    return Place(repository, file)
 
 
 def embedded() -> Path:
@@ -257,7 +300,7 @@ def _class(config: Any) -> Any:
     return transformers.AutoModel
 
 
-def tokenizer_of(place: str) -> Any:
+def tokenizer_of(place: Place) -> Any:
     """Return the tokenizer of a model, None where there is none."""
     import transformers
 
@@ -266,7 +309,7 @@ def tokenizer_of(place: str) -> Any:
     return None if found is None or len(found) <= len(found.all_special_tokens) else found
 
 
-def _processor(place: str) -> Any:
+def _processor(place: Place) -> Any:
     """Return the processor of images and text of a model, None where there is none."""
     import transformers
 
@@ -275,19 +318,19 @@ def _processor(place: str) -> Any:
     return found if hasattr(found, "tokenizer") else None
 
 
-def _part(auto: Any, place: str, what: str, files: tuple[str, ...]) -> Any:
+def _part(auto: Any, place: Place, what: str, files: tuple[str, ...]) -> Any:
     """Return what stands beside a model; say so where its files are there and cannot be read."""
     from fas.storage.foreign import reason, unfit
 
     try:
-        return auto.from_pretrained(place, trust_remote_code=False)
+        return auto.from_pretrained(place.name, **place.options)
     except Exception as error:
         # The library of tokenizers raises Exception itself; another kind is a fault of this program.
         if type(error) is not Exception and not isinstance(error, unfit()):
             raise
-        there = any((Path(place) / file).exists() for file in files)
+        there = place.gguf_file is not None or any((Path(place.name) / file).exists() for file in files)
         level = logging.WARNING if there else logging.INFO
-        logger.log(level, "the %s of %s cannot be read: %s", what, place, reason(error))
+        logger.log(level, "the %s of %s cannot be read: %s", what, place.name, reason(error))
         return None
 
 

@@ -18,6 +18,20 @@ def test_directory_holds_model_and_tokenizer(snn: Path) -> None:
     assert left == []
 
 
+def test_a_gguf_file_is_named_as_a_directory_is(run, rows, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install 'fas[gguf]'")
+    from tiny_gguf import llama, write_gguf
+
+    for name in ("a.gguf", "b.gguf"):
+        write_gguf(tmp_path / name, llama(tied=False))
+    arguments = ["--data", text, "--tokens", 128, "--window", 32]
+    assert "choose one with --gguf-file" in run("convert", tmp_path, tmp_path / "out", *arguments, code=1).stderr
+    rows("convert", tmp_path / "a.gguf", tmp_path / "one", *arguments)
+    rows("convert", tmp_path, tmp_path / "other", "--gguf-file", "b.gguf", *arguments)
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other"))
+    assert one == other
+
+
 def test_options_of_the_method_arrive(rows, dense: Path, text: Path, tmp_path: Path) -> None:
     place = tmp_path / "snn"
     options = ["--coverage", "mlp", "--neuron", "clipped_count", "--granularity", "tensor", "--no-fine"]

@@ -33,7 +33,7 @@ def size(text: str) -> int:
 
 def is_large(model: str) -> bool:
     """Whether the safetensors of a directory would fill most of this machine's memory."""
-    place = Path(location(model))
+    place = Path(location(model).name)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return sum(file.stat().st_size for file in place.glob("*.safetensors")) > _ROOM * memory
 
@@ -64,10 +64,11 @@ def stream_and_report(
     from fas.memory import peak_resident
     from fas.storage.sharded import Sharded
 
-    place = Path(location(model))
-    if not place.is_dir():
-        raise CheckpointError(f"{model} is no directory: streaming reads one; download the model first")
-    loaded = Loaded(model, Sharded(place).model, tokenizer_of(str(place)))
+    found = location(model)
+    place = Path(found.name)
+    if found.gguf_file is not None or not place.is_dir():
+        raise CheckpointError(f"{model} is not a directory of safetensors, which streaming reads: download the model")
+    loaded = Loaded(model, Sharded(place).model, tokenizer_of(found))
     if is_classifier(loaded):
         raise CheckpointError(f"{model} labels sentences, which streaming has no data for: leave out --stream")
     source = default_data(loaded, data)

@@ -9,7 +9,7 @@ import typer
 
 from fas.cli._calibration import calibrate_and_report
 from fas.cli.program.method_options import method_options
-from fas.cli.program.options import BatchSize, Device, Json, Model, Seed, Tokens, Window
+from fas.cli.program.options import BatchSize, Device, GGUFFile, Json, Model, Seed, Tokens, Window
 from fas.cli.program.output import Output
 
 
@@ -28,6 +28,7 @@ def convert(
     tokens: Tokens = 65536,
     window: Window = None,
     batch_size: BatchSize = 16,
+    gguf_file: GGUFFile = None,
     device: Device = "cpu",
     seed: Seed = 0,
     stream: Annotated[
@@ -50,6 +51,7 @@ def convert(
         from fas.loading import load
         from fas.saving import check_place, check_room, save, unfinished
 
+        model = model if gguf_file is None else f"{model}/{gguf_file}"
         check_place(out)
         recipe = build_method(method, options)
         budget = size(activation_budget)

@@ -112,7 +112,7 @@ def calibration_batches(loaded: Loaded, data: Calibration, sample: Sample) -> li
         TypeError: something else (a generator, one batch, a tensor); the message says what to pass.
         DataError: no such data, or a model that no data can be read for.
     """
-    given = _batches(data)
+    given = batches_given(data)
     if given is not None:
         return given
     if loaded.processor is not None:
@@ -128,7 +128,7 @@ def calibration_batches(loaded: Loaded, data: Calibration, sample: Sample) -> li
     return _on_device(loaded, found)
 
 
-def _batches(data: Any) -> list[Any] | None:
+def batches_given(data: Any) -> list[Any] | None:
     """Return the batches that data are already, None for text.
 
     Raises:

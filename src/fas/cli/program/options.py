@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str, typer.Argument(help="A model directory, a name on the Hugging Face hub, or `embedded` for ours.")
+    str,
+    typer.Argument(help="A model directory, a GGUF file, a name on the Hugging Face hub, or `embedded` for ours."),
+]
+GGUFFile = Annotated[
+    str | None, typer.Option("--gguf-file", help="Which GGUF file of the directory or hub name MODEL to read.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print rows of measurements as a JSON list, nothing else.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
