@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,7 +154,7 @@ def unfit() -> tuple[type[Exception], ...]:
     from safetensors import SafetensorError
 
     found = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, ArithmeticError)
-    return (*found, AssertionError, SafetensorError, StrictDataclassError)
+    return (*found, AssertionError, struct.error, SafetensorError, StrictDataclassError)
 
 
 def reason(error: BaseException) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +63,7 @@ def reading_gguf(place: str, file: str) -> Iterator[None]:
                 raise CheckpointError(f"{path} is not a GGUF file, whatever its name: download it again")
     try:
         yield
-    except (*unfit(), struct.error) as error:
+    except unfit() as error:
         if path.is_file() and (damage := _damage(path)):
             raise CheckpointError(f"{path} is truncated or damaged ({damage}): download it again") from error
         raise CheckpointError(
@@ -118,6 +117,6 @@ def _damage(path: Path) -> str | None:
 
     try:
         GGUFReader(path)
-    except (*unfit(), struct.error) as error:
+    except unfit() as error:
         return first_sentence(error) or type(error).__name__
     return None
