@@ -24,8 +24,8 @@ import transformers
 import fas
 from benchmarks.suite.machine import describe
 from fas.calibration.residence import Finished
-from fas.conversion import stream
 from fas.memory import peak_resident
+from fas.streaming import stream
 
 
 class _Enough(Exception):

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from tiny_models import FAMILIES, logits
 
 import fas
-from fas import conversion
-from fas.conversion import stream
+from fas import streaming
 from fas.errors import CheckpointError, FASError, SiteError
 from fas.storage.sharded import Sharded
+from fas.streaming import stream
 from fas.surgery.replace import populations
 
 STREAMED = ("gpt2", "opt", "llama", "gemma3", "bloom", "bert_mlm", "vit")
@@ -218,14 +218,14 @@ def test_the_leftovers_of_another_run_are_refused(what, tmp_path):
 
 def test_interrupted_while_the_work_is_cleared_away(tmp_path, monkeypatch):
     source, method, told = dense(tmp_path / "dense"), fas.FAS(timesteps=4), []
-    put = conversion.put
+    put = streaming.put
 
     def interrupted(*arguments):
         put(*arguments)
         raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(conversion, "put", interrupted)
+        patch.setattr(streaming, "put", interrupted)
         stream(source, tmp_path / "out", method, calibration=batches())
     assert (tmp_path / "out.partial").exists()
     (record,) = stream(source, tmp_path / "out", method, calibration=batches(), told=told.append)
@@ -268,8 +268,8 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 import fas
-from fas import conversion
-from fas.conversion import stream
+from fas import streaming
+from fas.streaming import stream
 from tiny_models import FAMILIES
 
 root, trials, seed = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

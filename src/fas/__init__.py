@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fas.conversion import calibrate as calibrate
     from fas.conversion import convert as convert
     from fas.conversion import revert as revert
-    from fas.conversion import stream as stream
     from fas.energy.count import count_operations as count_operations
     from fas.energy.estimate import estimate_energy as estimate_energy
     from fas.loading import Loaded as Loaded
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from fas.runtime.plain import load_module as load_module
     from fas.stages.finetune import Finetune as Finetune
     from fas.storage.card import write_card as write_card
+    from fas.streaming import stream as stream
     from fas.training.finetuning import finetune as finetune
     from fas.types import Measurement as Measurement
 
@@ -50,7 +50,7 @@ _HOMES = {
     "load_module": "fas.runtime.plain",
     "record": "fas.recording",
     "revert": "fas.conversion",
-    "stream": "fas.conversion",
+    "stream": "fas.streaming",
     "write_card": "fas.storage.card",
     "write_report": "fas.reporting.page",
 }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,17 @@ from torch import nn
 
 from fas import registry
 from fas._version import __version__
-from fas.calibration.layout import observe
-from fas.calibration.residence import Finished, Residence
 from fas.config import FASConfig
 from fas.data.for_model import Batches, Calibration, Sample, batches_given, calibration_batches, name_of_data
 from fas.distributed import place
-from fas.errors import SiteError
 from fas.loading import Loaded
 from fas.methods.fas import FAS
 from fas.runtime.plain import ConvertedModule, install_module, uninstall_module
 from fas.runtime.transformers_ import ConvertedModel, install, uninstall
-from fas.stages.calibrate import Calibrate
-from fas.stages.set_thresholds import SetThresholds
-from fas.storage.card import write_card
-from fas.storage.checksums import write_sums
-from fas.storage.digest import digest, pieces, states
-from fas.storage.directory import put, read_config
+from fas.storage.digest import digest, pieces
 from fas.storage.foreign import check_parameters
 from fas.storage.resume import Run
-from fas.storage.sharded import Sharded
-from fas.surgery.probe import evaluating, is_convolutional, probe_inputs, reads_images_and_text
+from fas.surgery.probe import is_convolutional, reads_images_and_text
 from fas.types import Method, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
@@ -196,118 +186,6 @@ def stages_of(model: Any) -> list[Stage]:
             "is, or convert the dense model again"
         )
     return left
-
-
-def stream(
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    method: Method | None = None,
-    *,
-    calibration: Batches,
-    tokenizer: Any = None,
-    budget: int = 1 << 31,
-    dtype: torch.dtype = torch.float32,
-    progress: Progress | None = None,
-    told: Callable[[Finished], None] | None = None,
-) -> list[Record]:
-    """Convert and calibrate a checkpoint that is larger than the memory, block by block, into a directory.
-
-    In memory are one block, or what lies before or behind the blocks, and the activations of one site. A finished
-    block is written with its weights as they were, bit by bit. The parameters of neurons are those that ``convert``
-    would find in a model of the same ``dtype``.
-
-    The work lies in ``<out>.partial``, with a journal. The same call goes on behind the last block that is finished
-    there, however the one before ended, and arrives at the same files; a call with other arguments is refused.
-    ``out`` appears when everything is written, and ``<out>.partial`` goes.
-
-    Args:
-        source: directory of a dense transformers model in safetensors, of blocks that hand over their hidden state
-            and nothing else.
-        out: directory to write; a converted model there is replaced.
-        method: the recipe; FAS at T = 8 by default. It may have one stage, Calibrate or SetThresholds.
-        calibration: inputs of the model's forward.
-        tokenizer: written beside the model.
-        budget: bytes of hidden states that are held in memory; all are on the disk besides.
-        dtype: in which a block computes.
-        progress: told after each site.
-        told: told after each block: seconds, an estimate for the rest, peak memory.
-
-    Returns:
-        What each stage did.
-
-    Raises:
-        CheckpointError: a source that is damaged, converted already or not in safetensors.
-        SiteError: no place that could spike, or a model that does not come apart into blocks.
-        ValueError: a method that needs the whole model (rotation, gated populations, fine-tuning).
-        CalibrationError: data on which the model yields NaN or infinite values.
-        FASError: ``<out>.partial`` holds the beginning of another conversion.
-    """
-    method = FAS() if method is None else method
-    stages = method.stages()
-    asked = [name for name in ("gated", "spike_price") if getattr(method, name, False)]
-    if len(stages) != 1 or not isinstance(stages[0], Calibrate | SetThresholds) or asked:
-        names = asked or [type(stage).__name__ for stage in stages]
-        raise ValueError(
-            f"method {name_of(method)} with {', '.join(names)} looks at the model as a whole: streaming takes one "
-            "stage, Calibrate or SetThresholds, and neither gated populations nor a price of spikes; convert in memory "
-            "(fas.convert)"
-        )
-    if place()[1] > 1:
-        raise ValueError(f"streaming is the work of one process, and {place()[1]} have been started: start one")
-    target = Path(out).resolve()
-    partial = target.with_name(f"{target.name}.partial")
-    sharded = Sharded(Path(source), dtype=dtype)
-    model = sharded.model
-    if model.config.is_encoder_decoder:
-        raise SiteError(
-            f"{type(model).__name__} cannot be streamed: its decoder reads what its encoder returns. Convert it in "
-            "memory (fas.convert)"
-        )
-    if reads_images_and_text(model):
-        raise SiteError(
-            f"{type(model).__name__} cannot be streamed: it reads images beside text. Convert it in "
-            "memory (fas.convert)"
-        )
-    config = FASConfig(method)
-    config.sites = method.select(model)
-    install(model, config)
-    with evaluating(model), model.simulation.using(network="ann"):
-        layout = observe(model, lambda: model(**probe_inputs(model)))
-    sharded.settle()
-    # Two words each: the options of methods, of one word, come between.
-    fingerprint = {
-        "source directory": str(Path(source).resolve()),
-        "source files": states(sharded.files),
-        "source configuration": digest([(Path(source) / "config.json").read_bytes()]),
-        "method name": config.method,
-        **{key: value for key, value in config.to_dict().items() if key not in ("sites", "records", "version")},
-        "calibration data": digest(pieces(calibration)),
-        "compute dtype": str(dtype),
-        "fas version": __version__,
-        "torch version": torch.__version__,
-    }
-    residence = Residence(sharded, layout, partial, fingerprint, budget=budget, told=told)
-    if residence.has_moved:
-        # Interrupted while the work was being cleared away.
-        shutil.rmtree(partial)
-        if (target / "config.json").is_file():
-            return FASConfig(**read_config(target)["quantization_config"]).records
-        residence = Residence(sharded, layout, partial, fingerprint, budget=budget, told=told)
-    handles = residence.watch()
-    try:
-        config.records.extend(stage.run(model, calibration, progress, kept=residence) for stage in stages)
-    finally:
-        for handle in handles:
-            handle.remove()
-    residence.close()
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial / "model")
-    sharded.write_configuration(partial / "model")
-    write_card(partial / "model")
-    write_sums(partial / "model")
-    put(partial / "model", target)
-    shutil.rmtree(partial)
-    return config.records
 
 
 def revert(model: Any) -> Any:

@@ -57,12 +57,12 @@ def stream_and_report(
         CheckpointError: a model that is no directory.
     """
     from fas.calibration.residence import Finished
-    from fas.conversion import stream
     from fas.data.for_model import Sample, default_data, is_classifier, training_rows
     from fas.data.text import batches
     from fas.loading import tokenizer_of
     from fas.memory import peak_resident
     from fas.storage.sharded import Sharded
+    from fas.streaming import stream
 
     found = location(model)
     place = Path(found.name)
