@@ -1,17 +1,13 @@
 """Count what a spiking model does for a token, estimate its energy beside dense networks, and place it on a chip."""
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fas
 from fas.data.text import batches, load_documents, token_stream, windows
-from fas.exporting.chip import load_chip
-from fas.exporting.mapping import map_to_chip
-from fas.loading import embedded
 
 torch.manual_seed(0)
-model = AutoModelForCausalLM.from_pretrained(embedded()).eval()
-tokenizer = AutoTokenizer.from_pretrained(embedded())
+loaded = fas.load("embedded")
+model, tokenizer = loaded.model, loaded.tokenizer
 train = token_stream(load_documents("stdlib", split="train")[:20], tokenizer)
 test = token_stream(load_documents("stdlib", split="test")[:2], tokenizer)
 fas.convert(model, fas.FAS(timesteps=8), calibration=batches(windows(train, 128, limit_tokens=2048, seed=0), 8))
@@ -25,8 +21,8 @@ for phase in found.spiking.phases:
         print(f"{phase}, {accounting}: µJ per token (estimated) {shown}")
 
 for name in ("loihi2", "spinnaker2"):
-    mapped = map_to_chip(model, load_chip(name), held_out[0])
-    total = {field: round(mapped.total(field)) for field in ("neurons", "synapses", "spikes", "deliveries", "off_chip")}
-    print(f"{name}: {total['neurons']} neurons, {total['synapses']} synapses on {mapped.cores} cores")
+    rows = fas.export(loaded, name, data="stdlib")
+    total = {row.quantity: round(row.value) for row in rows if "site" not in row.conditions}
+    print(f"{name}: {total['neurons']} neurons, {total['synapses']} synapses on {total['cores']} cores")
     print(f"  a token: {total['spikes']} spikes, {total['deliveries']} deliveries, {total['off_chip']} off the chip")
-    print(f"  assumed: {', '.join(mapped.chip.assumptions)}")
+    print(f"  assumed: {', '.join(rows[0].conditions['assumptions'])}")

@@ -6,23 +6,21 @@ from pathlib import Path
 
 import openai
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fas
-from fas.cli._serving import listen, server
-from fas.loading import embedded, load
+from fas.serving import listen, server
 
 torch.manual_seed(0)
 directory = Path(tempfile.mkdtemp()) / "stdlib-snn"
-model = AutoModelForCausalLM.from_pretrained(embedded())
-tokenizer = AutoTokenizer.from_pretrained(embedded())
+loaded = fas.load("embedded")
+model, tokenizer = loaded.model, loaded.tokenizer
 ids = tokenizer("import os\n\n\ndef main():\n    return os.path.join('a', 'b')\n" * 20, return_tensors="pt").input_ids
 fas.convert(model, fas.FAS(timesteps=8), calibration=[{"input_ids": ids[:, :256]}])
 model.save_pretrained(directory)
 tokenizer.save_pretrained(directory)
 
 # On the command line: fas serve stdlib-snn --port 8000
-running = server(load(str(directory)), "stdlib-snn")
+running = server(fas.load(str(directory)), "stdlib-snn")
 with listen("127.0.0.1", 0) as socket:
     thread = threading.Thread(target=running.run, kwargs={"sockets": [socket]})
     thread.start()

@@ -122,8 +122,7 @@ def bench(
         try:
             with _bar(output, quiet=quiet) as progress:
                 for row in plan.run(progress):
-                    stated = output.measure(row.quantity, row.value, row.unit, **row.conditions, **made_on)
-                    output.measurements[-1] = replace(stated, origin=row.origin)
+                    output.add(replace(row, conditions={**row.conditions, **made_on}))
                     if file is not None:
                         now = {**about, "load_at_end": machine.load()}
                         results.write(file, now, output.measurements)

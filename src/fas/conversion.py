@@ -128,6 +128,10 @@ def calibrate(
         ValueError: a model that is not converted; one that is trained, of a method that only sets thresholds.
         CheckpointError: a parameter with NaN or infinite values; it is named.
         CalibrationError: no data, or NaN or infinite activations (the layer is named).
+
+    Example:
+        >>> fas.calibrate(model, batches)[0].results["tokens"]  # doctest: +SKIP
+        65536
     """
     if not isinstance(model, ConvertedModel):
         raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")
@@ -193,6 +197,9 @@ def revert(model: Any) -> Any:
 
     Raises:
         ValueError: a model that is not converted.
+
+    Example:
+        >>> dense = fas.revert(model)  # doctest: +SKIP
     """
     if not isinstance(model, ConvertedModel):
         raise ValueError(f"{type(model).__name__} is not converted")

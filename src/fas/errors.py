@@ -1,5 +1,9 @@
 """The errors that only this library can know about; wrong arguments raise ValueError or TypeError."""
 
+from __future__ import annotations
+
+import re
+
 
 class FASError(Exception):
     """Root of the library's own errors: each names the object, the rule, the value and the remedy."""
@@ -27,3 +31,9 @@ class DataError(FASError):
 
 class MissingExtraError(FASError):
     """An optional dependency that is not installed; the message names the extra."""
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of a long message: transformers adds paragraphs of advice."""
+    line = " ".join(str(error).split())
+    return re.split(r"(?<=[.!])\s", line, maxsplit=1)[0][:300]

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fas.errors import CheckpointError, FASError
+from fas.errors import CheckpointError, FASError, first_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,14 @@ class Loaded:
         found = getattr(self.model.config.get_text_config(), "vocab_size", None)
         return None if found is None else int(found)
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What must be said beside any figure of the model as it is set now (``fas.runtime.conditions``)."""
+        from fas.runtime.conditions import conditions
+
+        text = {} if self.tokenizer is None else {"bos": self.bos is not None}
+        return {**conditions(self.model, self.name), **text}
+
     def is_for(self, head: str) -> bool:
         """Whether the model's class ends with a head such as ``ForCausalLM``."""
         return type(self.model).__name__.endswith(head)
@@ -129,6 +137,19 @@ class Loaded:
         """
         self.need_converted()
         self.model.timesteps = timesteps
+
+    def set(self, timesteps: int | None = None, schedule: Any = None) -> None:
+        """Let a converted model run T steps by a schedule; None leaves its own.
+
+        Raises:
+            CheckpointError: the model does not spike.
+            ValueError: T below 1, or no such schedule.
+        """
+        if timesteps is not None:
+            self.set_timesteps(timesteps)
+        if schedule is not None:
+            self.need_converted()
+            self.model.schedule = schedule
 
     @property
     def reads_images_and_text(self) -> bool:
@@ -179,6 +200,10 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
         CheckpointError: nothing of that name, a damaged directory, or one that should spike and does not.
         MissingExtraError: a GGUF file, and no package that reads it.
         ValueError: a device that torch does not have.
+
+    Example:
+        >>> fas.load("embedded").model.config.model_type  # doctest: +SKIP
+        'gpt2'
     """
     name = name if gguf_file is None else f"{name}/{gguf_file}"
     place = location(name)
@@ -223,6 +248,26 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
     if stated_method(config.to_dict()) == "fas" and not loaded.converted:
         raise CheckpointError(f"{name} states quant_method 'fas', but its layers were not rebuilt as spiking ones")
     return loaded
+
+
+def loaded_of(model: Any, tokenizer: Any = None, device: str = "cpu") -> Loaded:
+    """Return a model with what belongs to it.
+
+    Args:
+        model: a name (``load``), what ``load`` returned, or a model; of the last, tokenizer and processor are read
+            from the directory or the hub name that it was loaded from.
+        tokenizer: in place of that.
+        device: where a model is put that is loaded by name.
+
+    Raises:
+        CheckpointError: as ``load``.
+    """
+    if isinstance(model, Loaded):
+        return model if tokenizer is None else replace(model, tokenizer=tokenizer)
+    if isinstance(model, str | Path):
+        loaded = load(str(model), device)
+        return loaded if tokenizer is None else replace(loaded, tokenizer=tokenizer)
+    return Loaded.of(model, tokenizer)
 
 
 def location(name: str) -> Place:
@@ -345,8 +390,6 @@ def _check_directory(directory: Path) -> None:
 
 
 def _to(model: Any, device: str) -> Any:
-    from fas.storage.foreign import first_sentence
-
     # torch reports a device that is not there as RuntimeError or AssertionError, an unknown name too.
     try:
         return model.to(device)

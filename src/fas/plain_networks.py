@@ -14,25 +14,25 @@ from fas.loading import Loaded, _to
 _FUNCTION = "load_network"
 
 
-def load_either(name: str, device: str, network: Path | None, spiking: Path | None = None) -> Loaded:
+def load_either(name: str, device: str, builder: Path | None, spiking: Path | None = None) -> Loaded:
     """Load a transformers model, or a plain network where a file is named that builds it.
 
     Args:
         name: of the model, or the directory of the plain network.
         device: where to put it.
-        network: see ``load_plain``.
+        builder: the file of ``load_plain``.
         spiking: see ``load_plain``.
 
     Raises:
-        ValueError: ``spiking`` without ``network``.
+        ValueError: ``spiking`` without ``builder``.
         CheckpointError: as ``load`` and ``load_plain``.
     """
     from fas.loading import load
 
-    if network is not None:
-        return load_plain(name, network, device, spiking)
+    if builder is not None:
+        return load_plain(name, builder, device, spiking)
     if spiking is not None:
-        raise ValueError("--spiking is for plain networks (--network): a converted transformers model is MODEL itself")
+        raise ValueError("--spiking is for plain networks (--builder): a converted transformers model is MODEL itself")
     return load(name, device)
 
 
@@ -57,7 +57,7 @@ def load_plain(directory: str, file: Path, device: str = "cpu", spiking: Path | 
 
     spec = importlib.util.spec_from_file_location(file.stem, file) if file.is_file() else None
     if spec is None or spec.loader is None:
-        raise CheckpointError(f"--network {file} is no Python file")
+        raise CheckpointError(f"--builder {file} is no Python file")
     code = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(code)
     function = getattr(code, _FUNCTION, None)

@@ -73,6 +73,9 @@ def stream(
         ValueError: a method that needs the whole model (rotation, gated populations, fine-tuning).
         CalibrationError: data on which the model yields NaN or infinite values.
         FASError: ``<out>.partial`` holds the beginning of another conversion.
+
+    Example:
+        >>> records = fas.stream("opt-6.7b", "opt-snn", fas.FAS(), calibration=batches)  # doctest: +SKIP
     """
     method = FAS() if method is None else method
     config = FASConfig(method)

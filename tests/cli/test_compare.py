@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_fields_behind_colons(rows, run, dense: Path, text: Path, held_out: Path
     assert "rule=percentile" in next(iter(plans)) and not any(row["quantity"] == "energy" for row in found)
     message = run("compare", dense, "--methods", "fas:rule=maximum", *arguments, code=1).stderr
     assert "FIELD=VALUE" in message and "coarse" in message
-    assert "--accounting" in run("compare", dense, "--accounting", "all", *arguments, code=1).stderr
+    assert "--accounting" in run("compare", dense, "--accounting", "all", *arguments, code=2).stderr
 
 
 def test_training_brings_the_control(run, rows, dense: Path, text: Path, held_out: Path) -> None:
@@ -154,7 +155,7 @@ def photographs(tmp_path: Path) -> Path:
 def test_a_plain_network(run, rows, photographs: Path, tmp_path: Path) -> None:
     file = tmp_path / "code.py"
     file.write_text("import tiny_cnns\n\ndef load_network(directory):\n    return tiny_cnns.build('vgg'), {}\n")
-    arguments = ["--network", file, "--data", photographs, "--images", 8, "--test-images", 12, "--timesteps", "2"]
+    arguments = ["--builder", file, "--data", photographs, "--images", 8, "--test-images", 12, "--timesteps", "2"]
     methods = [
         "--methods",
         "fas,las:coverage=full,qcfs_only,rate_norm:fit_epochs=1,threshold_balancing,fast_snn:tune_epochs=0",
@@ -173,14 +174,14 @@ def test_a_plain_network_is_trained_beside_its_control(run, rows, photographs: P
     file = tmp_path / "code.py"
     file.write_text("import tiny_cnns\n\ndef load_network(directory):\n    return tiny_cnns.build('vgg')\n")
     methods = "fas,fast_snn,qcfs_only,rate_norm:fit_epochs=1,threshold_balancing"
-    arguments = ["--network", file, "--data", photographs, "--images", 8, "--test-images", 12, "--timesteps", "2"]
+    arguments = ["--builder", file, "--data", photographs, "--images", 8, "--test-images", 12, "--timesteps", "2"]
     arguments += ["--methods", methods, "--train-steps", 3]
     found = rows("compare", tmp_path, *arguments)
     plans = [row["conditions"].get("plan") for row in found if row["quantity"] == "accuracy"]
     # The control is measured once, behind the first method that trains.
     trained = ["fas", "fast_snn", "qcfs_only", "rate_norm fit_epochs=1"]
     assert sorted(map(str, plans)) == sorted([*trained, "None", "control", "threshold_balancing"])
-    assert [r["conditions"]["plan"] for r in found if r["quantity"] == "training_time"] == trained
+    assert [r["conditions"]["plan"] for r in found if r["quantity"] == "training_time"] == ["control", *trained]
     energies = [row for row in found if row["quantity"] == "energy"]
     assert {row["unit"] for row in energies} == {"pJ/image"}
     (control,) = (row["value"] for row in energies if row["conditions"]["plan"] == "control")
@@ -193,10 +194,56 @@ def test_a_plain_network_without_its_code(run, photographs: Path, tmp_path: Path
     def message(source: str) -> str:
         file = tmp_path / "code.py"
         file.write_text(source)
-        arguments = ["--network", file, "--data", photographs]
+        arguments = ["--builder", file, "--data", photographs]
         return " ".join(run("compare", tmp_path, *arguments, code=1).stderr.split())
 
     assert "has no function load_network" in message("x = 1\n")
     assert "expected a plain module" in message("def load_network(directory):\n    return 3\n")
-    missing = run("compare", tmp_path, "--network", tmp_path / "none.py", "--data", photographs, code=1).stderr
+    missing = run("compare", tmp_path, "--builder", tmp_path / "none.py", "--data", photographs, code=1).stderr
     assert "is no Python file" in " ".join(missing.split())
+
+
+def test_a_row_for_every_part_of_the_calibration(rows, run, dense: Path, text: Path, held_out: Path) -> None:
+    arguments = ["--ablate", "--data", text, "--test-data", held_out, "--timesteps", "4", "--coverage", "mlp"]
+    arguments += ["--tokens", 512, "--test-tokens", 256, "--window", 32]
+    found = rows("compare", dense, *arguments)
+    values = {row["conditions"].get("plan"): row["value"] for row in found if row["quantity"] == "perplexity"}
+    assert list(values) == [None, "none (maximum)", "coarse", "coarse + fine", "coarse + fine + losses"]
+    assert len({values[part] for part in values}) == len(values), "two parts of the calibration do the same"
+    assert {row["conditions"]["coverage"] for row in found if "plan" in row["conditions"]} == {"mlp"}
+    assert "no parts coarse and fine" in run("compare", dense, *arguments, "--methods", "fast_snn", code=1).stderr
+
+
+def test_what_cannot_be_compared(run, dense: Path, snn: Path, text: Path, held_out: Path) -> None:
+    assert "--test-data" in run("compare", dense, "--data", text, code=1).stderr
+    message = run("compare", snn, "--data", text, "--test-data", held_out, code=1).stderr
+    assert "is converted already" in message
+
+
+def test_rows_are_kept_as_they_are_measured(
+    run, rows, dense: Path, text: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fas import comparison
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "rows.json"
+    command = ["compare", dense, "--timesteps", "2,3,4", "--data", text, "--test-data", held_out, "--out", out, *SMALL]
+    convert, converted = comparison.convert, []
+
+    def stopping(model, method, **named):
+        converted.append(method.timesteps)
+        if converted == [2, 3]:
+            raise KeyboardInterrupt
+        return convert(model, method, **named)
+
+    monkeypatch.setattr(comparison, "convert", stopping)
+    said = run(*command, code=130).stderr
+    assert "fas, T = 2: perplexity" in said and "1 of 3 done" in said
+    assert "run the same command again to resume" in said
+    kept = [row for row in json.loads(out.read_text()) if row["quantity"] == "perplexity"]
+    assert [row["conditions"].get("timesteps") for row in kept] == [2]
+    again = run(*command)
+    assert "resuming: 2 parts" in again.stderr and converted == [2, 3, 3, 4]
+    found = [row for row in json.loads(out.read_text()) if row["quantity"] == "perplexity"]
+    assert [row["conditions"].get("timesteps") for row in found] == [None, 2, 3, 4] and found[1] == kept[0]
+    assert not list((tmp_path / "cache" / "fas").iterdir())

@@ -11,7 +11,7 @@ import fas
 
 
 def test_rows_of_a_converted_model(rows, snn: Path, text: Path) -> None:
-    found = rows("energy", snn, "--data", text, "--tokens", 128, "--new-tokens", 4)
+    found = rows("energy", snn, "--data", text, "--test-tokens", 128, "--new-tokens", 4)
     quantities = Counter(row["quantity"] for row in found)
     assert {"additions", "events", "energy", "energy_ratio", "break_even", "spikes_per_neuron"} <= set(quantities)
     for row in found:
@@ -28,7 +28,7 @@ def test_rows_of_a_converted_model(rows, snn: Path, text: Path) -> None:
 
 def test_tables_say_when_it_wins(run, snn: Path, text: Path) -> None:
     shown = run(
-        "energy", snn, "--data", text, "--tokens", 64, "--new-tokens", 0, "--prices", "45nm,loihi", "--by-layer"
+        "energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--prices", "45nm,loihi", "--by-layer"
     ).stdout
     assert "When does the spiking network win?" in shown and "integer twin" in shown and "decode" not in shown
     assert "transformer.h.1.mlp.c_proj" in shown and "Weights are kept for: time" in shown
@@ -38,8 +38,8 @@ def test_tables_say_when_it_wins(run, snn: Path, text: Path) -> None:
 
 def test_a_dense_model_is_converted_for_each_coverage(rows, dense: Path, text: Path) -> None:
     found = rows(
-        "energy", dense, "--data", text, "--tokens", 64, "--new-tokens", 2, "--coverage", "mlp,linear",
-        "--timesteps", 2, "--calibration-tokens", 128,
+        "energy", dense, "--data", text, "--test-tokens", 64, "--new-tokens", 2, "--coverage", "mlp,linear",
+        "--timesteps", 2, "--tokens", 128,
     )  # fmt: skip
     per_neuron = [row["conditions"] for row in found if row["quantity"] == "spikes_per_neuron"]
     assert [(c["coverage"], c["timesteps"], c["phase"]) for c in per_neuron] == [
@@ -48,9 +48,7 @@ def test_a_dense_model_is_converted_for_each_coverage(rows, dense: Path, text: P
 
 
 def test_a_classifier(rows, classifier: Path, table: Path) -> None:
-    found = rows(
-        "energy", classifier, "--data", table, "--tokens", 16, "--calibration-tokens", 16, "--coverage", "linear"
-    )
+    found = rows("energy", classifier, "--data", table, "--test-tokens", 16, "--tokens", 16, "--coverage", "linear")
     assert {row["conditions"].get("phase") for row in found} == {"prefill"}
 
 
@@ -72,8 +70,8 @@ def plain(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_plain_network(rows, run, plain: tuple[Path, Path], tmp_path: Path) -> None:
     file, images = plain
-    arguments = ["energy", tmp_path, "--network", file, "--data", images, "--images", 4]
-    found = rows(*arguments, "--calibration-images", 4, "--timesteps", 2)
+    arguments = ["energy", tmp_path, "--builder", file, "--data", images, "--test-images", 4]
+    found = rows(*arguments, "--images", 4, "--timesteps", 2)
     assert {row["conditions"]["coverage"] for row in found} == {"linear"}
     (energy,) = (
         row
@@ -85,7 +83,7 @@ def test_a_plain_network(rows, run, plain: tuple[Path, Path], tmp_path: Path) ->
     layers = [(3, 6, 144), (6, 7, 36), (7, 8, 36), (8, 9, 9)]
     inside = sum(outs * ins * _taps(round(size**0.5)) for ins, outs, size in layers) + 36 * 10 + 10 * 5
     assert energy["value"] == pytest.approx(4.6 * inside) and energy["unit"] == "pJ/image"
-    assert "Per image, counted" in run(*arguments, "--calibration-images", 4).stdout
+    assert "Per image, counted" in run(*arguments, "--images", 4).stdout
 
 
 def _taps(side: int) -> int:
@@ -101,7 +99,7 @@ def test_a_plain_network_that_was_converted(rows, run, plain: tuple[Path, Path],
         model = fas.convert(tiny_cnns.build("vgg"), method, probe={"x": x[:1]}, calibration=[{"x": x}])
         place = tmp_path / f"snn-{coverage}"
         model.save_pretrained(place)
-        found = rows("energy", tmp_path, "--network", file, "--spiking", place, "--data", images, "--images", 4)
+        found = rows("energy", tmp_path, "--builder", file, "--spiking", place, "--data", images, "--test-images", 4)
         about = found[0]["conditions"]
         assert (about["coverage"], about["timesteps"], about["model"]) == (coverage, 3, str(place)), encoded
     message = run("energy", tmp_path, "--spiking", place, "--data", images, code=1).stderr
@@ -109,7 +107,7 @@ def test_a_plain_network_that_was_converted(rows, run, plain: tuple[Path, Path],
 
 
 def test_neurobench(run, rows, snn: Path, text: Path) -> None:
-    arguments = ["energy", snn, "--data", text, "--tokens", 64, "--new-tokens", 0, "--neurobench"]
+    arguments = ["energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--neurobench"]
     found = {row["quantity"]: row["value"] for row in rows(*arguments) if row["conditions"].get("counted_by") == "fas"}
     assert set(found) == {
         "footprint", "connection_sparsity", "activation_sparsity", "Effective_MACs", "Effective_ACs", "Dense",
@@ -124,7 +122,7 @@ def test_ones_own_prices(rows, snn: Path, text: Path, tmp_path: Path) -> None:
     own.write_text(
         'title = "t"\nreference = "r"\n[constants.fp32_add]\nvalue = 1\nunit = "pJ"\nsource = "a data sheet of ours"\n'
     )
-    found = rows("energy", snn, "--data", text, "--tokens", 64, "--new-tokens", 0, "--prices", own)
+    found = rows("energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--prices", own)
     assert {row["conditions"]["prices"] for row in found if row["quantity"] == "energy"} == {"chip"}
 
 

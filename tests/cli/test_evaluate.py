@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def test_dense_perplexity_is_that_of_the_library(rows, dense: Path, text: Path) 
 
     from fas.evaluation.perplexity import perplexity
 
-    found = rows("evaluate", dense, "--data", text, "--limit-tokens", 200)
+    found = rows("evaluate", dense, "--data", text, "--test-tokens", 200)
     ids = AutoTokenizer.from_pretrained(dense)(text.read_text(), return_tensors="pt").input_ids[0][:200]
     # The very same computation: equal to the last bit.
     assert values(found, "perplexity") == [perplexity(AutoModelForCausalLM.from_pretrained(dense), ids).value]
@@ -24,7 +25,7 @@ def test_dense_perplexity_is_that_of_the_library(rows, dense: Path, text: Path) 
 
 
 def test_a_perplexity_states_what_it_depends_on(run, rows, snn: Path, text: Path, tmp_path: Path) -> None:
-    arguments = ["--data", text, "--limit-tokens", 200]
+    arguments = ["--data", text, "--test-tokens", 200]
     (row,) = (r for r in rows("evaluate", snn, *arguments, "--window", 32) if r["quantity"] == "perplexity")
     about = row["conditions"]
     assert (about["window"], about["stride"], about["scored_tokens"], about["bos"]) == (32, 16, 199, False)
@@ -35,7 +36,7 @@ def test_a_perplexity_states_what_it_depends_on(run, rows, snn: Path, text: Path
 
 
 def test_every_timestep_has_its_rows(rows, snn: Path, text: Path) -> None:
-    found = rows("evaluate", snn, "--data", text, "--limit-tokens", 128, "--timesteps", "2,4")
+    found = rows("evaluate", snn, "--data", text, "--test-tokens", 128, "--timesteps", "2,4")
     assert [row["conditions"]["timesteps"] for row in found if row["quantity"] == "perplexity"] == [2, 4]
     assert [row["conditions"]["levels"] for row in found if row["quantity"] == "perplexity"] == [5, 9]
     few, many = values(found, "spikes_per_neuron")
@@ -43,7 +44,7 @@ def test_every_timestep_has_its_rows(rows, snn: Path, text: Path) -> None:
 
 
 def test_the_three_networks(rows, dense: Path, snn: Path, text: Path) -> None:
-    arguments = ["--data", text, "--limit-tokens", 128]
+    arguments = ["--data", text, "--test-tokens", 128]
     networks = {
         network: values(rows("evaluate", snn, *arguments, "--network", network), "perplexity")[0]
         for network in ("ann", "quantised", "snn")
@@ -61,7 +62,7 @@ def test_classifier(rows, classifier: Path, table: Path) -> None:
 
 
 def test_a_table_is_shown_without_json(run, snn: Path, text: Path) -> None:
-    shown = run("evaluate", snn, "--data", text, "--limit-tokens", 64).stdout
+    shown = run("evaluate", snn, "--data", text, "--test-tokens", 64).stdout
     assert "perplexity" in shown and "spikes_per_neuron" in shown
 
 
@@ -77,7 +78,7 @@ def test_bad_input(run, snn: Path, classifier: Path, text: Path, tmp_path: Path)
 
 
 def test_levels_of_the_quantised_network_follow_the_timesteps(rows, snn: Path, text: Path) -> None:
-    arguments = ["--data", text, "--limit-tokens", 128, "--timesteps", "2,8"]
+    arguments = ["--data", text, "--test-tokens", 128, "--timesteps", "2,8"]
     quantised, spiking = (
         [row for row in rows("evaluate", snn, *arguments, "--network", network) if row["quantity"] == "perplexity"]
         for network in ("quantised", "snn")
@@ -89,7 +90,7 @@ def test_levels_of_the_quantised_network_follow_the_timesteps(rows, snn: Path, t
 
 
 def test_the_dense_network_states_no_timesteps(rows, snn: Path, text: Path) -> None:
-    (row,) = rows("evaluate", snn, "--data", text, "--limit-tokens", 64, "--network", "ann")
+    (row,) = rows("evaluate", snn, "--data", text, "--test-tokens", 64, "--network", "ann")
     assert not {"timesteps", "levels", "schedule"} & set(row["conditions"])
 
 
@@ -120,19 +121,39 @@ def test_a_run_that_was_interrupted_goes_on(run, rows, snn: Path, text: Path, tm
     from fas.evaluation import score as _measured
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    command = ["evaluate", snn, "--data", text, "--window", 16, "--limit-tokens", 64, "--timesteps", "2,3,4"]
-    whole, of, measured = rows(*command), _measured.Scores.of, []
+    command = ["evaluate", snn, "--data", text, "--window", 16, "--test-tokens", 64, "--timesteps", "2,3,4"]
+    whole, of, measured = rows(*command), _measured.TextScores.of, []
 
-    def stopping(self, loaded, advance=None):
+    def stopping(self, loaded, *arguments):
         measured.append(loaded.model.timesteps)
         if measured == [2, 3]:
             raise KeyboardInterrupt
-        return of(self, loaded, advance)
+        return of(self, loaded, *arguments)
 
-    monkeypatch.setattr(_measured.Scores, "of", stopping)
-    run(*command, "--json", code=130)
+    monkeypatch.setattr(_measured.TextScores, "of", stopping)
+    said = run(*command, "--json", code=130).stderr
+    assert "1 parts and" in said and "run the same command again to resume" in said
     (kept,) = (tmp_path / "fas").glob("*.jsonl")
     # A line that a full disk cut short is measured again.
     kept.write_text(kept.read_text() + '["mlp', encoding="utf-8")
     assert rows(*command) == whole and measured == [2, 3, 3, 4]
     assert not list((tmp_path / "fas").iterdir())
+
+
+def test_the_model_card(run, snn: Path, dense: Path, text: Path, tmp_path: Path) -> None:
+    place = tmp_path / "m"
+    shutil.copytree(snn, place)
+    energies = tmp_path / "energy.json"
+    energies.write_text(run("energy", place, "--data", text, "--test-tokens", 128, "--json").stdout)
+    command = ["evaluate", place, "--data", text, "--test-tokens", 128, "--card"]
+    assert "hf upload" in run(*command, "--results", energies).stderr
+    card = (place / "README.md").read_text()
+    assert "| perplexity |" in card and "## Energy" in card and "| 45nm | decode | memory |" in card
+    assert str(tmp_path) not in card.replace(f"data {text}", "")
+    assert "perplexity" not in (snn / "README.md").read_text()
+    (tmp_path / "bad.json").write_text('[{"quantity": "x", "value": "much", "unit": "1"}]')
+    assert "without a finite number" in run(*command, "--results", tmp_path / "bad.json", code=1).stderr
+    assert "add --card" in run(*command[:-1], "--results", energies, code=2).stderr
+    assert "holds no converted model" in run("evaluate", dense, *command[2:], code=1).stderr
+    (place / "README.md").write_text("mine")
+    assert "was not written by fas" in run(*command, code=1).stderr

@@ -9,8 +9,8 @@ def test_network_and_control_are_written(rows, run, snn: Path, text: Path, tmp_p
     found = rows("finetune", snn, place, "--data", text, "--max-steps", 2, "--window", 32, "--batch-size", 2)
     steps = {row["quantity"]: row["value"] for row in found if row["quantity"].endswith("steps")}
     assert steps == {"finetune.steps": 2, "finetune.control_steps": 2}
-    run("evaluate", place, "--data", text, "--limit-tokens", 64)
-    shown = rows("evaluate", tmp_path / "tuned-control", "--data", text, "--limit-tokens", 64)
+    run("evaluate", place, "--data", text, "--test-tokens", 64)
+    shown = rows("evaluate", tmp_path / "tuned-control", "--data", text, "--test-tokens", 64)
     assert shown[0]["conditions"]["network"] == "ann"
 
 

@@ -27,7 +27,7 @@ def test_operations_are_rows(rows, snn: Path) -> None:
 
 
 def test_data_add_rates(rows, snn: Path, text: Path) -> None:
-    found = rows("inspect", snn, "--data", text, "--tokens", 128)
+    found = rows("inspect", snn, "--data", text, "--test-tokens", 128)
     quantities = {row["quantity"] for row in found}
     assert quantities >= {"threshold_mean", "spikes_per_neuron", "firing_rate", "silent_share"}
     assert all(0 <= row["value"] <= 1 for row in found if row["quantity"] in ("firing_rate", "silent_share"))

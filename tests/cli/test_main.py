@@ -64,7 +64,7 @@ def test_unknown_command_and_option_are_usage_errors(run) -> None:
 def test_errors_are_one_line_on_stderr(run) -> None:
     result = run("evaluate", "./nowhere", "--data", "x.txt", code=1)
     assert result.stdout == ""
-    assert result.stderr.startswith("error: no directory ./nowhere")
+    assert result.stderr.startswith("error: no directory or .gguf file ./nowhere")
     assert result.stderr.count("\n") == 1
 
 

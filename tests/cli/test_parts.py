@@ -68,12 +68,12 @@ def check(run: Any, calls: Any, cache: Path, cls: type, command: list[Any]) -> N
 
 @pytest.mark.parametrize("timesteps", ["4", "2,4"])
 def test_perplexity(run, calls, cache: Path, snn: Path, text: Path, timesteps: str) -> None:
-    command = ["evaluate", snn, "--data", text, "--window", 16, "--limit-tokens", 256, "--batch-size", 4, "--json"]
+    command = ["evaluate", snn, "--data", text, "--window", 16, "--test-tokens", 256, "--batch-size", 4, "--json"]
     check(run, calls, cache, GPT2LMHeadModel, [*command, "--timesteps", timesteps])
 
 
 def test_dense_perplexity(run, calls, cache: Path, dense: Path, text: Path) -> None:
-    command = ["evaluate", dense, "--data", text, "--window", 16, "--limit-tokens", 256, "--batch-size", 4, "--json"]
+    command = ["evaluate", dense, "--data", text, "--window", 16, "--test-tokens", 256, "--batch-size", 4, "--json"]
     check(run, calls, cache, GPT2LMHeadModel, command)
 
 
@@ -110,7 +110,7 @@ def test_another_model_is_not_taken_for_the_same(
 
     place = tmp_path / "snn"
     shutil.copytree(snn, place)
-    command = ["evaluate", place, "--data", text, "--window", 16, "--limit-tokens", 256, "--batch-size", 4, "--json"]
+    command = ["evaluate", place, "--data", text, "--window", 16, "--test-tokens", 256, "--batch-size", 4, "--json"]
     calls(GPT2LMHeadModel, 3)
     with pytest.raises(Killed):
         run(*command)
@@ -125,5 +125,5 @@ def test_a_cache_that_cannot_be_written_is_said_once(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    command = ["evaluate", snn, "--data", text, "--window", 16, "--limit-tokens", 256, "--batch-size", 4, "--json"]
-    assert run(*command).stderr.count("a killed run would start anew") == 1
+    command = ["evaluate", snn, "--data", text, "--window", 16, "--test-tokens", 256, "--batch-size", 4, "--json"]
+    assert run(*command).stderr.count("a killed run would start from the beginning") == 1

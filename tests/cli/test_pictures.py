@@ -57,7 +57,7 @@ def test_captions_are_scored(rows, git_snn: Path, pictures: tuple[Path, Path]) -
 
 
 def test_answers_are_scored(rows, git: Path, pictures: tuple[Path, Path]) -> None:
-    options = ["--limit", 2, "--prompt", "a {}", "--images", pictures[1].parent]
+    options = ["--limit", 2, "--caption-prompt", "a {}", "--image-folder", pictures[1].parent]
     (row,) = rows("evaluate", git, "--data", pictures[1], *options)
     assert row["quantity"] == "exact_match" and row["conditions"]["network"] == "ann"
     assert (row["conditions"]["samples"], row["conditions"]["prompt"]) == (2, "a {}")
@@ -67,14 +67,14 @@ def test_a_table_of_captions(run, git: Path, pictures: tuple[Path, Path]) -> Non
     assert "exact_match" in run("evaluate", git, "--data", pictures[0], "--max-new-tokens", 2).stdout
 
 
-@pytest.mark.parametrize("options", [["--images", "."], ["--prompt", "a"], ["--limit", "2"]])
+@pytest.mark.parametrize("options", [["--image-folder", "."], ["--caption-prompt", "a"], ["--limit", "2"]])
 def test_options_of_pictures_without_pictures(run, dense: Path, text: Path, options: list[str]) -> None:
     assert "models that read images" in run("evaluate", dense, "--data", text, *options, code=1).stderr
 
 
 def test_text_from_an_image(run, rows, git_snn: Path, pictures: tuple[Path, Path]) -> None:
     arguments = ["generate", git_snn, "--image", pictures[0].with_name("red.png"), "--max-new-tokens", 4]
-    (row,) = rows(*arguments, "--prompt", "what is this ?")
+    (row,) = rows(*arguments, "--caption-prompt", "what is this ?")
     assert row["conditions"]["new_tokens"] <= 4 and "what is this" not in row["conditions"]["text"]
     for schedule in ("layerwise", "online"):
         (alone,) = rows(*arguments, "--schedule", schedule)

@@ -13,8 +13,8 @@ def test_a_page_and_its_figures(rows, snn: Path, text: Path, tmp_path: Path) -> 
     row = {"quantity": "perplexity", "value": 3.0, "unit": "1", "origin": "measured", "conditions": about}
     other.write_text(json.dumps([row, {**row, "value": None}]))
     found = rows(
-        "report", snn, "--data", text, "--out", page, "--figures", figures, "--test-tokens", 128, "--tokens", 64,
-        "--results", other, "--prices", "45nm,loihi", "--window", 32,
+        "report", snn, "--data", text, "--out", page, "--figures", figures, "--test-tokens", 128,
+        "--counted-tokens", 64, "--results", other, "--prices", "45nm,loihi", "--window", 32,
     )  # fmt: skip
     scores = [row["conditions"] for row in found if row["quantity"] == "perplexity"]
     assert [(c["network"], c["timesteps"]) for c in scores] == [
@@ -29,8 +29,8 @@ def test_a_page_and_its_figures(rows, snn: Path, text: Path, tmp_path: Path) -> 
 def test_a_dense_model_is_converted_for_it(run, dense: Path, text: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = run(
-        "report", dense, "--data", text, "--out", page, "--test-tokens", 64, "--tokens", 32, "--timesteps", "8",
-        "--coverage", "mlp", "--no-coarse", "--no-early-exit", "--window", 32,
+        "report", dense, "--data", text, "--out", page, "--test-tokens", 64, "--counted-tokens", 32, "--timesteps", "8",
+        "--coverage", "mlp", "--no-coarse", "--no-anytime", "--window", 32,
     )  # fmt: skip
     shown = page.read_text(encoding="utf-8")
     assert f"wrote {page}" in done.stdout and "coverage mlp" in done.stderr
@@ -40,7 +40,7 @@ def test_a_dense_model_is_converted_for_it(run, dense: Path, text: Path, tmp_pat
 
 def test_a_classifier(run, classifier: Path, table: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    run("report", classifier, "--data", table, "--out", page, "--tokens", 16, "--timesteps", "2")
+    run("report", classifier, "--data", table, "--out", page, "--counted-tokens", 16, "--timesteps", "2")
     shown = page.read_text(encoding="utf-8")
     assert "accuracy" in shown and "higher is better" in shown
 

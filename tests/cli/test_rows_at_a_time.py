@@ -23,11 +23,11 @@ def small(monkeypatch) -> list[int]:
 
 
 def test_evaluation_goes_on_with_fewer_rows(run, rows, snn, text, monkeypatch, request):
-    command = ["evaluate", snn, "--data", text, "--window", 16, "--limit-tokens", 128, "--batch-size", 8]
+    command = ["evaluate", snn, "--data", text, "--window", 16, "--test-tokens", 128, "--batch-size", 8]
     whole = {row["quantity"]: row["value"] for row in rows(*command)}
     sizes = request.getfixturevalue("small")
     said = run(*command, "--json")
-    assert "out of memory with 8 rows at a time: going on with 4" in said.stderr and "with 2" in said.stderr
+    assert "out of memory with 8 rows at a time: continuing with 4" in said.stderr and "with 2" in said.stderr
     assert max(size for size in sizes[2:]) <= 2
     found = {row["quantity"]: row["value"] for row in rows(*command)}
     assert found["spikes_per_neuron"] == whole["spikes_per_neuron"]
@@ -38,7 +38,7 @@ def test_evaluation_goes_on_with_fewer_rows(run, rows, snn, text, monkeypatch, r
 def test_calibration_goes_on_with_fewer_rows(run, dense, text, small, tmp_path):
     command = ["convert", dense, tmp_path / "out", "--data", text, "--tokens", 256, "--window", 16, "--batch-size", 8]
     said = run(*command)
-    assert "going on with 4" in said.stderr and "going on with 2" in said.stderr
+    assert "continuing with 4" in said.stderr and "continuing with 2" in said.stderr
     assert (tmp_path / "out" / "model.safetensors").is_file() and not (tmp_path / "out.calibrating").exists()
 
 
@@ -47,5 +47,5 @@ def test_one_row_too_many_is_an_error(run, snn, text, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(GPT2LMHeadModel, "forward", full)
-    said = run("evaluate", snn, "--data", text, "--window", 16, "--limit-tokens", 64, code=1)
+    said = run("evaluate", snn, "--data", text, "--window", 16, "--test-tokens", 64, code=1)
     assert "out of memory" in said.stderr

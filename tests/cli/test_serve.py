@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fas.cli import _serving
+from fas import serving as _serving
 from fas.loading import Loaded, load
 
 for package in ("fastapi", "uvicorn", "openai"):

@@ -7,7 +7,6 @@ from tiny_models import FAMILIES
 
 import fas
 from fas import registry
-from fas.cli._calibration import conditions
 from fas.energy.emission import bits
 from fas.energy.estimate import Estimate, count_both, levels_of
 from fas.energy.prices import load_prices
@@ -26,7 +25,7 @@ def test_conditions_energy_and_card_state_the_levels_of_the_neuron(name, timeste
         model = fas.convert(family.build(), recipe, calibration=[family.batch()])
         expected = max(recipe.build(site).levels(timesteps) for site in model.sites)
         loaded = Loaded("tiny", model, None)
-        assert conditions(loaded)["levels"] == expected
+        assert loaded.conditions["levels"] == expected
         assert levels_of(model) == expected
         twin = Estimate(*count_both(model, [family.batch()]), levels_of(model), load_prices("45nm"))
         assert twin.activation_bits == bits(expected)

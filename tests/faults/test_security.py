@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_of_training_is_no_code(snn, run, text, tmp_path, m
 # Square brackets are markup to rich, escapes steer a terminal, the last one turns the direction of writing.
 @pytest.mark.parametrize("name", ["a[red]x", "b[/red]", "c\x1b[31m\x1b]0;t\x07", "d\u202eexe"])
 def test_names_do_not_steer_the_terminal(name, dense, snn, text, run, tmp_path) -> None:
-    for source, command in ((dense, ["inspect"]), (snn, ["inspect"]), (snn, ["map"])):
+    for source, command in ((dense, ["inspect"]), (snn, ["inspect"]), (snn, ["export", "--to", "loihi2"])):
         place = tmp_path / command[0] / name
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(source, place)

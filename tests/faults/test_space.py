@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,7 +39,7 @@ COMMANDS: dict[str, tuple[str, Arguments]] = {
         "page.html",
         lambda m, out: [
             "report", m["snn"], "--data", m["text"], "--window", 16, "--out", out, "--test-tokens", 32,
-            "--tokens", 32, "--timesteps", "2", "--no-early-exit", "--no-coarse",
+            "--counted-tokens", 32, "--timesteps", "2", "--no-anytime", "--no-coarse",
         ],
     ),
     "compare": (
@@ -125,12 +124,14 @@ def test_a_file_where_a_directory_should_be(name, run, models, tmp_path, monkeyp
 def test_the_card_stays_where_a_file_cannot_grow(run, snn: Path, tmp_path: Path, limited, contents) -> None:
     import shutil
 
+    from fas.storage.card import write_card
+    from fas.types import Measurement
+
     place = tmp_path / "snn"
     shutil.copytree(snn, place)
-    (tmp_path / "rows.json").write_text(json.dumps(_ROWS))
     before = contents(place)
-    with limited(700):
-        assert "exceed the limit" in run("card", place, tmp_path / "rows.json", code=1).stderr
+    with limited(700), pytest.raises(OSError, match="File too large"):
+        write_card(place, [Measurement(**row) for row in _ROWS])
     assert contents(place) == before
 
 

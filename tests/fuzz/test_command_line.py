@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from fas.cli.main import app
 
 # Those that serve until they are stopped, or measure for minutes.
-_LONG = ("ablate", "compare", "demo", "energy", "finetune", "report", "serve")
+_LONG = ("compare", "demo", "energy", "finetune", "report", "serve")
 _SMALL = {
     "convert": ["--tokens", "64", "--window", "16"],
     "calibrate": ["--tokens", "64", "--window", "16"],
     "evaluate": ["--limit", "40"],
-    "inspect": ["--tokens", "40"],
+    "inspect": ["--test-tokens", "40"],
     "generate": ["--max-new-tokens", "2"],
 }
 _VALUES = (

@@ -17,10 +17,10 @@ from fas.reporting.theme import COLOURS, PAGE, ROLES, style
 from .tiny_findings import Page, conversions, everything, findings, result
 
 FIGURES = [
-    "quality", "comparison", "ablation", "firing", "raster", "errors", "thresholds", "initial-potentials", "early-exit",
-    "energy", "break-even", "coverages",
+    "quality", "comparison", "firing", "raster", "errors", "thresholds", "initial-potentials", "early-exit",
+    "energy", "break-even",
 ]  # fmt: skip
-TABLES = ["results", "ablation-table", "sites", "energies", "coverages-table", "provenance"]
+TABLES = ["results", "sites", "energies", "provenance"]
 EVIL = "\"><script>alert(1)</script><img src=//evil.example/x> $x^2$ & ' {name} $name"
 
 
@@ -115,7 +115,7 @@ def test_what_a_model_says_of_itself_is_text(tmp_path):
     sites = [replace(site, path=EVIL) for site in found.sites]
     evil = replace(
         found, name=EVIL, facts={**found.facts, EVIL: EVIL}, sites=sites, command=EVIL, data=EVIL,
-        versions={EVIL: EVIL}, sample=(EVIL, EVIL), coverages={EVIL: found.estimates[0]},
+        versions={EVIL: EVIL}, sample=(EVIL, EVIL),
         rasters=[replace(raster, path=EVIL) for raster in found.rasters],
         results=[result(EVIL, 4, 3.0, neuron=EVIL), result("x", 4, 2.0), result("coarse", 4, 2.0, coverage=EVIL)],
     )  # fmt: skip
@@ -140,13 +140,10 @@ def test_parts_that_were_not_measured_are_left_out(tmp_path):
         "raster",
         "errors",
         "energy",
-        "coverages",
-        "coverages-table",
         "sample",
         "break-even",
         "comparison",
         "results",
-        "ablation",
     }
     assert {"quality", "firing", "thresholds", "energies"} <= set(shown)
     assert "were not fitted again" in text
@@ -175,7 +172,7 @@ def test_a_comparison():
     assert (found.score, found.dense, found.dense_energy) == ("perplexity", 5.0, 4e6)
     assert list(found.curves) == ["mlp, phase", "mlp, signed_if"]
     (first, last) = found.curves["mlp, signed_if"]
-    assert (first.timesteps, first.value, first.control, first.spikes, first.energy) == (2, 6.5, 6.4, 0.75, 3e6)
+    assert (first.timesteps, first.value, first.quantised, first.spikes, first.energy) == (2, 6.5, 6.4, 0.75, 3e6)
     assert (last.timesteps, last.value) == (4, 5.75)
     with style():
         drawing = result_figures(conversions())[0]
@@ -199,24 +196,7 @@ def test_pareto_against_all_pairs():
     assert pareto([], lower=True) == []
 
 
-def test_an_ablation():
-    rows = [
-        *(row for row in conversions() if row.conditions["plan"] != "fas"),
-        result("coarse", 4, 0.3, "spikes_per_neuron"),
-    ]
-    with style():
-        (drawing,) = result_figures(rows)
-        assert result_figures([]) == []
-    assert drawing.title == "What each part of the calibration is worth"
-    (axes,) = drawing.figure.axes
-    assert [bar.get_width() for bar in axes.patches] == [9.0, 7.0, 6.0, 5.9]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "none (maximum)", "coarse", "coarse + fine", "coarse + fine + losses",
-    ]  # fmt: skip
-    assert [point.spikes for point in gather(rows).ablation] == [None, 0.3, None, None]
-
-
-def test_methods_at_one_number_of_steps_are_no_ablation():
+def test_methods_at_one_number_of_steps():
     with style():
         (drawing,) = result_figures([result("fas", 4, 6.0), result("las", 4, 5.5)])
     assert drawing.name == "comparison"

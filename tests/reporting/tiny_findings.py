@@ -50,7 +50,7 @@ def result(plan, timesteps, value, quantity="perplexity", network="snn", neuron=
 
 
 def conversions():
-    """Rows of two codes over T with controls, spikes and energies, and of an ablation."""
+    """Rows of two codes over T with quantised networks, spikes and energies."""
     rows = [result("dense", 0, 5.0, network="ann")]
     priced = {"accounting": "compute", "neuron": "phase"}
     rows.append(result("fas", 2, 4e6, "energy", energy_of="ann", **priced))
@@ -62,16 +62,13 @@ def conversions():
             rows.append(result("fas", steps, steps * worse / 4, "spikes_per_neuron", neuron=neuron))
             cost = {**priced, "neuron": neuron}
             rows.append(result("fas", steps, 1e6 * steps * worse, "energy", energy_of="snn", **cost))
-    parts = zip(("none (maximum)", "coarse", "coarse + fine", "coarse + fine + losses"), (9, 7, 6, 5.9), strict=True)
-    # In another order than they are shown.
-    return rows + [result(part, 4, float(value)) for part, value in parts][::-1]
+    return rows
 
 
 def everything() -> Findings:
     """Findings with every part that a page can show."""
     found = findings()
-    coverages = {"linear": replace(found.estimates[0], levels=5), "full": found.estimates[0]}
-    return replace(found, results=conversions(), coverages=coverages, sample=("def f(", "x):\n    return 1 < 2"))
+    return replace(found, results=conversions(), sample=("def f(", "x):\n    return 1 < 2"))
 
 
 class Page(HTMLParser):

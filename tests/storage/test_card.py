@@ -28,8 +28,8 @@ def rows():
     energy = {**CONDITIONS, "prices": "45nm", "phase": "prefill", "reuse": "time", "precision": "fp32", "tokens": 64}
     return [
         Measurement("perplexity", 37.5, "1", conditions=CONDITIONS),
-        Measurement("spikes_per_neuron", 1.25, "spikes/window", conditions=CONDITIONS),
-        Measurement("spikes_per_neuron", 0.5, "spikes/window", conditions={**CONDITIONS, "site": "lm_head"}),
+        Measurement("spikes_per_neuron", 1.25, "spikes/neuron", conditions=CONDITIONS),
+        Measurement("spikes_per_neuron", 0.5, "spikes/neuron", conditions={**CONDITIONS, "site": "lm_head"}),
         Measurement("additions", 3.0, "additions/token", conditions=CONDITIONS),
         *(
             Measurement("energy", value, "pJ/token", "estimated", {**energy, "accounting": how, "energy_of": network})
@@ -70,7 +70,7 @@ def test_figures_are_kept_until_the_model_changes(tmp_path):
     for name in ("m", "n"):
         text = (tmp_path / name / "README.md").read_text()
         assert "| perplexity | 37.5 | 1 | measured | network snn, T 4, levels 9, data some text |" in text
-        assert "| spikes_per_neuron | 1.25 | spikes/window | measured |" in text
+        assert "| spikes_per_neuron | 1.25 | spikes/neuron | measured |" in text
         assert "| prices | phase | accounting | SNN | dense | integer twin |" in text
         assert "| 45nm | prefill | paper | 2 | 5 |  |" in text and "| 45nm | prefill | compute |  |  | 7 |" in text
         assert "0.5 |" not in text and "additions" not in text.split("## Energy")[0] and "energy_ratio" not in text

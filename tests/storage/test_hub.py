@@ -55,11 +55,11 @@ found["loaded"] = same(loaded, snn) and [site.path for site in loaded.sites] == 
 found["tokens"] = AutoTokenizer.from_pretrained("me/x")("def f")["input_ids"] == tokenizer("def f")["input_ids"]
 
 (folder / "text.txt").write_text("def f(x):\\n    return x\\n" * 40)
-rows = cli("evaluate", "me/x", "--data", folder / "text.txt", "--window", "16", "--limit-tokens", "64", "--json")
+rows = cli("evaluate", "me/x", "--data", folder / "text.txt", "--window", "16", "--test-tokens", "64", "--json")
 found["rows"] = json.loads(rows)
 snn.save_pretrained(folder / "snn")
 (folder / "rows.json").write_text(rows)
-cli("card", folder / "snn", folder / "rows.json")
+cli("evaluate", folder / "snn", "--data", folder / "text.txt", "--window", "16", "--test-tokens", "64", "--card")
 HfApi().create_repo("me/folder")
 HfApi().upload_folder(folder_path=folder / "snn", repo_id="me/folder")
 measured = AutoModelForCausalLM.from_pretrained("me/folder")

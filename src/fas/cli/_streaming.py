@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from fas.cli._calibration import report_records
+from fas.cli.program.calibrating import report_records
 from fas.cli.program.output import Output
 from fas.errors import CheckpointError
 from fas.loading import Loaded, location
@@ -84,10 +84,10 @@ def stream_and_report(
             f"come, peak memory {block.peak / 2**30:.2f} GiB"
         )
 
-    with output.progress("streaming") as advance:
+    with output.progress("streaming") as progress:
         records = stream(
             place, out, recipe, calibration=batches(rows, batch_size), tokenizer=loaded.tokenizer, budget=budget,
-            told=told, progress=lambda _, done, total: advance(done, total),
+            told=told, progress=progress,
         )  # fmt: skip
     output.measure("stream.peak_resident", peak_resident(), "B", **about)
     report_records(output, records, about)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fas.cli._calibration import calibrate_and_report, conditions, report_records
+from fas.cli.program.calibrating import calibrate_and_report, report_records
 from fas.cli.program.options import BatchSize, Device, Json, Model, Seed, Tokens, Window
 from fas.cli.program.output import Output
 from fas.cli.program.session import is_alone
@@ -53,7 +53,7 @@ def calibrate(
         check_room(place, loaded.model)
         if done:
             stages = len(stages_of(loaded.model)) + losses
-            about = {**conditions(loaded), "data": default_data(loaded, data)}
+            about = {**loaded.conditions, "data": default_data(loaded, data)}
             report_records(output, loaded.model.records[-stages:], about)
             output.remark(f"written to {place} by the run that was interrupted: T = {loaded.model.timesteps}")
             return

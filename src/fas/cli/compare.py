@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import ast
+import json
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import fas
 from fas.cli.program.options import (
     BatchSize,
+    Builder,
     Data,
     Device,
     Json,
     Model,
-    PlainNetwork,
     Seed,
     TestData,
     TestTokens,
@@ -27,8 +30,18 @@ from fas.cli.program.options import (
     words,
 )
 from fas.cli.program.output import Output
-from fas.evaluation.compare import Data as Seen
-from fas.evaluation.compare import Plan, Row, compare_plans
+from fas.cli.program.progress import span
+from fas.types import finite
+
+if TYPE_CHECKING:
+    from fas.comparison import Comparison, Plan, Row
+
+# Each part of the calibration on top of those before it.
+_PARTS: dict[str, dict[str, bool]] = {
+    "none (maximum)": {"coarse": False, "fine": False},
+    "coarse": {"coarse": True, "fine": False},
+    "coarse + fine": {"coarse": True, "fine": True},
+}
 
 
 def compare(
@@ -37,7 +50,7 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Recipes, files of fas.methods, separated by commas, or `all`; own fields behind colons: "
+            help="Recipes, files of fas.methods, separated by commas, or `all`; own fields after colons: "
             "`rate_norm:fit_epochs=3,threshold_balancing:rule=percentile`."
         ),
     ] = "fas",
@@ -46,15 +59,33 @@ def compare(
     neuron: Annotated[
         str | None, typer.Option(help="Neurons for the methods that let one choose, one or several.")
     ] = None,
+    ablate: Annotated[
+        bool,
+        typer.Option(
+            "--ablate",
+            help="Of methods that calibrate (fas): what each part is worth. Thresholds by maximum, coarse, coarse and "
+            "fine, with the losses: a row each.",
+        ),
+    ] = False,
+    losses: Annotated[bool, typer.Option(help="With --ablate: the row with the losses, which takes minutes.")] = True,
     data: Data = None,
     test_data: TestData = None,
-    network: PlainNetwork = None,
+    builder: Builder = None,
     accounting: Annotated[
-        str, typer.Option(help="Of the energy column, with 45nm prices: paper, compute, memory, or none.")
+        Literal["paper", "compute", "memory", "none"],
+        typer.Option(help="Of the energy column, with 45nm prices."),
     ] = "compute",
     train_steps: Annotated[
-        int, typer.Option(help="Stage 1 for methods that have it, so many steps, and the control.", min=0)
+        int,
+        typer.Option(
+            help="Stage 1 for methods that have it, so many steps, and for the control: the dense model on the same "
+            "data.",
+            min=0,
+        ),
     ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file of all rows, written again after every combination.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw score against spikes per neuron: a file ending in svg, png or pdf.")
     ] = None,
@@ -71,28 +102,54 @@ def compare(
     """Convert a dense model in every combination, measure each, and show them side by side.
 
     Compare systems by levels and spikes per neuron, not by T alone. A combination that a method refuses has its
-    reason below the table. Where a quantised network has levels of its own, they are as many as T.
+    reason below the table. Where a quantised network has levels of its own, they are as many as T. A comparison that
+    was interrupted resumes when the same command is given again.
 
     Example: `fas compare embedded --methods fas --neuron signed_if,phase --timesteps 2,4,8 --plot build/compare.svg`
+
+    Example: `fas compare embedded --ablate --timesteps 8`
     """
     with Output.opened(context, as_json) as output:
         from fas.errors import MissingExtraError
+        from fas.plain_networks import load_either
         from fas.saving import check_writable
 
-        if accounting not in ("paper", "compute", "memory", "none"):
-            raise ValueError(f"--accounting is {accounting!r}; choose one of paper, compute, memory, none")
+        for place in (plot, out):
+            if place is not None:
+                check_writable(place)
+        if plot is not None and find_spec("matplotlib") is None:
+            raise MissingExtraError("--plot needs matplotlib: pip install 'fas[plot]'")
+        steps = whole_numbers(timesteps, "--timesteps")
+        plans = list(_plans(methods, steps, words(coverage), words(neuron or "")))
+        if ablate:
+            plans = list(_parts(plans, losses))
+        began = time.monotonic()
+
+        def measured(row: Row, done: int, total: int) -> None:
+            output.add(*row.measurements)
+            if out is not None:
+                _write(out, [*output.measurements])
+            found = row.refused or f"{row.score} {row.value:.4g}"
+            left = (time.monotonic() - began) / done * (total - done)
+            about = f"{done} of {total} done, about {span(left)} left"
+            output.remark(f"{row.plan}, T = {row.timesteps}: {found}; {about}")
+
+        kept = output.keep(model, data, test_data, builder)
+        with output.progress("comparing") as progress:
+            found = fas.compare(
+                load_either(model, device, builder), plans, data, test_data=test_data, tokens=tokens,
+                test_tokens=test_tokens, window=window, batch_size=batch_size, images=images, test_images=test_images,
+                accounting=None if accounting == "none" else accounting, train_steps=train_steps, seed=seed, kept=kept,
+                measured=measured, progress=progress,
+            )  # fmt: skip
+        output.measurements.clear()
+        output.add(*found.measurements)
+        _show(output, found, None if accounting == "none" else accounting, train_steps)
+        if out is not None:
+            _write(out, output.measurements)
+            output.remark(f"written to {out}")
         if plot is not None:
-            check_writable(plot)
-            if find_spec("matplotlib") is None:
-                raise MissingExtraError("--plot needs matplotlib: pip install 'fas[plot]'")
-        plans = list(_plans(methods, whole_numbers(timesteps, "--timesteps"), words(coverage), words(neuron or "")))
-        seen = Seen(data, test_data, tokens, test_tokens, window, batch_size, images, test_images, seed)
-        rows = compare_plans(
-            output, model, plans, seen, device=device, title="Comparison on", network=network,
-            accounting=None if accounting == "none" else accounting, train_steps=train_steps,
-        )  # fmt: skip
-        if plot is not None:
-            _draw(rows, plot)
+            _draw(found, plot)
             output.remark(f"drawn to {plot}")
 
 
@@ -100,6 +157,7 @@ def _plans(methods: str, steps: list[int], coverages: list[str], neurons: list[s
     from dataclasses import fields
 
     from fas import registry
+    from fas.comparison import Plan
     from fas.config import build_method
 
     for text in registry.available("methods") if methods.strip() == "all" else words(methods):
@@ -122,6 +180,22 @@ def _plans(methods: str, steps: list[int], coverages: list[str], neurons: list[s
                 yield Plan(title, None, refused=str(error), timesteps=options.get("timesteps"))
 
 
+def _parts(plans: list[Plan], losses: bool) -> Iterator[Plan]:
+    """Yield the parts of the calibration of every plan, each part on top of those before it."""
+    from dataclasses import replace
+
+    for plan in plans:
+        if plan.method is None or not (hasattr(plan.method, "coarse") and hasattr(plan.method, "fine")):
+            reason = plan.refused or "its calibration has no parts coarse and fine"
+            yield replace(plan, method=None, refused=reason)
+            continue
+        prefix = "" if plan.name == "fas" else f"{plan.name}: "
+        for part, switches in _PARTS.items():
+            yield replace(plan, name=prefix + part, method=plan.method.with_options(**switches))
+        if losses:
+            yield replace(plan, name=f"{prefix}coarse + fine + losses", losses=True)
+
+
 def _setting(method: str, text: str, known: set[str]) -> tuple[str, Any]:
     """Return a field and its value from ``name=value``."""
     name, equals, value = text.partition("=")
@@ -133,7 +207,72 @@ def _setting(method: str, text: str, known: set[str]) -> tuple[str, Any]:
         return name, value
 
 
-def _draw(rows: list[Row], path: Path) -> None:
+def _show(output: Output, found: Comparison, accounting: str | None, train_steps: int) -> None:
+    """Print the table and what must be said beside it."""
+    shown = [row for row in found.rows if row.refused is None]
+    kinds = list(dict.fromkeys(row.floats for row in shown if row.floats))
+    per = "image" if "images" in found.dense.about else "token"
+    letter = {kind: chr(ord("a") + i % 26) for i, kind in enumerate(kinds)}
+    columns: dict[str, list[Any]] = {
+        "plan": [row.plan for row in shown],
+        "coverage": [row.about.get("coverage") for row in shown],
+        "neuron": [row.about.get("neuron") for row in shown],
+        "T": [row.about.get("timesteps") for row in shown],
+        "levels": [row.about.get("levels") for row in shown],
+        found.dense.score: [row.value for row in shown],
+        _relation(found): [found.relation(row) for row in shown],
+        "spikes per neuron": [row.figure("spikes_per_neuron") for row in shown],
+        "float": [letter.get(row.floats) for row in shown],
+        "s": [row.figure("conversion_time") for row in shown],
+    }
+    if train_steps:
+        columns["training s"] = [row.figure("training_time") for row in shown]
+    title = f"{found.dense.about['model']}, {found.dense.about['data']}; dense: "
+    title += f"{found.dense.score} {found.dense.value:.4g}"
+    if accounting is not None:
+        energies = [row.figure("energy") or row.figure("energy", "ann") for row in shown]
+        columns[f"µJ/{per}, {accounting}"] = [None if energy is None else energy / 1e6 for energy in energies]
+        dense = next((e for row in shown if (e := row.figure("energy", "ann")) is not None), None)
+        title += "" if dense is None else f", {dense / 1e6:.4g} µJ/{per}"
+    output.table(title, list(columns), list(zip(*columns.values(), strict=True)))
+    for kind in kinds:
+        output.text(f"float {letter[kind]}: {', '.join(kind)}")
+    if accounting is not None:
+        output.text(f"Energies are estimates (45nm, accounting {accounting}); counts are measured.")
+    _say_what_trained(output, found, train_steps)
+    refused: dict[str, list[str]] = {}
+    for row in found.rows:
+        if row.refused is not None:
+            refused.setdefault(row.refused, []).append(f"{row.plan}, T = {row.timesteps}")
+    for reason, who in refused.items():
+        output.text(f"refused: {'; '.join(who)}: {reason}")
+
+
+def _relation(found: Comparison) -> str:
+    return "× ANN" if found.dense.score == "perplexity" else "− ANN"
+
+
+def _say_what_trained(output: Output, found: Comparison, train_steps: int) -> None:
+    from fas.evaluation.control import TRAINED
+
+    if not train_steps:
+        output.text("No control: no weights were trained on data (--train-steps does, where a method has it).")
+        return
+    untrained = [row.plan.partition(" ")[0] for row in found.rows if row.refused or not row.figure("training_time")]
+    for name in dict.fromkeys(name for name in untrained if name not in TRAINED):
+        output.text(f"{name} was not trained: it is made without training.")
+
+
+def _write(path: Path, rows: list[Any]) -> None:
+    from fas.storage.directory import whole_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as beside:
+        text = json.dumps([finite(row.to_dict()) for row in rows], indent=2, ensure_ascii=False, allow_nan=False)
+        beside.write_text(text + "\n", encoding="utf-8")
+
+
+def _draw(found: Comparison, path: Path) -> None:
     """Draw the chief score against spikes per neuron, a line for each kind of network."""
     from matplotlib.figure import Figure
 
@@ -141,19 +280,19 @@ def _draw(rows: list[Row], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    lines: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.relation is not None and row.spikes is not None:
-            lines.setdefault(row.kind, []).append(row)
-    for kind, members in lines.items():
-        points = sorted((row.spikes or 0.0, row.relation or 0.0, row.timesteps) for row in members)
+    lines: dict[str, list[tuple[float, float, Any]]] = {}
+    for row in found.rows:
+        spikes = None if row.refused else row.figure("spikes_per_neuron")
+        if spikes is not None:
+            lines.setdefault(row.kind, []).append((spikes, found.relation(row), row.timesteps))
+    for kind, points in lines.items():
+        points.sort()
         axes.plot([x for x, _, _ in points], [y for _, y, _ in points], marker="o", label=kind)
         for x, y, steps in points:
             axes.annotate(f"T={steps}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    shown = next(row for row in rows if row.refused is None)
-    axes.set_xlabel("spikes per neuron over the whole window")
-    axes.set_ylabel(shown.relation_title)
-    axes.axhline(1.0 if shown.score == "perplexity" else 0.0, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("spikes per neuron over T steps")
+    axes.set_ylabel(_relation(found))
+    axes.axhline(1.0 if found.dense.score == "perplexity" else 0.0, color="grey", linewidth=0.8, linestyle="--")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)

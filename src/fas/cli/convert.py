@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli._calibration import calibrate_and_report
+from fas.cli.program.calibrating import calibrate_and_report
 from fas.cli.program.method_options import method_options
 from fas.cli.program.options import BatchSize, Device, GGUFFile, Json, Model, Seed, Tokens, Window
 from fas.cli.program.output import Output

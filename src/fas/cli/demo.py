@@ -9,11 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli._calibration import conditions
+import fas
 from fas.cli.program.options import Json, Seed, Tokens, whole_numbers, words
 from fas.cli.program.output import Output
-from fas.data.for_model import Sample, calibration_batches
-from fas.evaluation.score import Scores, measure
 from fas.loading import EMBEDDED
 
 _PROMPT = "def read(self, path):\n    with open("
@@ -25,7 +23,7 @@ def demo(
     coverage: Annotated[str, typer.Option(help="mlp, linear or both.")] = "mlp,linear",
     tokens: Tokens = 8192,
     test_tokens: Annotated[int, typer.Option(help="Held-out tokens to measure on.", min=2)] = 8192,
-    prompt: Annotated[str, typer.Option(help="Code for the spiking network to go on with.")] = _PROMPT,
+    prompt: Annotated[str, typer.Option(help="Code for the spiking network to continue.")] = _PROMPT,
     report: Annotated[bool, typer.Option(help="Write a page with figures about what was found.")] = True,
     page: Annotated[Path, typer.Option(help="The page; its figures go to `figures` beside it, as SVG and PNG.")] = Path(
         "build/demo/report.html"
@@ -37,72 +35,58 @@ def demo(
 
     The model writes Python: it was trained on the standard library, and is measured on files of it that it
     has not seen. Rate code (signed IF) at every T, beside it the ternary phase code at T = 4 and 8. The quantised
-    network is the control: as many levels, no spikes. A page shows all of it, with an ablation and the energy of
-    coverages mlp, linear and full.
+    network has as many levels and no spikes. A page shows all of it, with the sites and the energy of one of them.
     """
     began = time.perf_counter()
     steps, coverages = whole_numbers(timesteps, "--timesteps"), words(coverage)
     with Output.opened(context, as_json) as output:
-        from fas.loading import load
-        from fas.methods.fas import FAS
+        from fas.data.for_model import Sample, calibration_batches
+        from fas.evaluation.score import measure, scores_on
 
         # Every combination is checked before the first is measured.
-        plans = [FAS(coverage=c, timesteps=t) for c in coverages for t in steps]  # type: ignore[arg-type]
+        plans = [fas.FAS(coverage=c, timesteps=t) for c in coverages for t in steps]  # type: ignore[arg-type]
         digits = [{"coverage": c, "timesteps": t, "neuron": "ternary_phase"} for c in coverages for t in (4, 8)]
-        plans += [FAS(**options) for options in digits]  # type: ignore[arg-type]
-        shown = _shown(plans)
+        plans += [fas.FAS(**options) for options in digits]  # type: ignore[arg-type]
+        shown, text, findings = _shown(plans), "", None
         report = report and _can_draw(output)
-        loaded = load(EMBEDDED)
-        scores = Scores(loaded, "stdlib", split="heldout", limit=test_tokens, window=256, stride=128)
+        loaded = fas.load(EMBEDDED)
+        scores = scores_on(loaded, "stdlib", split="heldout", limit=test_tokens, window=256, stride=128)
         batches = calibration_batches(loaded, "stdlib", Sample(tokens, 256, seed=seed))
-        reference = measure(output, loaded, scores)[0]["perplexity"]
+        output.add(*measure(loaded, scores))
+        reference = output.measurements[0].value
         rows: list[list[Any]] = [["", "", None, None, "ann", reference, 1.0, None]]
-        album: Any = None
-        if report:
-            from fas.cli._album import Album
-
-            album = Album(output, loaded, scores, batches, shown, seed=seed)
         for done, plan in enumerate(plans):
             output.remark(f"{done + 1} of {len(plans)}: {plan.coverage}, {plan.neuron}, T = {plan.timesteps}")
-            _convert(loaded, plan, batches)
-            for network in ("quantised", "snn"):
-                loaded.model.network = network
-                found, spikes = measure(output, loaded, scores, plan="fas")
-                value, levels = found["perplexity"], conditions(loaded)["levels"]
-                about = [plan.coverage, plan.neuron, plan.timesteps, levels, network]
-                rows.append([*about, value, value / reference, spikes])
-            if plan is shown:
-                text = _write(loaded, prompt)
-            if album is not None:
-                album.keep(plan)
-            _revert(loaded)
+            with output.progress("converting and measuring") as progress:
+                fas.convert(loaded.model, plan, calibration=batches, progress=progress)
+                for network in ("quantised", "snn"):
+                    loaded.model.network = network
+                    found = measure(loaded, scores, progress=progress, plan="fas")
+                    output.add(*found)
+                    value, spikes = found[0].value, found[1].value if len(found) > 1 else None
+                    about = [plan.coverage, plan.neuron, plan.timesteps, found[0].conditions["levels"], network]
+                    rows.append([*about, value, value / reference, spikes])
+                if plan is shown:
+                    text = _write(loaded, prompt)
+                if plan is shown and report:
+                    findings = _look(context, loaded, progress, seed, test_tokens)
+                fas.revert(loaded.model)
         output.table(
-            f"Perplexity on {len(scores.stream)} held-out tokens of the standard library; quantised: the control",
+            f"Perplexity on {test_tokens} held-out tokens of the standard library",
             ["coverage", "neuron", "T", "levels", "network", "perplexity", "× ANN", "spikes per neuron"],
             rows,
         )
         output.text(f"The spiking network ({shown.coverage}, {shown.neuron}, T = {shown.timesteps}) writes:\n\n{text}")
-        if album is not None:
-            findings = album.findings(context.obj.command, (prompt, text.removeprefix(prompt)))
-            _publish(output, replace(findings, seconds=time.perf_counter() - began), page)
+        if findings is not None:
+            seconds, sample = time.perf_counter() - began, (prompt, text.removeprefix(prompt))
+            planned = [row for row in output.measurements if row.unit == "1" or "plan" in row.conditions]
+            _publish(output, replace(findings, seconds=seconds, sample=sample, results=planned), page)
 
 
 def _shown(plans: list[Any]) -> Any:
-    """Return the plan whose network writes: rate code, most layers, T = 8 or the largest."""
-    rate = [plan for plan in plans if plan.neuron == "signed_if" and plan.coverage == plans[-1].coverage]
-    return next((plan for plan in rate if plan.timesteps == 8), rate[-1])
-
-
-def _convert(loaded: Any, plan: Any, batches: Any) -> None:
-    from fas.conversion import convert
-
-    convert(loaded.model, plan, calibration=batches)
-
-
-def _revert(loaded: Any) -> None:
-    from fas.conversion import revert
-
-    revert(loaded.model)
+    """Return the plan that the page is about: ternary digits, most layers, T = 4."""
+    digits = [plan for plan in plans if plan.neuron == "ternary_phase" and plan.coverage == plans[-1].coverage]
+    return next(plan for plan in digits if plan.timesteps == 4)
 
 
 def _write(loaded: Any, prompt: str) -> str:
@@ -113,6 +97,15 @@ def _write(loaded: Any, prompt: str) -> str:
         ids = loaded.model.generate(**inputs, max_new_tokens=80, do_sample=False, repetition_penalty=1.1)
     text: str = loaded.tokenizer.decode(ids[0], skip_special_tokens=True)
     return text
+
+
+def _look(context: typer.Context, loaded: Any, progress: Any, seed: int, tokens: int) -> Any:
+    from fas.reporting.look import look
+
+    return look(
+        loaded, "stdlib", test_tokens=min(tokens, 2048), prices=("45nm", "45nm-dram", "loihi"), window=256, seed=seed,
+        command=context.obj.command, progress=progress,
+    )  # fmt: skip
 
 
 def _can_draw(output: Output) -> bool:
@@ -132,10 +125,6 @@ def _publish(output: Output, findings: Any, page: Path) -> None:
     from fas.reporting.page import write_report
 
     written = write_report(findings, page, figures=page.parent / "figures")
-    drawn = sorted({path.stem for path in written[1:]})
-    about = {"model": EMBEDDED, "network": "snn", "page": str(page), "files": len(written)}
+    about: dict[str, Any] = {"model": EMBEDDED, "network": "snn", "page": str(page), "files": len(written)}
     output.measure("demo_time", findings.seconds, "s", **about)
-    output.text(
-        f"\nWrote {page}, which opens in any browser: {', '.join(drawn)}; tables of methods, ablation, sites, energy "
-        f"and coverages. The figures alone are in {page.parent / 'figures'} (SVG, PNG)."
-    )
+    output.text(f"\nWrote {page}, which opens in any browser, and its figures to {page.parent / 'figures'} (SVG, PNG).")

@@ -7,15 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli._calibration import conditions
-from fas.cli._counted import add
+import fas
 from fas.cli.program.options import (
     BatchSize,
+    Builder,
     Data,
     Device,
     Json,
+    MeasuredImages,
+    MeasuredTokens,
     Model,
-    PlainNetwork,
     Seed,
     SpikingNetwork,
     Tokens,
@@ -23,7 +24,6 @@ from fas.cli.program.options import (
     words,
 )
 from fas.cli.program.output import Output
-from fas.evaluation.control import told
 from fas.plain_networks import inputs_of, load_either, photographs
 
 
@@ -33,7 +33,7 @@ def energy(
     data: Annotated[
         str | None, typer.Option(help="Text source, table, or folder of images, to run on: its test part.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to run on.", min=1)] = 2048,
+    test_tokens: MeasuredTokens = 2048,
     new_tokens: Annotated[
         int | None, typer.Option(help="Tokens to generate behind each window; 16 where the model writes text.", min=0)
     ] = None,
@@ -49,9 +49,9 @@ def energy(
     neurobench: Annotated[
         bool, typer.Option("--neurobench", help="Add NeuroBench's metrics, by its key names.")
     ] = False,
-    network: PlainNetwork = None,
+    builder: Builder = None,
     spiking: SpikingNetwork = None,
-    images: Annotated[int, typer.Option(help="Images to run on, of every class as many.", min=1)] = 32,
+    test_images: MeasuredImages = 32,
     coverage: Annotated[
         str | None,
         typer.Option(
@@ -59,8 +59,8 @@ def energy(
         ),
     ] = None,
     timesteps: Annotated[int, typer.Option(help="Of a dense model: T.", min=1)] = 8,
-    calibration_tokens: Tokens = 4096,
-    calibration_images: Annotated[int, typer.Option(help="Images to calibrate on.", min=1)] = 256,
+    tokens: Tokens = 4096,
+    images: Annotated[int, typer.Option(help="Images to calibrate on.", min=1)] = 256,
     calibration_data: Data = None,
     window: Window = None,
     batch_size: BatchSize = 8,
@@ -77,47 +77,47 @@ def energy(
     Example: `fas energy gpt2-snn --data wikitext --prices 45nm,loihi`
     """
     with Output.opened(context, as_json) as output:
-        from fas.cli._counted import count
         from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches
-        from fas.energy.estimate import Estimate, levels_of
+        from fas.energy.estimate import Estimate, count_both, levels_of
         from fas.energy.prices import load_prices
 
         cost_models = [load_prices(name) for name in words(prices)]
         if not cost_models:
             raise ValueError("--prices names no cost model: pass 45nm, or another one")
         _check(reuse, precision)
-        loaded = load_either(model, device, network, spiking)
+        loaded = load_either(model, device, builder, spiking)
         source = default_data(loaded, data)
-        plain, calibration, new = network is not None, list[dict[str, Any]](), 0
+        plain, calibration, new = builder is not None, list[dict[str, Any]](), 0
         if plain:
-            batches = inputs_of(photographs(loaded, source, "test", limit=images, rows=batch_size, seed=seed))
+            batches = inputs_of(photographs(loaded, source, "test", limit=test_images, rows=batch_size, seed=seed))
         else:
             new = (16 if loaded.generates else 0) if new_tokens is None else new_tokens
-            batches = held_out_batches(loaded, source, Sample(tokens, window, batch_size, seed), new_tokens=new)
+            batches = held_out_batches(loaded, source, Sample(test_tokens, window, batch_size, seed), new_tokens=new)
         if plain and not loaded.converted:
             place = calibration_data or source
             calibration = inputs_of(
-                photographs(loaded, place, "train", limit=calibration_images, rows=64, seed=seed)
+                photographs(loaded, place, "train", limit=images, rows=64, seed=seed)
             )  # fmt: skip
         elif not loaded.converted:
             calibration = calibration_batches(
-                loaded, calibration_data or source, Sample(calibration_tokens, window, batch_size, seed)
-            )  # fmt: skip
+                loaded, calibration_data or source, Sample(tokens, window, batch_size, seed)
+            )
         covered = coverage or ("linear" if plain else "mlp,linear,full")
         per = "image" if plain else "token"
         for name in [""] if loaded.converted else words(covered):
             if name:
                 _convert(output, loaded, name, timesteps, calibration, plain=plain)
-            about = {**conditions(loaded), "data": source}
-            spiking, dense = count(output, loaded, batches, new)
-            _counts(output, spiking, dense, about, per, by_layer=by_layer)
+            about = {**loaded.conditions, "data": source}
+            with output.progress("counting") as progress:
+                counts, dense = count_both(loaded.model, batches, new_tokens=new, progress=progress)
+            _counts(output, counts, dense, about, per, by_layer=by_layer)
             for cost in cost_models:
-                found = Estimate(spiking, dense, levels_of(loaded.model), cost, reuse, precision)  # type: ignore[arg-type]
+                found = Estimate(counts, dense, levels_of(loaded.model), cost, reuse, precision)  # type: ignore[arg-type]
                 _estimates(output, found, about, per)
             if neurobench:
                 _neurobench(output, loaded, batches[0], about)
             if name:
-                _revert(loaded)
+                fas.revert(loaded.model)
 
 
 def _check(reuse: str, precision: str) -> None:
@@ -134,20 +134,11 @@ def _check(reuse: str, precision: str) -> None:
 def _convert(
     output: Output, loaded: Any, coverage: str, timesteps: int, calibration: list[dict[str, Any]], *, plain: bool
 ) -> None:
-    from fas.conversion import convert
-    from fas.methods.fas import FAS
-
-    plan = FAS(coverage=coverage, timesteps=timesteps)  # type: ignore[arg-type]
+    plan = fas.FAS(coverage=coverage, timesteps=timesteps)  # type: ignore[arg-type]
     output.remark(f"converting, coverage {coverage}, T = {timesteps}")
-    with output.progress("calibrating") as advance:
+    with output.progress("calibrating") as progress:
         probe = {name: value[:1] for name, value in calibration[0].items()} if plain else None
-        convert(loaded.model, plan, calibration=calibration, probe=probe, progress=told(advance))
-
-
-def _revert(loaded: Any) -> None:
-    from fas.conversion import revert
-
-    revert(loaded.model)
+        fas.convert(loaded.model, plan, calibration=calibration, probe=probe, progress=progress)
 
 
 _SHOWN = (
@@ -173,11 +164,11 @@ _SHOWN = (
 
 def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], per: str, *, by_layer: bool) -> None:
     for row in [*spiking.measurements(**about), *dense.measurements(**{**about, "network": "ann"})]:
-        add(output, replace(row, unit=row.unit.replace("token", per)))
+        output.add(replace(row, unit=row.unit.replace("token", per)))
     totals = {phase: spiking.total(phase) for phase in spiking.phases}
     for phase, total in totals.items():
         per_neuron = total.spikes / max(1, total.windows)
-        output.measure("spikes_per_neuron", per_neuron, "spikes/window", **about, phase=phase)
+        output.measure("spikes_per_neuron", per_neuron, "spikes/neuron", **about, phase=phase)
     rows = [["spikes per neuron", *(t.spikes / max(1, t.windows) for t in totals.values())]]
     for title, name in _SHOWN:
         values = [getattr(total, name) / spiking.tokens[phase] for phase, total in totals.items()]
@@ -207,7 +198,7 @@ def _estimates(output: Output, found: Any, about: dict[str, Any], per: str) -> N
     from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES
 
     for row in found.measurements(**about):
-        add(output, replace(row, unit=row.unit.replace("token", per)))
+        output.add(replace(row, unit=row.unit.replace("token", per)))
     energies, limits = [], []
     for phase in found.spiking.phases:
         for accounting in ACCOUNTINGS:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fas.cli._calibration import conditions
-from fas.cli._parts import Parts, Rows
-from fas.cli._tasks import COLUMNS, score_tasks
+import fas
 from fas.cli.program.options import BatchSize, Device, Json, Model, whole_numbers, words
-from fas.cli.program.output import Output
-from fas.data.for_model import default_data
-from fas.evaluation.score import Scores, measure
-from fas.loading import Loaded
+from fas.cli.program.output import Output, read_rows
 from fas.types import Network, Schedule
 
 
@@ -34,7 +28,9 @@ def evaluate(
     window: Annotated[int | None, typer.Option(help="Tokens per window; the model's context.", min=2)] = None,
     stride: Annotated[int | None, typer.Option(help="New tokens per window; half a window.", min=1)] = None,
     split: Annotated[str, typer.Option(help="Part of a data set that has parts.")] = "test",
-    limit_tokens: Annotated[int | None, typer.Option(help="Use the first tokens only.", min=2)] = None,
+    test_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to measure on, from the first; all if not given.", min=2)
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(help="Tasks of lm-evaluation-harness, as lambada_openai,piqa; of GLUE for a classifier."),
@@ -46,9 +42,20 @@ def evaluate(
     fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt; the task's own if not given.", min=0)] = (
         None
     ),
-    images: Annotated[Path | None, typer.Option(help="Folder of the images; that of --data if not given.")] = None,
-    prompt: Annotated[str, typer.Option(help="Said to a model in front of a caption; {} is the question.")] = "",
+    image_folder: Annotated[
+        Path | None, typer.Option(help="Folder of the images; that of --data if not given.")
+    ] = None,
+    caption_prompt: Annotated[
+        str, typer.Option(help="Text in front of a caption; {} stands for the question, where rows have one.")
+    ] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of a caption or answer at most.", min=1)] = 32,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the figures into the model card (README.md) of MODEL.")
+    ] = False,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --card: rows that other commands printed with --json, for the card too; repeatable."),
+    ] = None,
     batch_size: BatchSize = 8,
     device: Device = "cpu",
     as_json: Json = False,
@@ -57,18 +64,20 @@ def evaluate(
 
     Tasks run in lm-evaluation-harness (`pip install 'fas[eval]'`), for classifiers on GLUE; what `--task-path` does
     not hold comes from the hub. Thresholds belong to the T they were calibrated at: another T runs, but less well
-    than after `fas calibrate --timesteps`.
+    than after `fas calibrate --timesteps`. A run that was interrupted resumes when the same command is given again.
 
     A model that reads images writes captions (rows of `image` and `captions`: CIDEr, BLEU, exact match) or answers
     (rows of `image`, `question` and `answers`: exact match), which needs `pip install 'fas[vision]'`.
+
+    `--card` keeps the figures in config.json and writes the model card again; later saves and uploads state them
+    until the model is calibrated or trained again.
 
     Example: `fas evaluate gpt2-snn --data wikitext --timesteps 4,8`
 
     Example: `fas evaluate git-snn --data captions.jsonl --timesteps 8`
 
-    Example: `fas evaluate gpt2-snn --tasks lambada_openai,piqa,arc_easy --limit 500`
+    Example: `fas evaluate gpt2-snn --tasks lambada_openai,piqa,arc_easy --limit 500 --card`
     """
-    steps = whole_numbers(timesteps, "--timesteps") if timesteps else [None]
     named = words(tasks) if tasks else []
     if tasks is not None and not named:
         raise typer.BadParameter("names no task", param_hint="--tasks")
@@ -76,65 +85,28 @@ def evaluate(
         raise typer.BadParameter("--tasks bring their own data: leave out --data, or name a folder with --task-path")
     if not named and (task_path or fewshot is not None):
         raise typer.BadParameter("--task-path and --fewshot belong to --tasks, which is missing")
+    if results and not card:
+        raise typer.BadParameter("is for the model card: add --card", param_hint="--results")
+    steps = whole_numbers(timesteps, "--timesteps") if timesteps else None
     with Output.opened(context, as_json) as output:
-        from fas.loading import load
-
-        loaded = load(model, device)
-        if network in ("quantised", "snn") or timesteps is not None or schedule is not None:
-            loaded.need_converted()
-        rows: Rows = []
-        scores: Scores | None = None
-        if not named and loaded.processor is not None:
-            from fas.cli._pictures import PictureScores
-
-            scores = PictureScores(
-                loaded, default_data(loaded, data), images=images, split=split, limit=limit, prompt=prompt,
-                max_new_tokens=max_new_tokens, batch_size=batch_size,
+        if card and not Path(model).is_dir():
+            raise ValueError(f"--card writes into a directory, and {model} is none: name the directory of the model")
+        others = [row for file in results or () for row in read_rows(file, finite=True)]
+        kept = output.keep(model, data, task_path, image_folder)
+        with output.progress("evaluating") as progress:
+            found = fas.evaluate(
+                model, data, tasks=named, network=network, timesteps=steps, schedule=schedule, split=split,
+                tokens=test_tokens, window=window, stride=stride, task_path=task_path, limit=limit, fewshot=fewshot,
+                images=image_folder, prompt=caption_prompt, max_new_tokens=max_new_tokens, batch_size=batch_size,
+                device=device, kept=kept, progress=progress,
             )  # fmt: skip
-        elif images is not None or prompt or (limit is not None and not named):
-            raise ValueError(
-                f"--images, --prompt and --limit without --tasks are for models that read images and text; {model} "
-                "is none, or has no processor in its directory"
-            )
-        elif not named:
-            scores = Scores(
-                loaded, default_data(loaded, data), split=split, limit=limit_tokens, window=window, stride=stride,
-                batch_size=batch_size,
-            )  # fmt: skip
-        parts = Parts(output, model, data, task_path, images)
-        for timestep in steps:
-            if loaded.converted:
-                loaded.model.network = network or "snn"
-                if timestep is not None:
-                    loaded.set_timesteps(timestep)
-                if schedule is not None:
-                    loaded.model.schedule = schedule
-            if scores is None:
-                rows += score_tasks(
-                    output,
-                    loaded,
-                    named,
-                    task_path=task_path,
-                    limit=limit,
-                    fewshot=fewshot,
-                    batch_size=batch_size,
-                    parts=parts,
-                )
-                continue
-            about = conditions(loaded)
-            rows += parts.run(f"{about}", partial(_measured, output, loaded, scores, about, parts))
-        if scores is None:
-            output.table(f"{model}, {len(named)} tasks" if len(named) > 1 else f"{model}, {named[0]}", COLUMNS, rows)
-        else:
-            output.table(f"{model} on {scores.source}", ["network", "T", "levels", "quantity", "value"], rows)
-    parts.close()
-
-
-def _measured(output: Output, loaded: Loaded, scores: Scores, about: dict[str, Any], parts: Parts) -> Rows:
-    """Measure one setting of a model; return rows of the table."""
-    found, spikes = measure(output, loaded, scores, parts)
-    shown = found if spikes is None else {**found, "spikes_per_neuron": spikes}
-    return [
-        [about["network"], about.get("timesteps"), about.get("levels"), name, float(value)]
-        for name, value in shown.items()
-    ]
+        output.add(*found)
+        names = ("network", "timesteps", "levels", "data")
+        cells = [
+            [*(row.conditions.get(name) for name in names), row.quantity, row.value, row.conditions.get("stderr")]
+            for row in found
+        ]
+        output.table(model, ["network", "T", "levels", "data", "quantity", "value", "± stderr"], cells)
+        if card:
+            fas.write_card(model, [*output.measurements, *others])
+            output.remark(f"written to {Path(model) / 'README.md'}; upload all: hf upload NAME {model}")

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from fas.cli._calibration import conditions
 from fas.cli.program.options import Device, Json, Model, Seed, Window
 from fas.cli.program.output import Output
 from fas.cli.program.session import is_first
@@ -72,10 +71,10 @@ def finetune(
         source = default_data(loaded, data)
         rows = training_rows(loaded, source, Sample(None, window, seed=seed))
         dataset = rows if is_classifier(loaded) else language_modelling(rows)
-        with output.progress("fine-tuning") as advance:
+        with output.progress("fine-tuning") as progress:
             record, dense = finetune(
                 loaded.model, dataset, settings, output_dir=running, tokenizer=loaded.tokenizer,
-                control=control, progress=lambda _, done, total: advance(done, total),
+                control=control, progress=progress,
             )  # fmt: skip
         save(loaded, out)
         if dense is not None and is_first():
@@ -84,7 +83,7 @@ def finetune(
                 loaded.need_tokenizer().save_pretrained(beside)
         for name, value in record.results.items():
             network = "control" if name.startswith("control_") else "quantised"
-            about = {**conditions(loaded), "network": network, "data": source}
+            about = {**loaded.conditions, "network": network, "data": source}
             output.measure(f"finetune.{name}", value, "s" if "seconds" in name else "1", **about)
         output.table("stage 1", ["figure", "value"], [[k, float(v)] for k, v in record.results.items()])
         output.remark(f"written to {out}; see what it is worth: fas evaluate {out} --data {source}")

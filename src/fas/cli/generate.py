@@ -8,24 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli._calibration import conditions
-from fas.cli.program.options import Device, Json, Model, Seed
+from fas.cli.program.options import Device, Json, Model, OwnSchedule, OwnTimesteps, Seed
 from fas.cli.program.output import Output
 from fas.cli.program.terminal import printable
-from fas.types import Schedule
 
 
 def generate(
     context: typer.Context,
     model: Model,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to go on from; may be empty with --image.")] = "",
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; may be empty with --image.")] = "",
     image: Annotated[Path | None, typer.Option(help="Image file, for a model that reads images and text.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.", min=1)] = 64,
     temperature: Annotated[float, typer.Option(help="Above 0: sample; 0: always the likeliest token.", min=0)] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this share.", min=0, max=1)] = 1.0,
     num_beams: Annotated[int, typer.Option(help="Beams to search.", min=1)] = 1,
-    timesteps: Annotated[int | None, typer.Option(help="T; the model's if not given.")] = None,
-    schedule: Annotated[Schedule | None, typer.Option(help="The model's if not given.")] = None,
+    timesteps: OwnTimesteps = None,
+    schedule: OwnSchedule = None,
     margin: Annotated[
         float | None,
         typer.Option(help="Online: stop a token's time steps once the best logit leads by this much.", min=0),
@@ -45,7 +43,7 @@ def generate(
         import torch
         from transformers import TextStreamer, set_seed
 
-        from fas.cli._pictures import image_inputs
+        from fas.data.image_text import model_inputs, open_image
         from fas.data.table import check_ids
         from fas.evaluation.captions import prompt_length
         from fas.loading import load
@@ -55,13 +53,10 @@ def generate(
         if not hasattr(loaded.model, "generate"):
             raise ValueError(f"{type(loaded.model).__name__} generates no text: take a causal language model")
         tokenizer = loaded.need_tokenizer()
-        if timesteps is not None:
-            loaded.set_timesteps(timesteps)
-        if schedule is not None:
-            loaded.need_converted()
-            loaded.model.schedule = schedule
+        loaded.set(timesteps, schedule)
         if image is not None:
-            inputs = image_inputs(loaded, image, prompt)
+            inputs = model_inputs(loaded.model, loaded.need_processor(), open_image(image), prompt)
+            inputs = {name: x.to(loaded.model.device) for name, x in inputs.items()}
         else:
             inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(loaded.model.device)
         given = inputs["input_ids"][0].clone()
@@ -96,7 +91,7 @@ def generate(
         text = tokenizer.decode(ids[0] if image is None else ids[0][len(ids[0]) - made :], skip_special_tokens=True)
         if "streamer" not in arguments:
             output.text(text)
-        about = {**conditions(loaded), "prompt": prompt, "text": text, "new_tokens": made}
+        about = {**loaded.conditions, "prompt": prompt, "text": text, "new_tokens": made}
         output.measure("decode_speed", made / seconds, "tokens/s", **about)
         if anytime is not None:
             output.measure("mean_timesteps", anytime.mean_steps, "steps", margin=margin, **about)

@@ -6,8 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli._calibration import conditions
-from fas.cli.program.options import BatchSize, Device, Json, Model, PlainNetwork, Seed, SpikingNetwork, Window
+from fas.cli.program.options import (
+    BatchSize,
+    Builder,
+    Device,
+    Json,
+    MeasuredImages,
+    MeasuredTokens,
+    Model,
+    Seed,
+    SpikingNetwork,
+    Window,
+)
 from fas.cli.program.output import Output
 from fas.data.for_model import Sample, calibration_batches
 from fas.plain_networks import inputs_of, load_either, photographs
@@ -19,10 +29,10 @@ def inspect(
     data: Annotated[
         str | None, typer.Option(help="Text source, or folder of images, to fire on: adds firing rates.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to fire on.", min=1)] = 2048,
-    network: PlainNetwork = None,
+    tokens: MeasuredTokens = 2048,
+    builder: Builder = None,
     spiking: SpikingNetwork = None,
-    images: Annotated[int, typer.Option(help="Images to fire on, of every class as many.", min=1)] = 32,
+    images: MeasuredImages = 32,
     window: Window = None,
     batch_size: BatchSize = 8,
     device: Device = "cpu",
@@ -34,9 +44,9 @@ def inspect(
     Example: `fas inspect gpt2-snn --data wikitext`
     """
     with Output.opened(context, as_json) as output:
-        loaded = load_either(model, device, network, spiking)
+        loaded = load_either(model, device, builder, spiking)
         batches, probe = [], None
-        if network is not None:
+        if builder is not None:
             if data is None:
                 raise ValueError("a plain network does not say what it reads: name a folder of images with --data")
             batches = inputs_of(photographs(loaded, data, "test", limit=images, rows=batch_size, seed=seed))
@@ -88,7 +98,7 @@ def _fire(loaded: Any, batches: Any) -> Any:
 def _converted(output: Output, loaded: Any, fired: Any) -> None:
     from fas.surgery.replace import populations
 
-    neurons, about = populations(loaded.model), conditions(loaded)
+    neurons, about = populations(loaded.model), loaded.conditions
     errors = {path: f for record in loaded.model.records for path, f in record.sites.items()}
     columns = ["site", "role", "channels", "layers", "sign", "θ min", "θ mean", "θ max", "relative error"]
     rows = []
@@ -112,7 +122,7 @@ def _converted(output: Output, loaded: Any, fired: Any) -> None:
             seen = fired.sites[site.path]
             silent = float(seen.silent.float().mean())
             row += [seen.spikes_per_neuron, seen.firing_rate, silent]
-            output.measure("spikes_per_neuron", seen.spikes_per_neuron, "spikes/window", site=site.path, **about)
+            output.measure("spikes_per_neuron", seen.spikes_per_neuron, "spikes/neuron", site=site.path, **about)
             output.measure("firing_rate", seen.firing_rate, "spikes/step", site=site.path, **about)
             output.measure("silent_share", silent, "1", site=site.path, **about)
         rows.append(row)
@@ -125,7 +135,7 @@ def _operations(output: Output, loaded: Any, probe: Any) -> None:
     """Say of every operation what arrives there and what is left to compute."""
     from fas.energy.inventory import operations
 
-    found, about = operations(loaded.model, probe), conditions(loaded)
+    found, about = operations(loaded.model, probe), loaded.conditions
     per = "token" if probe is None else "image"
     article = "a" if probe is None else "an"
     output.table(
@@ -134,7 +144,13 @@ def _operations(output: Output, loaded: Any, probe: Any) -> None:
         [[o.path, o.what, o.count, o.arrives, o.left, o.amount] for o in found],
     )
     for o in found:
-        described = {"path": o.path, "operation": o.what, "arrives": o.arrives, "left": o.left, "floats": o.floats}
+        described: dict[str, Any] = {
+            "path": o.path,
+            "operation": o.what,
+            "arrives": o.arrives,
+            "left": o.left,
+            "floats": o.floats,
+        }
         output.measure("operations", o.amount, f"1/{per}", **described, **about)
     floats = [f"{o.what} {'' if o.path.startswith('in ') else 'at '}{o.path} ({o.left})" for o in found if o.floats]
     output.text(f"Stays float: {'; '.join(floats)}." if floats else "Nothing stays float.")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fas.cli._calibration import conditions
+import fas
 from fas.cli.program.options import BatchSize, Device, Json, Model, Seed, Window, whole_numbers, words
 from fas.cli.program.output import Output, read_rows
 from fas.types import Coverage
@@ -23,18 +21,18 @@ def report(
     figures: Annotated[Path | None, typer.Option(help="Folder for every figure as SVG and PNG.")] = None,
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="Rows that another command printed with --json (compare, ablate): shown too; repeatable."),
+        typer.Option(help="Rows that `fas compare` wrote (--out, --json): shown too; repeatable."),
     ] = None,
     timesteps: Annotated[str | None, typer.Option(help="T to try, several; around the model's if not given.")] = None,
     test_tokens: Annotated[int, typer.Option(help="Tokens to score on.", min=2)] = 2048,
-    tokens: Annotated[int, typer.Option(help="Tokens to count operations and spikes on.", min=1)] = 512,
+    counted_tokens: Annotated[int, typer.Option(help="Tokens to count operations and spikes on.", min=1)] = 512,
     calibration_data: Annotated[
         str | None, typer.Option(help="Where coarse thresholds, or those of a dense model, are fitted.")
     ] = None,
     coarse: Annotated[
         bool, typer.Option(help="Fit coarse thresholds once more, to show what fine ones change.")
     ] = True,
-    early_exit: Annotated[bool, typer.Option(help="Show early stopping, where the network can.")] = True,
+    anytime: Annotated[bool, typer.Option(help="Show early exit, where the network can.")] = True,
     prices: Annotated[str, typer.Option(help="Cost models, several with commas; the first is drawn.")] = "45nm",
     coverage: Annotated[Coverage, typer.Option(help="Of a dense model: what to convert.")] = "linear",
     window: Window = None,
@@ -50,16 +48,9 @@ def report(
 
     Example: `fas report gpt2-snn --data wikitext --out gpt2.html --figures build/figures`
     """
-    began = time.perf_counter()
     with Output.opened(context, as_json) as output:
-        from fas.cli._counted import count
-        from fas.cli._findings import look
-        from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches
-        from fas.energy.estimate import Estimate, levels_of
-        from fas.energy.prices import load_prices
-        from fas.evaluation.score import Scores
-        from fas.loading import load
-        from fas.reporting import measure
+        from fas.data.for_model import Sample, calibration_batches, default_data
+        from fas.reporting.look import look
         from fas.reporting.page import write_report
         from fas.reporting.theme import style
         from fas.saving import check_writable
@@ -69,62 +60,24 @@ def report(
             check_writable(place)
         with style():  # a missing library is said before the work
             rows = [row for path in results or () for row in read_rows(path)]
-        # JSON has no infinity; what was not finite cannot be drawn.
-        rows = [row for row in rows if isinstance(row.value, int | float)]
-        cost_models = [load_prices(name) for name in words(prices)]
-        if not cost_models:
-            raise ValueError("--prices names no cost model: pass 45nm, or another one")
-        asked = whole_numbers(timesteps, "--timesteps") if timesteps else None
-        loaded = load(model, device)
-        source = default_data(loaded, data)
-        sample = Sample(tokens, window, batch_size, seed)
-        calibration: list[dict[str, Any]] = []
-        if coarse or not loaded.converted:
-            limit = 512 if loaded.converted else 8192
-            calibration = calibration_batches(loaded, calibration_data or source, replace(sample, tokens=limit))
-        if not loaded.converted:
-            _convert(output, loaded, coverage, calibration)
-        network = loaded.model
-        steps = asked or sorted({max(1, network.timesteps // 4), max(1, network.timesteps // 2), network.timesteps})
-        steps = sorted({*steps, network.timesteps})
-        batches = held_out_batches(loaded, source, sample)
-        scores = Scores(loaded, source, limit=test_tokens, window=window, batch_size=batch_size)
-        name_of_score = ""
-
-        def score() -> float:
-            nonlocal name_of_score
-            found = scores.of(loaded)
-            name_of_score = next(iter(found))
-            return found[name_of_score]
-
-        output.remark(f"scoring at T = {', '.join(map(str, steps))}")
-        prefill = Estimate(*count(output, loaded, batches, 0), levels_of(network), cost_models[0])
-        quality = measure.quality_over_time(network, score, steps, batches, prefill)
-        output.remark("looking at every site")
-        # A part of what a dense model was calibrated on is enough to see where coarse thresholds lie.
-        before = measure.coarse_thresholds(network, calibration[:1]) if coarse else None
-        findings = look(
-            output, loaded, batches, cost_models, source=source, command=context.obj.command, coarse=before,
-            early_exit=early_exit,
-        )  # fmt: skip
-        findings = replace(
-            findings, score=name_of_score, quality=quality, results=rows, seconds=time.perf_counter() - began
-        )
-        about = conditions(loaded)
+        asked = whole_numbers(timesteps, "--timesteps") if timesteps else []
+        loaded = fas.load(model, device)
+        with output.progress("reporting") as progress:
+            if not loaded.converted:
+                output.remark(f"converting, coverage {coverage}, T = 8")
+                source = calibration_data or default_data(loaded, data)
+                batches = calibration_batches(loaded, source, Sample(8192, window, batch_size, seed))
+                fas.convert(loaded.model, fas.FAS(coverage=coverage), calibration=batches, progress=progress)
+            findings = look(
+                loaded, data, timesteps=asked, test_tokens=test_tokens, tokens=counted_tokens,
+                calibration_data=calibration_data, coarse=coarse, anytime=anytime, prices=words(prices), results=rows,
+                window=window, batch_size=batch_size, seed=seed, command=context.obj.command, progress=progress,
+            )  # fmt: skip
         written = write_report(findings, page, figures=figures)
-        for entry in quality:
-            stated = {**about, "network": entry.network, "timesteps": entry.timesteps, "data": source}
-            output.measure(name_of_score, entry.value, "1", **stated)
-        output.measure("agreement", findings.agreement, "1", **about, data=source)
-        output.measure("report_time", time.perf_counter() - began, "s", **about, page=str(page), files=len(written))
+        about = {**loaded.conditions, "data": findings.data}
+        for entry in findings.quality:
+            stated = {**about, "network": entry.network, "timesteps": entry.timesteps, "tokens": test_tokens}
+            output.measure(findings.score, entry.value, "1", **stated)
+        output.measure("agreement", findings.agreement, "1", **about)
+        output.measure("report_time", findings.seconds, "s", **about, page=str(page), files=len(written))
         output.text(f"wrote {page}" + (f" and {len(written) - 1} files in {figures}" if figures else ""))
-
-
-def _convert(output: Output, loaded: Any, coverage: str, calibration: Any) -> None:
-    from fas.conversion import convert
-    from fas.methods.fas import FAS
-
-    output.remark(f"converting, coverage {coverage}, T = 8")
-    plan = FAS(coverage=coverage)  # type: ignore[arg-type]
-    with output.progress("calibrating") as advance:
-        convert(loaded.model, plan, calibration=calibration, progress=lambda _, done, total: advance(done, total))

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fas.cli.program.options import Device, Model
+from fas.cli.program.options import Device, Model, OwnSchedule, OwnTimesteps
 from fas.cli.program.output import Output
-from fas.types import Schedule
 
 
 def serve(
@@ -20,8 +19,8 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="The model's name in requests; the last part of MODEL if not given.")
     ] = None,
-    timesteps: Annotated[int | None, typer.Option(help="T; the model's if not given.", min=1)] = None,
-    schedule: Annotated[Schedule | None, typer.Option(help="The model's if not given.")] = None,
+    timesteps: OwnTimesteps = None,
+    schedule: OwnSchedule = None,
     device: Device = "cpu",
 ) -> None:
     """Answer requests at /v1/completions, /v1/chat/completions and /v1/models, streamed if they ask for it.
@@ -31,15 +30,12 @@ def serve(
     Example: `fas serve gpt2-snn --port 8000`
     """
     with Output.opened(context, False) as output:
-        from fas.cli._serving import listen, server
         from fas.loading import load
+        from fas.serving import listen, server
 
         loaded = load(model, device)
         loaded.need_converted()
-        if timesteps is not None:
-            loaded.set_timesteps(timesteps)
-        if schedule is not None:
-            loaded.model.schedule = schedule
+        loaded.set(timesteps, schedule)
         called = name or Path(model).name
         application = server(loaded, called)
         with listen(host, port) as socket:

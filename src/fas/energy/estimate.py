@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +15,7 @@ from fas.energy.emission import bits
 from fas.energy.operations import Counts, Operations, Phase, Reuse
 from fas.energy.prices import Prices, load_prices
 from fas.surgery.probe import evaluating
-from fas.types import Measurement
+from fas.types import Measurement, Progress
 
 Accounting = Literal["paper", "compute", "memory"]
 Network = Literal["snn", "snn_int8", "ann", "ann_zeros_skipped", "twin", "twin_zeros_skipped"]
@@ -169,7 +169,7 @@ class Estimate:
                 for baseline in BASELINES:
                     for name, value, unit in (
                         ("energy_ratio", self.ratio(phase, accounting, baseline), "1"),
-                        ("break_even", self.break_even(phase, accounting, baseline), "spikes/window"),
+                        ("break_even", self.break_even(phase, accounting, baseline), "spikes/neuron"),
                     ):
                         if value is not None:
                             yield Measurement(name, value, unit, "estimated", {**stated, "baseline": baseline})
@@ -285,7 +285,7 @@ def estimate_energy(
     prices: str | Path | Prices = "45nm",
     reuse: Reuse = "time",
     precision: Precision = "fp32",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Estimate:
     """Run a converted model, count what it does, and estimate what that would cost.
 
@@ -299,7 +299,7 @@ def estimate_energy(
         reuse: how long a weight stays where it is used: ``none``, every operation fetches it; ``time``, for all
             steps of a position; ``pass``, for all positions of one forward pass, the whole prompt.
         precision: of the dense network and of the spiking one beside it.
-        progress: told batches done and in all.
+        progress: called with batches done and in all, of each network.
 
     Returns:
         The estimate with the counts that it is made of.
@@ -324,22 +324,28 @@ def estimate_energy(
 
 
 def count_both(
-    model: Any,
-    batches: Sequence[Mapping[str, Tensor]],
-    *,
-    new_tokens: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    model: Any, batches: Sequence[Mapping[str, Tensor]], *, new_tokens: int = 0, progress: Progress | None = None
 ) -> tuple[Counts, Counts]:
     """Return the counts of the spiking network and of the dense one on the same batches (``estimate_energy``)."""
-    found: list[Counts] = []
-    for network in ("snn", "ann"):
-        with count_operations(model) as counts, model.simulation.using(network=network), evaluating(model):
-            for i, batch in enumerate(batches):
-                _run(model, batch, new_tokens)
-                if progress is not None:
-                    progress(len(found) * len(batches) + i + 1, 2 * len(batches))
-        found.append(counts)
-    return found[0], found[1]
+    spiking = counts_of(model, batches, new_tokens=new_tokens, progress=progress)
+    return spiking, counts_of(model, batches, "ann", new_tokens=new_tokens, progress=progress)
+
+
+def counts_of(
+    model: Any,
+    batches: Sequence[Mapping[str, Tensor]],
+    network: str = "snn",
+    *,
+    new_tokens: int = 0,
+    progress: Progress | None = None,
+) -> Counts:
+    """Return the counts of one network of a converted model on some batches (``estimate_energy``)."""
+    with count_operations(model) as counts, model.simulation.using(network=network), evaluating(model):
+        for i, batch in enumerate(batches):
+            _run(model, batch, new_tokens)
+            if progress is not None:
+                progress(f"counting operations, {network}", i + 1, len(batches))
+    return counts
 
 
 def levels_of(model: Any) -> int:

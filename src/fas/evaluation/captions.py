@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fas.data.image_text import Picture, model_inputs, picture_batches
 from fas.errors import DataError, MissingExtraError
+from fas.types import Progress
 
 _ARTICLES = frozenset(("a", "an", "the"))
 # Answers of as many people make VQA's accuracy: three of the others agree, or fewer in proportion.
@@ -25,7 +26,7 @@ def score_pictures(
     prompt: str = "",
     max_new_tokens: int = 32,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Let a model describe pictures, or answer the questions that come with them, and score what it says.
 
@@ -36,7 +37,7 @@ def score_pictures(
         prompt: said in front of a caption; for questions, a pattern with ``{}`` for the question.
         max_new_tokens: at which a text is cut.
         batch_size: images per call.
-        progress: called as (images done, images in all) after each call.
+        progress: called with what is done, images done and in all, after each call.
 
     Returns:
         See ``caption_scores`` and ``answer_scores``.
@@ -65,7 +66,7 @@ def describe(
     prompt: str = "",
     max_new_tokens: int = 32,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Return what a model says about each picture, by the likeliest token at every place.
 
@@ -90,7 +91,7 @@ def describe(
                 said[place] = text.strip()
             done += len(places)
             if progress is not None:
-                progress(done, len(pictures))
+                progress("describing images", done, len(pictures))
     finally:
         model.train(training)
     return said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from fas.errors import DataError
 from fas.evaluation import metrics
 from fas.storage.resume import Once, directly
 from fas.surgery.probe import evaluating
+from fas.types import Progress
 
 
 def classify(
@@ -24,7 +25,7 @@ def classify(
     *,
     batch_size: int = 32,
     max_length: int = 128,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     once: Once = directly,
 ) -> dict[str, float]:
     """Score a model with a sequence classification head on labelled rows.
@@ -41,7 +42,7 @@ def classify(
         tokenizer: pads the rows, and tokenises a table.
         batch_size: rows per call.
         max_length: tokens at which the rows of a table are cut.
-        progress: called as (rows done, rows in all) after each call of the model.
+        progress: called with what is done, rows done and in all, after each call of the model.
         once: does every call, or returns what an earlier run has found (see ``fas.storage.resume``).
 
     Returns:
@@ -101,7 +102,7 @@ def _logits(
     inputs: list[dict[str, Any]],
     tokenizer: Any,
     batch_size: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
     once: Once,
 ) -> Tensor:
     """Return float32 logits [N, classes] on the CPU, in the order of ``inputs``."""
@@ -124,7 +125,7 @@ def _logits(
             # float32 passes through Python's numbers, and through JSON, unchanged.
             parts += once(f"rows {start} to {start + len(rows)}", partial(answers, rows))
             if progress is not None:
-                progress(min(start + batch_size, len(order)), len(order))
+                progress("scoring rows", min(start + batch_size, len(order)), len(order))
     logits = torch.tensor(parts, dtype=torch.float32)
     in_order = torch.empty_like(logits)
     in_order[torch.tensor(order)] = logits

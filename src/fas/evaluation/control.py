@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fas.cli.program.output import Output
 from fas.data.for_model import Sample, is_classifier, training_rows
 from fas.loading import Loaded
 from fas.plain_networks import is_plain, photographs
 
 if TYPE_CHECKING:
-    from fas.types import Stage
+    from fas.types import Progress, Stage
 
 # Methods whose papers train a network on labels or text.
 TRAINED = ("fas", "qcfs_only", "fast_snn", "rate_norm")
@@ -43,29 +42,34 @@ class Training:
     quantised networks.
 
     Args:
-        output: of the command.
         dense: the dense model.
         source: name of the training data.
         steps: optimiser steps.
         window: tokens per row of text.
         batch_size: rows of a step; of a plain network at least 64 images.
         seed: of the order of the data.
+
+    Attributes:
+        control: the dense network that was trained beside the last method, None where none was.
+        has_control: a control has been measured, and no other is trained.
     """
 
     def __init__(
-        self, output: Output, dense: Loaded, source: str, *, steps: int, window: int | None, batch_size: int, seed: int
+        self, dense: Loaded, source: str, *, steps: int, window: int | None, batch_size: int, seed: int
     ) -> None:
-        self.output, self.dense, self.source, self.steps = output, dense, source, steps
+        self.dense, self.source, self.steps = dense, source, steps
         self.window, self.batch_size, self.seed = window, batch_size, seed
         self.control: Control | None = None
+        self.has_control = False
 
-    def run(self, loaded: Loaded, method: Any, batches: Sequence[Any]) -> float:
+    def run(self, loaded: Loaded, method: Any, batches: Sequence[Any], progress: Progress | None = None) -> float:
         """Train a converted model in place, and the control the first time.
 
         Args:
             loaded: the model, thresholds set.
             method: that it was converted by.
             batches: of calibration, for what follows the training.
+            progress: called with steps done and in all.
 
         Returns:
             Seconds, without the control's.
@@ -74,18 +78,16 @@ class Training:
 
         began = time.perf_counter()
         rates = name_of(method) == "rate_norm"
-        control = self._plain(loaded, rates) if is_plain(self.dense) else self._transformer(loaded, rates)
+        control = (self._plain if is_plain(self.dense) else self._transformer)(loaded, rates, progress)
         stages: tuple[Stage, ...] = method.tuning() if hasattr(method, "tuning") else ()
         for stage in stages:
             loaded.model.records.append(stage.run(loaded.model, batches))
         loaded.model.eval()
         seconds = time.perf_counter() - began
-        if control is None:
-            return seconds
         self.control = control
-        return seconds - control.seconds
+        return seconds if control is None else seconds - control.seconds
 
-    def _transformer(self, loaded: Loaded, rates: bool) -> Control | None:
+    def _transformer(self, loaded: Loaded, rates: bool, progress: Progress | None) -> Control | None:
         from fas.stages.finetune import Finetune
         from fas.stages.finetune_rates import FinetuneRates
         from fas.training.finetuning import finetune, language_modelling
@@ -95,17 +97,17 @@ class Training:
         dataset = rows if is_classifier(loaded) else language_modelling(rows)
         kind = FinetuneRates if rates else Finetune
         settings = kind(max_steps=self.steps, batch_size=self.batch_size, seed=self.seed)
-        with self.output.progress("training") as advance, tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory() as directory:
             record, dense = finetune(
                 loaded.model, dataset, settings, output_dir=directory, tokenizer=loaded.tokenizer,
-                control=self.control is None, progress=told(advance),
+                control=not self.has_control, progress=progress,
             )  # fmt: skip
         if dense is None:
             return None
         trained = replace(self.dense, model=dense.to(self.dense.model.device).eval())
         return Control(trained, record.results["control_seconds"])
 
-    def _plain(self, loaded: Loaded, rates: bool) -> Control | None:
+    def _plain(self, loaded: Loaded, rates: bool, progress: Progress | None) -> Control | None:
         from fas.conversion import revert
         from fas.stages.train_quantised import TrainQuantised
         from fas.stages.train_rates import TrainRates
@@ -113,19 +115,18 @@ class Training:
         from fas.training.descent import cross_entropy, descend
 
         labelled = self._labelled()
-        dense = revert(copy.deepcopy(loaded.model)) if self.control is None else None
+        dense = None if self.has_control else revert(copy.deepcopy(loaded.model))
         stage: TrainRates | TrainQuantised = TrainQuantised(learning_rate=_RATE)
         if rates:
             stage = TrainRates(None, learning_rate=_RATE)
-        with self.output.progress("training") as advance:
-            loaded.model.records.append(stage.run(loaded.model, labelled, told(advance)))
+        loaded.model.records.append(stage.run(loaded.model, labelled, progress))
         if dense is None:
             return None
         began = time.perf_counter()
-        with self.output.progress("training the control") as advance, evaluating(dense):
+        with evaluating(dense):
             descend(
                 list(dense.parameters()), self._labelled(), lambda batch: cross_entropy(dense, batch),
-                label="control", epochs=1, learning_rate=_RATE, weight_decay=stage.weight_decay, progress=told(advance),
+                label="control", epochs=1, learning_rate=_RATE, weight_decay=stage.weight_decay, progress=progress,
             )  # fmt: skip
         return Control(replace(self.dense, model=dense.eval()), time.perf_counter() - began)
 
@@ -153,8 +154,3 @@ class _Repeated(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._batches[index % len(self._batches)]
-
-
-def told(advance: Callable[[int, int], None]) -> Callable[[str, int, int], None]:
-    """Return what a stage may tell, from what moves a bar."""
-    return lambda _, done, total: advance(done, total)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fas.errors import DataError
 from fas.surgery.probe import evaluating
+from fas.types import Progress
 
 
 def classify_images(
-    model: Any, batches: Sequence[Mapping[str, Tensor]], *, progress: Callable[[int, int], None] | None = None
+    model: Any, batches: Sequence[Mapping[str, Tensor]], *, progress: Progress | None = None
 ) -> dict[str, float]:
     """Return how often the largest logit is at the label, and among the five largest.
 
@@ -20,7 +21,7 @@ def classify_images(
         model: gives logits [B, classes], or an output that has them; a plain module or a transformers model, dense
             or converted. It runs in evaluation mode, its mode is restored.
         batches: inputs of its forward by name, with ``labels`` [B].
-        progress: called as (images done, images in all) after each batch.
+        progress: called with what is done, images done and in all, after each batch.
 
     Returns:
         ``accuracy``, and ``top5`` where there are more than five classes; shares from 0 to 1.
@@ -48,7 +49,7 @@ def classify_images(
             near += int((best == labels.unsqueeze(1)).any(1).sum())
             done += len(labels)
             if progress is not None:
-                progress(done, total)
+                progress("scoring images", done, total)
     scores = {"accuracy": right / total}
     return scores if logits.shape[-1] <= 5 else {**scores, "top5": near / total}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from fas.errors import DataError
 from fas.storage.resume import Once, directly
+from fas.types import Progress
 
 DEFAULT_WINDOW = 1024
 # math.exp overflows above the logarithm of the largest float64.
@@ -59,7 +60,7 @@ def perplexity(
     stride: int | None = None,
     bos: int | None = None,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     once: Once = directly,
 ) -> Perplexity:
     """Measure exp(-1/N sum_i log p(x_i | the tokens before x_i in its window)).
@@ -82,7 +83,7 @@ def perplexity(
             front of holds ``window - 1`` tokens of the text, which is then the longest stride.
         bos: first token of every window (``fas.data.text.leading_token`` finds the tokenizer's); None adds none.
         batch_size: windows of equal length per call.
-        progress: called as (windows done, windows in all) after each call of the model.
+        progress: called with what is done, windows done and in all, after each call of the model.
         once: does every call, or returns what an earlier run has found (see ``fas.storage.resume``).
 
     Raises:
@@ -109,7 +110,7 @@ def perplexity(
                     scored += count
                 done += len(batch)
                 if progress is not None:
-                    progress(done, len(spans))
+                    progress("scoring windows", done, len(spans))
     finally:
         model.train(was_training)
     mean = total / scored

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Accounting, Estimate, Network
-from fas.reporting.drawing import Drawing, logarithmic, named_rows, note
+from fas.reporting.drawing import Drawing, named_rows, note
 from fas.reporting.findings import Findings
 from fas.reporting.theme import LIGHT, PAGE, new_figure
 
@@ -23,12 +23,11 @@ _GROUPS = {
 
 
 def energy_figures(findings: Findings) -> list[Drawing]:
-    """Draw the bills of the first cost model, the break-even points, and how coverages compare."""
+    """Draw the bills of the first cost model and the break-even points."""
     found = findings.estimates[0]
     if found.unpriced(_phase(found), "compute", "ann"):
         return []
-    coverages = [_coverages(findings)] if len(findings.coverages) > 1 else []
-    return [_bill(found), _break_even(found), *coverages]
+    return [_bill(found), _break_even(found)]
 
 
 def _phase(found: Estimate) -> Any:
@@ -123,37 +122,3 @@ _RATIOS: tuple[tuple[str, Accounting, Network], ...] = (
     ("memory and events, of dense", "memory", "ann"),
     ("memory and events, of integer twin", "memory", "twin"),
 )
-
-
-def _coverages(findings: Findings) -> Drawing:
-    figure, axes = new_figure(0.62 * len(_RATIOS) + 0.9)
-    shown = dict(zip(findings.coverages, ("quantised", "spiking", "violet", "green"), strict=False))
-    width = 0.78 / len(shown)
-    for number, (coverage, colour) in enumerate(shown.items()):
-        found = findings.coverages[coverage]
-        phase = _phase(found)
-        fires = found.spikes_per_neuron(phase)
-        for place, (_, accounting, baseline) in enumerate(_RATIOS):
-            ratio = found.ratio(phase, accounting, baseline)
-            if ratio is None:
-                continue
-            at = place + (number - (len(shown) - 1) / 2) * width
-            label = f"{coverage}, {fires:.2f} spikes per neuron" if not place else None
-            axes.barh(at, ratio - 1, left=1, height=0.9 * width, color=LIGHT[colour], label=label)
-            side = 1 if ratio >= 1 else -1
-            note(axes, f"{ratio:.2f}", (ratio, at), (3 * side, 0), va="center", ha="left" if side > 0 else "right")
-    axes.axvline(1, color=LIGHT["ink"], linewidth=1.4)
-    named_rows(axes, [label for label, _, _ in _RATIOS])
-    axes.margins(x=0.12)
-    logarithmic(axes.xaxis)
-    axes.set_xlabel("energy of the spiking network, × that of the network named, estimated")
-    figure.legend(loc="outside upper right", ncols=len(shown), borderaxespad=0.0)
-    return Drawing(
-        "coverages",
-        "What spikes, and what that costs",
-        "Energy per token of the spiking network over that of the network named, by what is made to spike: the layer "
-        "behind each activation (mlp), the input of every linear layer (linear), the operands of attention too (full). "
-        "Left of the upright line spiking takes less. All are conversions of the same model at the same T, counted on "
-        "the same tokens.",
-        figure,
-    )

@@ -14,7 +14,7 @@ from fas.reporting.theme import LIGHT, ROLES, new_figure
 
 
 def network_figures(findings: Findings) -> list[Drawing]:
-    """Draw everything about quality, firing, spikes, errors and early stopping that was found."""
+    """Draw everything about quality, firing, spikes, errors and early exit that was found."""
     parts: Sequence[Callable[[Findings], Drawing | None]] = (_quality, _firing, _errors, _raster, _exits)
     return [drawing for part in parts if (drawing := part(findings)) is not None]
 
@@ -24,7 +24,7 @@ def _quality(findings: Findings) -> Drawing:
     dense = findings.at("ann")
     for network, colour, kind, label in (
         ("snn", "spiking", "-", "spiking network"),
-        ("quantised", "quantised", "--", "quantised network (control)"),
+        ("quantised", "quantised", "--", "quantised network"),
     ):
         points = sorted((q.timesteps, q.value) for q in findings.quality if q.network == network)
         size, filled = (9, "none") if network == "quantised" else (5, LIGHT[colour])
@@ -48,12 +48,12 @@ def _quality(findings: Findings) -> Drawing:
     right.set(xlabel=f"µJ per token, estimated ({estimate.prices.name}, compute, FP32)", title="Quality against energy")
     left.legend(loc="best")
     lower = "lower is better" if findings.score == "perplexity" else "higher is better"
-    calibrated = "calibrated anew for every T" if findings.recalibrated else f"calibrated at T = {findings.timesteps}"
+    calibrated = f"calibrated at T = {findings.timesteps}"
     return Drawing(
         "quality",
         "Quality over time, and what it costs",
         f"Left: {findings.score} of the spiking network (blue) when it runs T time steps with thresholds {calibrated}; "
-        f"{lower}. The grey line is the dense network; orange circles are the control, the same network with quantised "
+        f"{lower}. The grey line is the dense network; orange circles are the same network with quantised "
         "activations of as many levels and no spikes: where both coincide, running over time costs nothing. Right: the "
         "same points against the estimated energy of their arithmetic.",
         figure,

@@ -79,7 +79,7 @@ class Raster:
 
 @dataclass(frozen=True)
 class Exit:
-    """What stopping early does.
+    """What an early exit does.
 
     Attributes:
         margin: lead in logits at which a token's steps end.
@@ -105,14 +105,12 @@ class Findings:
         rasters: of a few sites.
         agreement: share of positions where spiking and dense network find the same answer most likely.
         estimates: energy, one for each cost model.
-        exits: by margin; empty where the network cannot stop early.
+        exits: by margin; empty where the network cannot exit early.
         results: rows of other conversions of the model, and of other commands.
         command: that made the report.
         versions: by package.
         seconds: that it took.
         data: on what.
-        recalibrated: whether ``quality`` has thresholds of their own at every T, and not those of the model's T.
-        coverages: energy by coverage, of conversions that differ in nothing else.
         sample: a prompt, and what the spiking network wrote behind it.
     """
 
@@ -130,8 +128,6 @@ class Findings:
     seconds: float
     data: str
     results: Sequence[Measurement] = field(default_factory=tuple)
-    recalibrated: bool = False
-    coverages: Mapping[str, Estimate] = field(default_factory=dict)
     sample: tuple[str, str] | None = None
 
     @property

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fas.energy.count import count_operations
-from fas.energy.estimate import Estimate, levels_of
-from fas.energy.operations import Counts
+from fas.energy.estimate import Estimate, counts_of, levels_of
 from fas.layers.population import Population
 from fas.recording import record
 from fas.reporting.findings import Exit, Quality, Raster, SiteFinding
 from fas.stages.calibrate import Calibrate
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations, spiking_layers
+from fas.types import Progress
 
 Batch = Mapping[str, Tensor]
 # 200 MB in float32.
@@ -51,20 +50,12 @@ def quality_over_time(
                 found.append(Quality("quantised", step, score()))
             with simulation.using(network="snn"):
                 value = score()
-                counts = spiking_counts(model, batches)
+                counts = counts_of(model, batches)
             now = replace(estimate, spiking=counts, levels=levels_of(model))
             phase = counts.phases[0]
             energy = now.energy(phase, "compute", "snn")
             found.append(Quality("snn", step, value, now.spikes_per_neuron(phase), energy))
     return found
-
-
-def spiking_counts(model: Any, batches: Sequence[Batch]) -> Counts:
-    """Return what the spiking network does on some batches."""
-    with count_operations(model) as counts, model.simulation.using(network="snn"), evaluating(model):
-        for batch in batches:
-            model(**batch)
-    return counts
 
 
 def site_findings(model: Any, batches: Sequence[Batch], coarse: Mapping[str, float] | None = None) -> list[SiteFinding]:
@@ -124,13 +115,13 @@ def _parameters_kept(model: nn.Module) -> Iterator[None]:
             population.reset()
 
 
-def coarse_thresholds(model: Any, batches: Sequence[Batch]) -> dict[str, float]:
+def coarse_thresholds(model: Any, batches: Sequence[Batch], progress: Progress | None = None) -> dict[str, float]:
     """Return the one threshold that each layer would have after coarse calibration alone."""
     with _parameters_kept(model):
         for layer in spiking_layers(model).values():
             # A part of fine calibration.
             layer.correction.data.zero_()
-        Calibrate(coarse=True, fine=False).run(model, batches)
+        Calibrate(coarse=True, fine=False).run(model, batches, progress)
         return mean_thresholds(model)
 
 
@@ -210,7 +201,7 @@ def rasters(model: Any, batch: Batch, *, neurons: int = 48, positions: int = 12)
 
 
 def early_exits(model: Any, batch: Batch, margins: Sequence[float], *, positions: int = 128) -> list[Exit]:
-    """Return how many steps a position takes, and how many answers stay, by the margin of early stopping.
+    """Return how many steps a position takes, and how many answers stay, by the margin of early exit.
 
     Every position stops by itself here, behind others that ran all their steps; ``Anytime`` holds what stopped
     positions leave for later ones.
@@ -222,7 +213,7 @@ def early_exits(model: Any, batch: Batch, margins: Sequence[float], *, positions
         positions: from the first, fewer where the vocabulary is large.
 
     Returns:
-        One entry per margin, empty where a network cannot stop early (codes without an online schedule).
+        One entry per margin, empty where a network cannot exit early (codes without an online schedule).
     """
     if any(p.neuron.emission == "digits" for p in populations(model).values()):
         return []

@@ -1,4 +1,4 @@
-"""Figures of several conversions side by side: quality over T with controls, Pareto points, and an ablation."""
+"""Figures of several conversions side by side: quality over T with the quantised networks, and Pareto points."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fas.reporting.drawing import Drawing, height, logarithmic, named_rows, note
+from fas.reporting.drawing import Drawing, logarithmic, note
 from fas.reporting.theme import LIGHT, new_figure
 from fas.types import Measurement
 
 _LINES = ("spiking", "quantised", "green", "violet", "rose", "sand")
 _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1))
 _SCORES = ("perplexity", "accuracy")
-# What `fas ablate` calls its rows.
-ABLATION = ("none (maximum)", "coarse", "coarse + fine", "coarse + fine + losses")
 
 
 @dataclass
@@ -25,7 +23,7 @@ class Point:
         conditions: of its rows.
         score: name of ``value``.
         value: of the spiking network.
-        control: of the quantised network, None where it was not measured.
+        quantised: of the quantised network, None where it was not measured.
         spikes: per neuron and window.
         energy: pJ per token, accounting compute, in the precision of the dense network.
     """
@@ -33,7 +31,7 @@ class Point:
     conditions: dict[str, Any]
     score: str
     value: float
-    control: float | None = None
+    quantised: float | None = None
     spikes: float | None = None
     energy: float | None = None
 
@@ -57,18 +55,16 @@ class Results:
         dense: of the dense network.
         dense_energy: pJ per token, accounting compute.
         curves: conversions over T, by what they have in common.
-        ablation: conversions that differ in which parts of calibration ran.
     """
 
     score: str = ""
     dense: float | None = None
     dense_energy: float | None = None
     curves: dict[str, list[Point]] = field(default_factory=dict)
-    ablation: list[Point] = field(default_factory=list)
 
 
 def gather(rows: Sequence[Measurement]) -> Results:
-    """Return what rows of ``fas compare``, ``fas ablate`` and ``fas demo`` say; rows of other commands are left out."""
+    """Return what rows of ``fas compare`` and ``fas demo`` say; rows of other commands are left out."""
     scores = [row for row in rows if row.quantity in _SCORES]
     planned = [row for row in scores if "plan" in row.conditions and row.conditions.get("network") == "snn"]
     if not planned:
@@ -76,28 +72,24 @@ def gather(rows: Sequence[Measurement]) -> Results:
     score = planned[0].quantity
     found = Results(score)
     found.dense = next((r.value for r in scores if r.quantity == score and r.conditions.get("network") == "ann"), None)
-    controls = {_key(row): row.value for row in scores if row.conditions.get("network") == "quantised"}
+    twins = {_key(row): row.value for row in scores if row.conditions.get("network") == "quantised"}
     spikes = {_key(row): row.value for row in rows if row.quantity == "spikes_per_neuron"}
     bills = [row for row in rows if row.quantity == "energy" and row.conditions.get("accounting") == "compute"]
     energies = {_key(row): row.value for row in bills if row.conditions.get("energy_of") == "snn"}
     found.dense_energy = next((row.value for row in bills if row.conditions.get("energy_of") == "ann"), None)
-    same_plan = len({row.conditions["plan"] for row in planned if row.conditions["plan"] not in ABLATION}) == 1
+    same_plan = len({row.conditions["plan"] for row in planned}) == 1
     for row in planned:
         if row.quantity != score:
             continue
         key = _key(row)
         point = Point(
-            dict(row.conditions), score, row.value, controls.get(key), spikes.get(key), energies.get(key)
+            dict(row.conditions), score, row.value, twins.get(key), spikes.get(key), energies.get(key)
         )  # fmt: skip
-        if point.plan in ABLATION:
-            found.ablation.append(point)
-            continue
         names = ("coverage", "neuron") if same_plan else ("plan", "coverage", "neuron")
         label = ", ".join(str(row.conditions.get(name, "")) for name in names)
         found.curves.setdefault(label, []).append(point)
     for points in found.curves.values():
         points.sort(key=lambda point: point.timesteps)
-    found.ablation.sort(key=lambda point: ABLATION.index(point.plan))
     return found
 
 
@@ -106,21 +98,16 @@ def _key(row: Measurement) -> tuple[object, ...]:
 
 
 def result_figures(rows: Sequence[Measurement]) -> list[Drawing]:
-    """Draw several conversions over T and over their cost, and an ablation, where there are rows of them."""
+    """Draw several conversions over T and over their cost, where there are rows of them."""
     found = gather(rows)
-    drawings = []
-    if found.curves:
-        drawings.append(_comparison(found))
-    if found.ablation:
-        drawings.append(_ablation(found))
-    return drawings
+    return [_comparison(found)] if found.curves else []
 
 
 def _comparison(found: Results) -> Drawing:
     figure, (left, right) = new_figure(4.3, 1, 2, sharey=True)
     everything = [point for points in found.curves.values() for point in points]
     priced = all(point.energy is not None for point in everything)
-    controlled = any(point.control is not None for point in everything)
+    compared = any(point.quantised is not None for point in everything)
     costs = []
     for number, (label, points) in enumerate(found.curves.items()):
         colour = LIGHT[_LINES[number % len(_LINES)]]
@@ -128,10 +115,10 @@ def _comparison(found: Results) -> Drawing:
         left.plot(
             times, [p.value for p in points], marker="o", markersize=4.5, linewidth=1.7, color=colour, label=label
         )
-        controls = [(p.timesteps, p.control) for p in points if p.control is not None]
-        if controls:
+        twins = [(p.timesteps, p.quantised) for p in points if p.quantised is not None]
+        if twins:
             left.plot(
-                *zip(*controls, strict=True), "o", markersize=9, markerfacecolor="none", markeredgewidth=1.3,
+                *zip(*twins, strict=True), "o", markersize=9, markerfacecolor="none", markeredgewidth=1.3,
                 color=colour,
             )  # fmt: skip
         known = [(cost, p.value, p.timesteps) for p in points if (cost := _cost(p, priced)) is not None]
@@ -169,11 +156,11 @@ def _comparison(found: Results) -> Drawing:
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(found.curves) + 1),
         columnspacing=1.4,
     )  # fmt: skip
-    control = "Rings are the controls: quantised networks of as many levels and no spikes. " if controlled else ""
+    rings = "Rings are quantised networks of as many levels, without spikes. " if compared else ""
     return Drawing(
         "comparison",
         "Methods side by side",
-        f"{found.score.capitalize()} of other conversions of the same model. Left: over T. {control}Right: what they "
+        f"{found.score.capitalize()} of other conversions of the same model. Left: over T. {rings}Right: what they "
         "cost, with T at every point; nothing measured here is better and cheaper than the points on the dotted line "
         "(Pareto). Compare systems by levels and spikes, not by T alone. Grey is the dense network.",
         figure,
@@ -196,39 +183,3 @@ def pareto(points: Sequence[tuple[float, float]], *, lower: bool) -> list[tuple[
         if not front or (value < front[-1][1] if lower else value > front[-1][1]):
             front.append((cost, value))
     return front
-
-
-def _ablation(found: Results) -> Drawing:
-    points = found.ablation
-    several = len({(p.conditions.get("coverage"), p.conditions.get("neuron"), p.timesteps) for p in points}) > 1
-    figure, axes = new_figure(height(len(points)) + 0.25)
-    names = []
-    for place, point in enumerate(points):
-        shown = LIGHT["spiking" if point.value == _best(found) else "spiking-soft"]
-        axes.barh(place, point.value, height=0.6, color=shown)
-        relation = "" if not found.dense or found.score != "perplexity" else f", × {point.value / found.dense:.3f}"
-        note(axes, f" {point.value:.4g}{relation}", (point.value, place), (2, 0), va="center")
-        about = (point.conditions.get("coverage"), point.conditions.get("neuron"), f"T = {point.timesteps}")
-        names.append(", ".join([point.plan, *map(str, about)]) if several else point.plan)
-    if found.dense is not None:
-        axes.axvline(found.dense, color=LIGHT["dense"], linewidth=1.6)
-        note(axes, "dense", (found.dense, -0.45), (3, 0), va="bottom")
-    named_rows(axes, names)
-    axes.set_ylim(len(names) - 0.4, -0.95)
-    axes.margins(x=0.14)
-    axes.set_xlabel(found.score)
-    first = points[0].conditions
-    setting = "" if several else f" ({first.get('coverage')}, {first.get('neuron')}, T = {points[0].timesteps})"
-    return Drawing(
-        "ablation",
-        "What each part of the calibration is worth",
-        f"{found.score.capitalize()} of the spiking network{setting} with thresholds at the largest activation, one "
-        "fitted threshold per layer (coarse), thresholds and potentials per channel (fine), and trained by "
-        "alignment and KL losses on top. Each part is added to those before it. Grey: the dense network.",
-        figure,
-    )
-
-
-def _best(found: Results) -> float:
-    values = [point.value for point in found.ablation]
-    return min(values) if found.score == "perplexity" else max(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Accounting, Estimate
+from fas.energy.estimate import ACCOUNTINGS, NAMES, Accounting, Estimate
 from fas.energy.operations import Phase
 from fas.reporting.findings import Findings
 from fas.reporting.result_figures import Point, gather
@@ -13,7 +13,7 @@ from fas.reporting.result_figures import Point, gather
 
 def tables(findings: Findings) -> str:
     """Return every table of the page, each in a section of its own."""
-    parts = (_results(findings), _ablation(findings), _sites(findings), _energies(findings), _coverages(findings))
+    parts = (_results(findings), _sites(findings), _energies(findings))
     return "\n".join(part for part in parts if part)
 
 
@@ -53,12 +53,6 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if "e-" in shown else f"{float(shown):,.0f}" if "e" in shown else shown
 
 
-def _point(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "never" if value <= 0 else f"{value:.3g}"
-
-
 def _results(findings: Findings) -> str:
     found = gather(findings.results)
     points = [point for curve in found.curves.values() for point in curve]
@@ -68,20 +62,8 @@ def _results(findings: Findings) -> str:
         "results",
         "Methods in numbers",
         f"{found.score.capitalize()} of other conversions of this model, measured; dense "
-        f"{significant(found.dense, 4)}. The control is the quantised network of as many levels without spikes.",
+        f"{significant(found.dense, 4)}. The quantised network has as many levels and no spikes.",
         _conversions(points, found.dense, found.score, "method"),
-    )
-
-
-def _ablation(findings: Findings) -> str:
-    found = gather(findings.results)
-    if not found.ablation:
-        return ""
-    return _section(
-        "ablation-table",
-        "Ablation in numbers",
-        f"Parts of the calibration, each added to those before it. Dense: {significant(found.dense, 4)}.",
-        _conversions(found.ablation, found.dense, found.score, "part"),
     )
 
 
@@ -94,7 +76,7 @@ def _conversions(points: Sequence[Point], dense: float | None, score: str, title
             for name, key in (("coverage", "coverage"), ("neuron", "neuron"), ("T", "timesteps"), ("levels", "levels"))
         },
         f"{score}, spiking": [significant(point.value, 4) for point in points],
-        f"{score}, control": [significant(point.control, 4) for point in points],
+        f"{score}, quantised": [significant(point.quantised, 4) for point in points],
         relative: [_relation(point.value, dense, score) for point in points],
         "spikes per neuron": [significant(point.spikes) for point in points],
         "µJ per token, estimated": ["" if p.energy is None else significant(p.energy / 1e6) for p in points],
@@ -169,24 +151,4 @@ def _sources(found: Estimate) -> str:
     return (
         f"<details><summary>Constants of {escape(found.prices.name)} and where they are from</summary>"
         f"<p>{escape(found.prices.title)}: {escape(found.prices.reference)}</p><ul>{sources}</ul></details>"
-    )
-
-
-def _coverages(findings: Findings) -> str:
-    rows = []
-    for coverage, found in findings.coverages.items():
-        for phase in found.spiking.phases:
-            for accounting in ACCOUNTINGS:
-                points = [_point(found.break_even(phase, accounting, baseline)) for baseline in BASELINES]
-                fires = f"{found.spikes_per_neuron(phase):.2f}"
-                rows.append([coverage, phase, accounting, *_cells(found, phase, accounting), fires, *points])
-    if not rows:
-        return ""
-    limits = [f"wins below, {NAMES[baseline]}" for baseline in BASELINES]
-    return _section(
-        "coverages-table",
-        "Coverages in numbers",
-        "µJ per token, estimated, by what is made to spike; then how often a neuron fires in its window, and below how "
-        "many spikes the spiking network would take less than the network named.",
-        table(["coverage", "phase", "accounting", *NAMES.values(), "it fires", *limits], rows),
     )

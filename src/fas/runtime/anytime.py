@@ -64,7 +64,7 @@ class Anytime:
         _check(model)
         images = sorted(name for name in model_kwargs if name.startswith("pixel_"))
         if images:
-            raise ValueError(f"early stopping reads text alone, and got {', '.join(images)}; generate without it")
+            raise ValueError(f"early exit reads text alone, and got {', '.join(images)}; generate without it")
         caches = [DynamicCache(config=model.config) for _ in range(model.timesteps)]
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
@@ -146,6 +146,6 @@ def _held(cache: Any, source: Any, fresh: int) -> Any:
 
 def _check(model: Any) -> None:
     if not isinstance(model, SpikingModel) or not model.simulation.folds:
-        raise ValueError("early stopping needs a spiking model in the online schedule: set model.schedule = 'online'")
+        raise ValueError("early exit needs a spiking model in the online schedule: set model.schedule = 'online'")
     if model.config.is_encoder_decoder:
-        raise ValueError("early stopping is not defined for encoder-decoder models; generate without it")
+        raise ValueError("early exit is not defined for encoder-decoder models; generate without it")

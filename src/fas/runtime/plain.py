@@ -87,6 +87,9 @@ def load_module(model: nn.Module, directory: str | os.PathLike[str]) -> Any:
     Raises:
         CheckpointError: a directory that is damaged, or was written by a transformers model.
         SiteError: another model.
+
+    Example:
+        >>> snn = fas.load_module(torchvision.models.vgg11(), "vgg-snn")  # doctest: +SKIP
     """
     folder = Path(directory)
     stored = read_config(folder).get("quantization_config")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from fas.errors import CheckpointError
+from fas.errors import CheckpointError, first_sentence
 from fas.surgery.replace import populations, spiking_layers
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -167,9 +166,3 @@ def reason(error: BaseException) -> str:
     text = first_sentence(error)
     # Of a missing key or attribute the text alone says little.
     return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
-
-
-def first_sentence(error: BaseException) -> str:
-    """Return the first sentence of a long message: transformers adds paragraphs of advice."""
-    line = " ".join(str(error).split())
-    return re.split(r"(?<=[.!])\s", line, maxsplit=1)[0][:300]

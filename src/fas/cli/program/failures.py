@@ -29,8 +29,9 @@ def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
         session: Session = arguments["context"].obj
         try:
             command(**arguments)
-        except KeyboardInterrupt:
-            _say(_INTERRUPTED if _starts_anew(arguments) else "interrupted: run again to go on from where it was")
+        except KeyboardInterrupt as interrupt:
+            resumed = "interrupted: run again to resume from where it was"
+            _say(str(interrupt) or (_INTERRUPTED if _starts_anew(arguments) else resumed))
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # Whoever read our output (head, less) has seen enough.

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fas.types import Schedule
+
 Model = Annotated[
     str,
     typer.Argument(help="A model directory, a GGUF file, a name on the Hugging Face hub, or `embedded` for ours."),
@@ -25,13 +27,21 @@ Window = Annotated[
     int | None,
     typer.Option(help="Tokens per window; as many as the model takes, at most 512, if not given.", min=1),
 ]
-PlainNetwork = Annotated[
+Builder = Annotated[
     Path | None,
-    typer.Option(help="Python file whose load_network(MODEL) returns a plain network; it is run. Data are images."),
+    typer.Option(
+        help="Python file that builds a plain network: its load_network(MODEL) returns it; it is run. Data are images."
+    ),
 ]
 SpikingNetwork = Annotated[
     Path | None, typer.Option(help="What save_pretrained wrote of that plain network, converted.")
 ]
+MeasuredTokens = Annotated[int, typer.Option("--test-tokens", help="Tokens to measure on.", min=1)]
+MeasuredImages = Annotated[
+    int, typer.Option("--test-images", help="Images to measure on, of every class as many.", min=1)
+]
+OwnTimesteps = Annotated[int | None, typer.Option(help="T; the model's if not given.", min=1)]
+OwnSchedule = Annotated[Schedule | None, typer.Option(help="The model's if not given.")]
 BatchSize = Annotated[int, typer.Option(help="Windows or rows per call of the model.", min=1)]
 
 

@@ -6,19 +6,24 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
 from fas import __version__
+from fas.cli.program.progress import Log, bar
 from fas.cli.program.session import Session, is_first
 from fas.cli.program.terminal import printable
 from fas.errors import DataError
-from fas.types import Measurement, finite
+from fas.types import Measurement, Origin, Progress, finite
+
+if TYPE_CHECKING:
+    from fas.evaluation.kept import Kept
 
 # Columns of a table that is not shown on a terminal: wide enough for one line per row.
 _FILE_WIDTH = 180
@@ -37,6 +42,7 @@ class Output:
         self.measurements: list[Measurement] = []
         self._session = session
         self._stream = stream
+        self._kept: Kept | None = None
 
     @classmethod
     @contextmanager
@@ -46,18 +52,44 @@ class Output:
         output = cls(context.obj, as_json=as_json, stream=stream)
         # Whatever another library prints must not stand between the rows.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            yield output
+            try:
+                yield output
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(output._resumable()) from None
         if as_json:
             rows = [finite(row.to_dict()) for row in output.measurements]
             print(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False), file=output._stream)
         # A full disk behind stdout is an error of this command, not of the interpreter's end.
         output._stream.flush()
+        if output._kept is not None:
+            output._kept.close()
 
-    def measure(self, quantity: str, value: float, unit: str, **conditions: Any) -> Measurement:
+    def measure(
+        self, quantity: str, value: float, unit: str, *, origin: Origin = "measured", **conditions: Any
+    ) -> None:
         """Take note of one figure, with the command and the versions that made it."""
-        row = Measurement(quantity, float(value), unit, conditions={**conditions, **self.conditions()})
-        self.measurements.append(row)
-        return row
+        self.add(Measurement(quantity, float(value), unit, origin, conditions))
+
+    def add(self, *rows: Measurement) -> None:
+        """Take note of figures, with the command and the versions that made them."""
+        self.measurements += [replace(row, conditions={**row.conditions, **self.conditions()}) for row in rows]
+
+    def keep(self, *sources: Any) -> Kept:
+        """Return what keeps the figures of this command, until they are shown, for a run that is killed."""
+        from fas.evaluation.kept import Kept
+
+        self._kept = Kept(self.conditions(), *sources)
+        return self._kept
+
+    def _resumable(self) -> str:
+        """Return what to say of an interrupted command whose figures are kept."""
+        kept = self._kept
+        if kept is None or not (kept.parts or kept.batches):
+            return ""
+        return (
+            f"interrupted: {kept.parts} parts and {kept.batches} batches are kept in {kept.file}; run the same command "
+            "again to resume"
+        )
 
     def conditions(self) -> dict[str, Any]:
         """Return the command and the versions that make all figures of this run."""
@@ -93,21 +125,23 @@ class Output:
         Console(file=self._stream, width=None if terminal else _FILE_WIDTH).print(table)
 
     @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a bar on a terminal while the block runs; the block tells parts done and parts in all."""
-        if self.json or self._session.quiet or not sys.stderr.isatty():
-            yield lambda done, total: None
-            return
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bars:
-            task = bars.add_task(what, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
+    def progress(self, title: str) -> Iterator[Progress]:
+        """Show while the block runs what is being done, parts done and in all: a bar, or lines of a log."""
+        if self._session.quiet:
+            yield lambda what, done, total: None
+        elif self.json or not sys.stderr.isatty():
+            yield Log(title)
+        else:
+            with bar(title) as show:
+                yield show
 
 
-def read_rows(path: Path) -> list[Measurement]:
+def read_rows(path: Path, *, finite: bool = False) -> list[Measurement]:
     """Read the rows that a command has printed with ``--json``.
+
+    Args:
+        path: of the file.
+        finite: refuse rows whose value was not finite, which JSON cannot hold; else they are left out.
 
     Raises:
         DataError: something else.
@@ -121,7 +155,10 @@ def read_rows(path: Path) -> list[Measurement]:
             raise TypeError("conditions are no table")
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} holds no rows of a fas command ({error}): write them with --json > {path}") from None
-    return found
+    numbers = [row for row in found if isinstance(row.value, int | float)]
+    if finite and len(numbers) < len(found):
+        raise DataError(f"{path} has rows without a finite number: measure them again")
+    return numbers
 
 
 def number(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Calibrating with a bar, and telling layer by layer where accuracy is lost."""
+"""Calibrating with a bar, and showing layer by layer where accuracy is lost."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fas.cli._rows_at_a_time import fewer
 from fas.cli.program.output import Output
 from fas.cli.program.session import is_alone
 from fas.data.for_model import Sample, calibration_batches, default_data
 from fas.loading import Loaded
+from fas.memory import fewer_rows
 
 
 def calibrate_and_report(
@@ -40,20 +40,16 @@ def calibrate_and_report(
     while not records:
         batches = calibration_batches(loaded, source, Sample(tokens, window, batch_size, seed))
         try:
-            with output.progress("calibrating") as advance:
-                records = calibrate(
-                    loaded.model, batches, keep=keep, progress=lambda _, done, total: advance(done, total)
-                )
+            with output.progress("calibrating") as progress:
+                records = calibrate(loaded.model, batches, keep=keep, progress=progress)
         except (RuntimeError, MemoryError) as error:
-            batch_size = fewer(output, batch_size if alone else 1, error)
+            batch_size = fewer_rows(batch_size if alone else 1, error)
     if losses:
-        with output.progress("aligning") as advance:
-            record = Align(seed=seed).follow(
-                teacher, loaded.model, batches, lambda _, done, total: advance(done, total)
-            )
+        with output.progress("aligning") as progress:
+            record = Align(seed=seed).follow(teacher, loaded.model, batches, progress)
         loaded.model.records.append(record)
         records.append(record)
-    report_records(output, records, {**conditions(loaded), "data": source})
+    report_records(output, records, {**loaded.conditions, "data": source})
 
 
 def report_records(output: Output, records: Sequence[Any], about: Mapping[str, Any]) -> None:
@@ -75,30 +71,3 @@ def report_records(output: Output, records: Sequence[Any], about: Mapping[str, A
 
 _UNITS = {"tokens": "tokens", "expected_divergence": "nats"}
 _COLUMNS = ("relative_error", "spikes_per_neuron", "threshold_mean")
-
-
-def conditions(loaded: Loaded) -> dict[str, Any]:
-    """Return what must be said beside any figure of a model."""
-    text = {} if loaded.tokenizer is None else {"bos": loaded.bos is not None}
-    if not loaded.converted:
-        return {"model": loaded.name, "network": "ann", **text}
-    model = loaded.model
-    recipe = model.fas_config.recipe
-    about = {
-        "model": loaded.name,
-        "method": model.fas_config.method,
-        "coverage": recipe.coverage,
-        "network": model.network,
-        **text,
-    }
-    if model.network == "ann":
-        return about
-    levels = model.fas_config.levels_after(model.timesteps)
-    if model.network == "quantised":
-        levels = 2 * model.levels + 1 if any(site.signed for site in model.sites) else model.levels + 1
-    return {
-        **about,
-        "neuron": model.fas_config.neuron,
-        **model.settings.saved(),
-        "levels": levels,
-    }

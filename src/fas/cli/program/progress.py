@@ -1,0 +1,69 @@
+"""How far long work is: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fas.cli.program.terminal import printable
+from fas.types import Progress
+
+# Seconds between two lines of a log.
+_EVERY = 30.0
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Progress]:
+    """Show a bar on the terminal while the block runs."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=None)
+        before = ""
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal before
+            if what != before:
+                # What begins has a rate of its own.
+                bars.reset(task, description=printable(what) or title, total=total)
+                before = what
+            bars.update(task, completed=done, total=total)
+
+        yield show
+
+
+class Log:
+    """Writes what is being done, its rate and the time left, once in a while.
+
+    Args:
+        title: of the work, in front of every line.
+        clock: seconds.
+    """
+
+    def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._title, self._clock = title, clock
+        self._what, self._began, self._start = "", clock(), 0
+        self._shown = clock()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Take note of parts done and in all; write a line if the last one is old."""
+        now = self._clock()
+        if what != self._what or done < self._start:
+            self._what, self._began, self._start = what, now, done
+        if now - self._shown < _EVERY:
+            return
+        self._shown = now
+        line = f"{self._title}: {what}: {done} of {total}"
+        made = done - self._start
+        if made > 0:
+            each = (now - self._began) / made
+            line += f", {each:.2g} s each, about {span(each * (total - done))} left"
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in the unit that fits it."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
