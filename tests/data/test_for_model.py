@@ -125,3 +125,20 @@ def test_text_by_name_calibrates_as_its_batches_do(tmp_path: Path) -> None:
     again.load_state_dict(state)
     other = fas.convert(again, calibration=str(file), tokenizer=tokenizer(), sample=sample).state_dict()
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("windows, warned", [(31, True), (32, False)])
+def test_few_tokens_are_warned_of(loaded: Loaded, caplog: pytest.LogCaptureFixture, windows: int, warned: bool) -> None:
+    calibration_batches(loaded, [TEXT * 4], Sample(8 * windows, 8))
+    assert ("thresholds from so few" in caplog.text) == warned
+
+
+def test_the_file_of_the_calibration_is_no_default_for_a_measurement(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT * 4)
+    model = gpt2()
+    fas.convert(model, fas.FAS(timesteps=2), calibration=file, tokenizer=tokenizer(), sample=Sample(256, 8))
+    loaded = Loaded.of(model, tokenizer())
+    assert default_data(loaded, None) == str(file) == default_data(loaded, str(file), held_out=True)
+    with pytest.raises(DataError, match=r"calibrated on .* name other data"):
+        default_data(loaded, None, held_out=True)

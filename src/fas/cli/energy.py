@@ -86,7 +86,7 @@ def energy(
             raise ValueError("--prices names no cost model: pass 45nm, or another one")
         _check(reuse, precision)
         loaded = load_either(model, device, builder, spiking)
-        source = default_data(loaded, data)
+        source = default_data(loaded, data, held_out=True)
         plain, calibration, new = builder is not None, list[dict[str, Any]](), 0
         if plain:
             batches = inputs_of(photographs(loaded, source, "test", limit=test_images, rows=batch_size, seed=seed))

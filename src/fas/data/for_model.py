@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from fas.loading import Loaded
 
+logger = logging.getLogger(__name__)
+
 Batches = Sequence[Mapping[str, "Tensor"]]
 Calibration = Batches | Sequence[str] | str | Path
 """Inputs of a model's forward, documents, or the name of data: a text file, a directory, a hub data set, ``stdlib``."""
@@ -21,8 +24,8 @@ Calibration = Batches | Sequence[str] | str | Path
 _LONGEST_ROW = 128
 # Windows beyond this length cost memory and teach calibration nothing more.
 _LONGEST = 512
-# Shares of a batch that are padding, and tokens in all, at which thresholds describe little.
-_MOSTLY, _FEW = 0.5, 256
+# Thresholds from fewer tokens than this, padding left out, describe little.
+_FEW = 256
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,23 @@ class Sample:
         return self.window or min(_LONGEST, loaded.context or _LONGEST)
 
 
-def default_data(loaded: Loaded, data: str | None) -> str:
+def default_data(loaded: Loaded, data: str | None, *, held_out: bool = False) -> str:
     """Return the name of the data asked for, else of those that belong to the model.
 
+    Args:
+        loaded: the model.
+        data: as asked for.
+        held_out: whether a figure is measured on it, which needs a part that calibration has not seen.
+
     Raises:
-        DataError: none was named for a model that has none of its own.
+        DataError: none was named for a model that has none of its own, or only the file it was calibrated on.
     """
     found = data or loaded.data
     if found is not None:
+        if held_out and data is None and Path(found).is_file():
+            raise DataError(
+                f"{loaded.name} was calibrated on {found}, a single file without a test part: name other data (--data)"
+            )
         return found
     raise DataError(
         f"no data named for {loaded.name}: pass a text file, a jsonl or tsv file, a directory, or a hub data set"
@@ -125,6 +137,12 @@ def calibration_batches(loaded: Loaded, data: Calibration, sample: Sample) -> li
         )
     rows = training_rows(loaded, data, sample)
     found = _padded(rows, loaded, sample) if is_classifier(loaded) else _text_batches(rows, loaded, sample)
+    seen = sum(int(batch["attention_mask"].sum()) for batch in found)
+    if seen < _FEW:
+        logger.warning(
+            "calibration sees %d tokens of %s: thresholds from so few describe other text badly; give it %d or more",
+            seen, data, _FEW,
+        )  # fmt: skip
     return _on_device(loaded, found)
 
 

@@ -90,7 +90,7 @@ def evaluate(
     source = None if data is None else str(data)
     if not tasks and loaded.processor is not None:
         scores = PictureScores(
-            loaded, default_data(loaded, source), images=images, split=split, limit=limit, prompt=prompt,
+            loaded, default_data(loaded, source, held_out=True), images=images, split=split, limit=limit, prompt=prompt,
             max_new_tokens=max_new_tokens, batch_size=batch_size,
         )  # fmt: skip
     elif images is not None or prompt or (limit is not None and not tasks):
@@ -100,8 +100,8 @@ def evaluate(
         )
     elif not tasks:
         scores = scores_on(
-            loaded, default_data(loaded, source), split=split, limit=tokens, window=window, stride=stride,
-            batch_size=batch_size,
+            loaded, default_data(loaded, source, held_out=True), split=split, limit=tokens, window=window,
+            stride=stride, batch_size=batch_size,
         )  # fmt: skip
     found: list[Measurement] = []
     steps = [timesteps] if timesteps is None or isinstance(timesteps, int) else timesteps
