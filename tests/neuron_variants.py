@@ -18,7 +18,7 @@ def codes() -> list[Neuron]:
             neurons += [cls(signed=True), cls(signed=False)]
         else:
             neurons.append(cls())
-    limited = SignedDigit(max_spikes=2), SignedDigit(signed=False, max_spikes=3, price=4.0), SignedDigit(burst=2)
+    limited = SignedDigit(max_spikes=2), SignedDigit(signed=False, max_spikes=3, price=4.0), SignedDigit(wide=0)
     return [*neurons, *limited]
 
 

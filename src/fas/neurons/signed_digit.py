@@ -21,34 +21,35 @@ _TABLE = 2**16
 class SignedDigit(Neuron):
     """Signed-digit neuron: N_T = Σ_t s_t · w_t with s_t ∈ {−1, 0, +1}, after the window of its input.
 
-    The weight w_t of a spike halves from step to step down to 1. With r what is left of the count, the neuron fires
+    The weight w_t of a spike falls to a third after each of the first ``wide`` steps, and to a half after each of the
+    others, down to 1: at T = 8 it is 648, 216, 72, 24, 8, 4, 2, 1. With r what is left of the count, the neuron fires
     with the sign of r where
 
         |r| ≥ max(3/4 · w_t, (w_t + λ/w_t) / 2),
 
-    which says: w_t is the nearest power of two, and to send it lowers the squared error r² by at least the price λ.
-    After ``max_spikes`` spikes it is silent. This rule, one threshold per step, is optimal: no other choice of at most
-    ``max_spikes`` digits has a smaller (n − N_T)² + λ · spikes. Without limit and price every count is exact and takes
-    as few spikes as there can be, on the average a third of the steps (bit planes: half; balanced ternary: two
-    thirds). With a limit of k the error is relative to the value, as that of a number with k significant digits.
+    of a wide step where |r| is above w_t/2: to send w_t brings r nearest to zero, and lowers the squared error r² by at
+    least the price λ. After ``max_spikes`` spikes it is silent. Without wide steps this rule is optimal: no other
+    choice of at most ``max_spikes`` digits has a smaller (n − N_T)² + λ · spikes. Without limit and price every count
+    is exact; among powers of two it takes as few spikes as there can be, on the average a third of the steps (bit
+    planes: half; balanced ternary: two thirds). With a limit of k the error is relative to the value, as that of a
+    number with k significant digits.
 
-    Steps of ``burst`` come first and weigh as much as the step after them, so that the range ends later: such a step
-    fires where |r| is at least 3/2 of its weight, on top of the limit. Every one is a time step like the others:
-    T = burst + digits. A digit more doubles the range where a burst step adds half of it; a burst is for hardware
-    whose shifts are limited.
+    Activations of large models are small nearly always, and at times a hundred times as large: low digits in base 2
+    are sent most of the time and cost the fewest spikes there, high ones in base 3 are hardly ever sent and reach
+    further (975 levels to either side in 8 steps, where base 2 has 255). All steps wide are balanced ternary.
 
     Without ``signed`` the count is not negative, though single spikes may be: 3 is +4 −1. A layer downstream doubles
-    its sum (a shift) and adds. Compare with other codes by levels and spikes, never by T alone. A digit is known only
-    when the whole input is, so the code needs the layerwise schedule.
+    or triples its sum (a shift, at most an addition more) and adds. Compare with other codes by levels and spikes,
+    never by T alone. A digit is known only when the whole input is, so the code needs the layerwise schedule.
 
     Attributes:
         max_spikes: k, most digits that are not zero; 0 for no limit.
         price: λ ≥ 0, what a spike must lower the squared error by, in squared levels.
-        burst: steps in front that repeat the largest weight.
+        wide: steps in front whose weight is three times that of the step after them; at most T − 1 count.
 
     Raises:
-        ValueError: a limit, price or burst below 0; as many burst steps as there are steps; counts beyond 2^24,
-            which float32 does not hold exactly.
+        ValueError: a limit, price or number of wide steps below 0; counts beyond 2^24, which float32 does not hold
+            exactly.
 
     Source: Reitwiesner 1960 (Binary arithmetic, Advances in Computers 1): canonical signed digits. Deviation: those
     never have two neighbours that are not zero, which takes a threshold of 2/3 · w; with 3/4 · w a count has as many
@@ -59,13 +60,13 @@ class SignedDigit(Neuron):
     signed: bool = True
     max_spikes: int = 0
     price: float = 0.0
-    burst: int = 0
+    wide: int = 4
     exact_when: ClassVar[Literal["even", "any"]] = "any"
     recursion: ClassVar[Literal["table"]] = "table"
 
     def __post_init__(self) -> None:
-        """Check limit, price and burst."""
-        for name in ("max_spikes", "burst"):
+        """Check limit, price and wide steps."""
+        for name in ("max_spikes", "wide"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"{name} is {value!r}; expected a whole number of at least 0")
@@ -79,20 +80,17 @@ class SignedDigit(Neuron):
 
     def weights(self, timesteps: int) -> tuple[int, ...]:
         """Return w_1 … w_T."""
-        digits = timesteps - self.burst
-        if digits < 1:
-            raise ValueError(f"timesteps is {timesteps} with {self.burst} of burst: at least one step must be a digit")
-        top = 2 ** (digits - 1)
-        return (top,) * self.burst + tuple(top >> t for t in range(digits))
+        wide = min(self.wide, timesteps - 1)
+        top = 2 ** (timesteps - wide - 1)
+        return (*(top * 3 ** (wide - t) for t in range(wide)), *(top >> t for t in range(timesteps - wide)))
 
     def resolution(self, timesteps: int) -> int:
-        """Return the largest count: every burst step, and the first k digits."""
-        weights = self.weights(timesteps)
-        most = sum(weights[: self.burst + self.max_spikes] if self.max_spikes else weights)
+        """Return the largest count: the first k digits."""
+        most = sum(self.weights(timesteps)[: self.max_spikes or timesteps])
         if most > _LARGEST:
             raise ValueError(
                 f"timesteps is {timesteps}: counts of signed_digit reach {most} then, and float32 holds whole numbers "
-                "up to 2^24; 8 steps have 511 levels"
+                "up to 2^24; 8 steps have 1,951 levels"
             )
         return most
 
@@ -124,7 +122,7 @@ class SignedDigit(Neuron):
         """Return the number of digits that are not zero."""
         before = torch.zeros_like(count)
         fired = torch.zeros_like(count)
-        for after in SignedDigit(burst=self.burst)._sent(count, timesteps):
+        for after in SignedDigit(wide=self.wide)._sent(count, timesteps):
             fired += after != before
             before = after
         return fired
@@ -134,9 +132,10 @@ class SignedDigit(Neuron):
         total, fired, sums = torch.zeros_like(count), torch.zeros_like(count), []
         for t, weight in enumerate(self.weights(timesteps)):
             left = count - total
-            share = 1.5 if t < self.burst else 0.75
-            fires = left.abs() >= max(share * weight, (weight + self.price / weight) / 2)
-            if t >= self.burst and self.max_spikes:
+            # Whole numbers above half of the weight begin half a level above it.
+            near = (weight + 1) / 2 if t < min(self.wide, timesteps - 1) else 0.75 * weight
+            fires = left.abs() >= max(near, (weight + self.price / weight) / 2)
+            if self.max_spikes:
                 fires &= fired < self.max_spikes
                 fired += fires
             total = total + fires * left.sign() * weight
