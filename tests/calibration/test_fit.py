@@ -131,7 +131,7 @@ def test_layer_threshold_is_the_best_of_its_grid(shape, seed, bounds, n, candida
     # Threshold and grid differ by the rounding of a power; the error is continuous in the threshold.
     assert np.abs(grid / fit.threshold.item() - 1).min() < 1e-9
     assert fit.error.mean().item() == pytest.approx(min(errors), rel=1e-6, abs=TINY)
-    torch.testing.assert_close(fit.error, squares(x, fit, bounds))
+    torch.testing.assert_close(fit.error, squares(x, fit, bounds).mean())
     assert fit.threshold.shape == fit.offset.shape == fit.v_init.shape == ()
     assert (fit.offset.item(), fit.v_init.item()) == (0, 0.5)
 

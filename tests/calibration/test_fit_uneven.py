@@ -22,7 +22,8 @@ def test_no_threshold_of_a_fine_grid_is_much_better(signed, steps):
     fit = fit_uneven(x, neuron, steps, per_channel=True)
     half = torch.full((5,), 0.5)
     exact = (encode_uneven(x, fit.threshold, half, neuron, steps) - x).square().mean(0)
-    torch.testing.assert_close(fit.error, exact)
+    # Pairs of neighbours among the 400 rows are looked at as one.
+    torch.testing.assert_close(fit.error, exact, rtol=5e-2, atol=0)
     grid = [
         (encode_uneven(x, x.abs().amax(0) * share, half, neuron, steps) - x).square().mean(0)
         for share in torch.linspace(0.1, 1, 400).tolist()

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from fas.calibration.fit import Fit
+from fas.calibration.points import blocks, each, points
 from fas.types import V_INIT_MAX, Neuron
 
-# A channel's sorted activations in as many groups, and as many at either end alone: rare large values carry
-# much of the variance.
+# A channel's sorted activations in as many groups, and as many at either end alone: fewer than fits that try fewer
+# codes look at.
 _GROUPS, _ENDS = 128, 32
-# Channels searched together, so that their points stay in the cache.
-_BLOCK = 64
 # Steps that are tried, as shares of the range: up to a step that the whole range rounds to silence in.
 _STEPS, _WIDEST, _NARROWEST = 12, 1.25, 1 / 160
 # Edges of the silent interval that are tried, at evenly spread ranks.
@@ -70,14 +69,12 @@ def fit_sparse(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost, *, pe
     spike = cost.spike if per_channel else cost.spike * x.shape[1]
     # What varies less is rounding behind layers that see constants, and must not make neurons fire.
     least = max(_STILL * float(x.abs().amax()), _TINY)
-    steps, edges = [], []
-    for first in range(0, pooled.shape[1], _BLOCK):
-        part = slice(first, first + _BLOCK)
-        search = _Search(pooled[:, part], neuron, timesteps, SpikeCost(price[part], spike, cost.corrected), least)
-        step, edge = search.best()
-        steps.append(step)
-        edges.append(edge)
-    step, edge = torch.cat(steps), torch.cat(edges)
+
+    def search(part: slice) -> tuple[Tensor, Tensor]:
+        priced = SpikeCost(price[part], spike, cost.corrected)
+        return _Search(pooled[:, part], neuron, timesteps, priced, least).best()
+
+    step, edge = (torch.cat(found) for found in zip(*each(search, blocks(pooled.shape[1])), strict=True))
     counts = neuron.settle(torch.floor((pooled - edge) / step), timesteps)
     offset = _offset(edge, step, (pooled - counts * step).mean(0), neuron)
     sent = (counts * step + offset).view(x.shape)
@@ -98,7 +95,8 @@ class _Search:
     """The cheapest step and edge of some channels."""
 
     def __init__(self, x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost, least: float) -> None:
-        self.points, self.shares = _points(x)
+        seen = points(x, groups=_GROUPS, ends=_ENDS)
+        self.points, self.shares = seen.values, seen.shares[:, 0]
         self.neuron, self.timesteps, self.cost = neuron, timesteps, cost
         bottom = self.points[0] if neuron.signed else torch.zeros_like(self.points[0])
         self.range = (self.points[-1] - bottom).clamp_min(least)
@@ -161,16 +159,3 @@ class _Search:
         if not self.cost.corrected:
             error = error + (mean - _offset(edge, step, mean, self.neuron)).square()
         return self.cost.error * error + self.cost.spike * spikes
-
-
-def _points(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each channel's sorted activations as means of groups [m, C], and the groups' shares (m,)."""
-    n, ordered = len(x), x.sort(0).values
-    if n <= _GROUPS + 2 * _ENDS:
-        return ordered, ordered.new_full((n,), 1 / n)
-    inner = torch.linspace(_ENDS, n - _ENDS, _GROUPS + 1).round().long()
-    edges = torch.cat([torch.arange(_ENDS), inner, torch.arange(n - _ENDS + 1, n + 1)]).to(x.device)
-    sums = torch.cat([ordered.new_zeros(1, x.shape[1], dtype=torch.float64), ordered.double().cumsum(0)])
-    sizes = edges.diff()
-    means = sums[edges].diff(dim=0) / sizes.unsqueeze(1)
-    return means.to(x.dtype), (sizes / n).to(x.dtype)

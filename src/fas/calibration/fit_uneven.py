@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fas.calibration.fit import SPARE, Fit
+from fas.calibration.points import points
 from fas.types import Neuron
 
 # Below this share of the largest magnitude a range loses more at its end than it gains inside.
@@ -47,23 +48,25 @@ def fit_uneven(x: Tensor, neuron: Neuron, timesteps: int, *, per_channel: bool) 
     # A channel that is silent in the data keeps the scale of its layer.
     top = torch.where(size.amax(0) > 0, size.amax(0), largest) if per_channel else largest
     top = top.clamp_min(1e-6)
-    half, best = torch.full_like(top, 0.5), None
-    for share in torch.logspace(0, torch.log10(torch.tensor(_SMALLEST)), _CANDIDATES).tolist():
-        wrong = (encode_uneven(x, top * share, half, neuron, timesteps) - x).square().mean(0)
-        trial = Fit(top * share, torch.zeros_like(top), half, wrong if per_channel else wrong.mean())
-        if best is None:
-            best = trial
-            continue
-        better = trial.error < best.error
-        chosen = torch.where(better, trial.threshold, best.threshold)
-        best = Fit(chosen, best.offset, half, torch.minimum(trial.error, best.error))
-    assert best is not None
-    variance = x.var(0, correction=0) if per_channel else x.var(correction=0)
+    seen = points(x)
+    half, zero, variance = torch.full_like(top, 0.5), torch.zeros_like(top), seen.variance(seen.values)
+    variance = variance if per_channel else x.var(correction=0)
+
+    def tried(threshold: Tensor) -> Fit:
+        sent = encode_uneven(seen.values, threshold, half, neuron, timesteps)
+        error = seen.mean((sent - seen.values).square())
+        return Fit(threshold, zero, half, error if per_channel else error.mean())
+
+    best = tried(top)
+    for share in torch.logspace(0, torch.log10(torch.tensor(_SMALLEST)), _CANDIDATES).tolist()[1:]:
+        trial = tried(top * share)
+        best = _chosen(trial.error < best.error, trial, best)
     allowed, widest = best.error + SPARE * variance, best
     for factor in _WIDER:
-        wrong = (encode_uneven(x, best.threshold * factor, half, neuron, timesteps) - x).square().mean(0)
-        wrong = wrong if per_channel else wrong.mean()
-        fits = (wrong <= allowed) & (variance > 0)
-        chosen = torch.where(fits, best.threshold * factor, widest.threshold)
-        widest = Fit(chosen, best.offset, half, torch.where(fits, wrong, widest.error))
+        trial = tried(best.threshold * factor)
+        widest = _chosen((trial.error <= allowed) & (variance > 0), trial, widest)
     return widest
+
+
+def _chosen(first: Tensor, a: Fit, b: Fit) -> Fit:
+    return Fit(torch.where(first, a.threshold, b.threshold), a.offset, a.v_init, torch.where(first, a.error, b.error))

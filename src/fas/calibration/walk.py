@@ -14,33 +14,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fas.calibration.layout import hidden_of, left_out, observe, siblings
 from fas.calibration.masks import masks_of_sites
 from fas.calibration.residence import Figures, Residence
-from fas.calibration.rows import kept_rows, thinned
+from fas.calibration.rows import Recorder
 from fas.calibration.teacher import Teacher
-from fas.distributed import agree, check_same, gathered, share
-from fas.errors import CalibrationError
+from fas.distributed import agree, check_same, share
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.memory import give_back
 from fas.storage.digest import pieces
 from fas.surgery.probe import Reached, evaluating
-from fas.surgery.replace import attention_of, populations, spiking_layers
+from fas.surgery.replace import populations, spiking_layers
 from fas.surgery.sites import block_of
 from fas.training.descent import check_batches
 from fas.types import Kept, Network, Site
 
 Batch = Mapping[str, Tensor]
-# Activations of one site in one network at most: two of them, and what is computed of them, must fit into memory.
-_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -263,56 +259,30 @@ class _Segment:
     sites: list[Site]
     run: Callable[[int, Network], None]
     again: bool = False
+    # Rows of the dense network that a pass has shown ahead of their visit.
+    dense: dict[str, Tensor] = field(default_factory=dict)
 
     def inputs(self, site: Site) -> tuple[Tensor, Tensor]:
         """Return the inputs of a site [n, C] in the dense and in the spiking network."""
-        return self._stream(site, "ann"), self._stream(site, "snn")
+        if site.path not in self.dense:
+            # What has been visited changes nothing in the dense network: one pass shows all sites that are left.
+            self.dense = self._stream(self.sites[self.sites.index(site) :], "ann")
+        return self.dense.pop(site.path), self._stream([site], "snn")[site.path]
 
-    def _stream(self, site: Site, network: Network) -> Tensor:
-        walker = self.walker
-        population = populations(walker.model)[site.path]
-        most = min(walker.max_rows, _BYTES // (4 * site.channels))
-        limit = max(1, most // len(walker.batches))
-        where = f"{site.path} ({'dense' if network == 'ann' else 'spiking'} network)"
-        rows: list[Tensor] = []
-        calls: list[Tensor] = []
-        latest: Tensor | None = None
-        crossing = False
-
-        def enter(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            nonlocal crossing
-            crossing = any(walker.is_encoded(i, network, x) for x in (*arguments, *named.values()))
-
-        def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            nonlocal latest
-            # Every layer of the site asks for the spikes of the same tensor.
-            if arguments[0] is not latest:
-                latest = arguments[0]
-                encoded = crossing or walker.is_encoded(i, network, latest)
-                calls.append(kept_rows(latest, walker.mask(i, site, population, latest, encoded=encoded), limit, where))
-            if not self.again:
-                raise Reached
-
-        handles = [population.register_forward_pre_hook(look)]
-        if site.role in ("key", "value"):
-            attention = walker.model.get_submodule(attention_of(site))
-            handles.append(attention.register_forward_pre_hook(enter, with_kwargs=True))
+    def _stream(self, sites: Sequence[Site], network: Network) -> dict[str, Tensor]:
+        """Return the inputs of sites in one network, by path; the pass ends at the last of them."""
+        recorders = [Recorder(self.walker, site, network, last=site is sites[-1] and not self.again) for site in sites]
         try:
-            for i in walker.mine:
+            for i in self.walker.mine:
+                for recorder in recorders:
+                    recorder.begin(i)
                 self.run(i, network)
-                if calls:
-                    rows.append(thinned(torch.cat(calls), limit))
-                calls, latest = [], None
+                for recorder in recorders:
+                    recorder.end()
         finally:
-            for handle in handles:
-                handle.remove()
-        found = gathered(torch.cat(rows or [population.log_threshold.new_empty(0, site.channels)]))
-        if not len(found):
-            raise CalibrationError(
-                f"no activations reach {where}: the calibration data is empty, all padding, or does not take the model "
-                "there; calibrate on other data, or exclude the layer"
-            )
-        return found
+            for recorder in recorders:
+                recorder.remove()
+        return {recorder.site.path: recorder.found() for recorder in recorders}
 
 
 class _Chain:
