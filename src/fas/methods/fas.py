@@ -23,10 +23,10 @@ class FAS(Method):
             (the input of every linear layer) or ``full`` (query, key, value and attention weights too).
         neuron: rate codes, with T + 1 levels or 2T + 1 where values take both signs: ``signed_if`` (spikes of
             both signs, one a step), ``clipped_count`` (graded spikes; exact online too), ``soft_reset_if`` (binary
-            spikes; every site must be non-negative). Digit codes, layerwise only: ``ternary_phase`` (3^T levels:
-            the best quality for few steps), ``signed_digit`` (2^T and a sign, in the fewest spikes), ``phase`` (bit
-            planes, 2^T and a sign), ``outlier_aware`` (bit planes in two ranges). Or a neuron of your own, as an
-            object or a class.
+            spikes; every site must be non-negative). Digit codes, layerwise only: ``signed_digit`` (ranges that hold
+            the rare large values of real models, in the fewest spikes), ``ternary_phase`` (3^T levels: the most for
+            few steps), ``phase`` (bit planes, 2^T and a sign), ``outlier_aware`` (bit planes in two ranges). Or a
+            neuron of your own, as an object or a class.
         gated: softmax, normalisation and activations by gated populations instead of exact functions.
         rotate: turn the residual stream before calibration, which spreads outliers over its channels.
         coarse: calibrate one threshold per layer.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fas.calibration.fit import Fit, drive, fit_channels, fit_layer
+from fas.calibration.fit_range import PLENTY, fit_range
 from fas.calibration.fit_sparse import SpikeCost, fit_sparse
 from fas.calibration.fit_uneven import fit_uneven
 from fas.calibration.sensitivity import sensitivities
@@ -23,6 +24,9 @@ from fas.surgery.replace import spiking_layers
 from fas.types import Batches, Kept, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
+
+# Rows of a site whose spikes are counted.
+_COUNTED = 4096
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Calibrate(Stage):
             that remains pushed into the bias.
         centred: whether fine calibration may centre a signed code on a value other than zero.
         max_rows: activations kept per site, for the mean errors.
-        fit_rows: of these, how many thresholds are fitted to.
+        fit_rows: of these, how many thresholds are fitted to; ranges (``fit_range``) to all.
         spike_price: nats per answer that one spike per neuron and window may cost. Above 0, fine calibration
             minimises expected divergence from the dense network + price · mean spikes, over all channels of
             all sites together: few spikes where errors matter little. It then chooses offsets itself,
@@ -83,10 +87,8 @@ class Calibrate(Stage):
             population, cost = seen.population, costs.get(seen.site.path)
             target = population.quantised(seen.ann) if trained else population.replaced(seen.ann)
             if not trained:
-                # Rows lie in the order of the data, so every k-th is a fair sample.
-                sample = seen.snn[:: max(1, len(seen.snn) // self.fit_rows)]
                 before = time.perf_counter()
-                fit = self._fit(population, drive(sample, population.neuron.bounds(steps)), steps, cost)
+                fit = self._fit(population, drive(seen.snn, population.neuron.bounds(steps)), steps, cost)
                 fitting += time.perf_counter() - before
                 population.set(fit.threshold, fit.offset, fit.v_init)
             # The very arithmetic that will run, not that of the fit.
@@ -141,6 +143,10 @@ class Calibrate(Stage):
 
     def _fit(self, population: Population, x: Tensor, steps: int, cost: SpikeCost | None) -> Fit:
         neuron, per_channel = population.neuron, bool(population.log_threshold.ndim)
+        if neuron.resolution(steps) >= PLENTY:
+            return fit_range(x, neuron, steps, cost, per_channel=per_channel and self.fine)
+        # Rows lie in the order of the data, so every k-th is a fair sample.
+        x = x[:: max(1, len(x) // self.fit_rows)]
         if cost is not None:
             return fit_sparse(x, neuron, steps, cost, per_channel=per_channel)
         if not neuron.even_levels:
@@ -164,7 +170,8 @@ def _figures(population: Population, counts: Tensor, sent: Tensor, target: Tenso
     power = (target - target.mean(0)).square().mean().clamp_min(1e-20)
     return {
         "relative_error": float((sent - target).square().mean() / power),
-        "spikes_per_neuron": float(population.neuron.spikes(counts, steps).mean()),
+        # Digits are counted step by step: of a few thousand rows, which tell the mean.
+        "spikes_per_neuron": float(population.neuron.spikes(counts[:: max(1, len(counts) // _COUNTED)], steps).mean()),
         "threshold_mean": float(population.threshold.mean()),
     }
 
