@@ -74,7 +74,7 @@ def test_options_of_pictures_without_pictures(run, dense: Path, text: Path, opti
 
 def test_text_from_an_image(run, rows, git_snn: Path, pictures: tuple[Path, Path]) -> None:
     arguments = ["generate", git_snn, "--image", pictures[0].with_name("red.png"), "--max-new-tokens", 4]
-    (row,) = rows(*arguments, "--caption-prompt", "what is this ?")
+    (row,) = rows(*arguments, "--prompt", "what is this ?")
     assert row["conditions"]["new_tokens"] <= 4 and "what is this" not in row["conditions"]["text"]
     for schedule in ("layerwise", "online"):
         (alone,) = rows(*arguments, "--schedule", schedule)

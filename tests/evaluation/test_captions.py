@@ -138,7 +138,7 @@ def test_texts_do_not_depend_on_the_batch(tmp_path, git):
     options = {"max_new_tokens": 5, "prompt": "a {}"}
     together = describe(git, processor, pictures, batch_size=3, progress=lambda *x: seen.append(x), **options)
     assert together == describe(git, processor, pictures, batch_size=1, **options)
-    assert seen == [(3, 3)] and git.training
+    assert seen == [("describing images", 3, 3)] and git.training
     assert not any("what is this" in text for text in together)
     git.eval()
 
@@ -157,7 +157,7 @@ def test_images_are_opened_as_they_are_needed(tmp_path, git):
     pictures = [Counting(picture) for picture in load_pictures(write_pictures(tmp_path)[0]) * 3]
     describe(
         git, git_processor(), pictures, max_new_tokens=1, batch_size=2,
-        progress=lambda done, total: largest.append((len(opened) - done, done, total)),
+        progress=lambda _, done, total: largest.append((len(opened) - done, done, total)),
     )  # fmt: skip
     assert largest == [(0, 2, 9), (0, 4, 9), (0, 6, 9), (0, 8, 9), (0, 9, 9)]
 

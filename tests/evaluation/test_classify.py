@@ -127,7 +127,7 @@ def test_nan_logits_score_nan(tokenizer):
 
 def test_mode_is_restored_and_progress_counts_rows(tokenizer):
     model, seen = bert().train(), []
-    classify(model, TABLE, tokenizer, batch_size=4, progress=lambda done, total: seen.append((done, total)))
+    classify(model, TABLE, tokenizer, batch_size=4, progress=lambda _, done, total: seen.append((done, total)))
     assert model.training
     assert seen == [(4, 6), (6, 6)]
 

@@ -185,7 +185,7 @@ def test_windows_of_equal_length_share_a_call_and_the_shorter_last_one_is_alone(
 def test_progress_counts_windows(model):
     seen = []
     tokens = torch.randint(VOCABULARY, (21,))
-    perplexity(model, tokens, batch_size=3, progress=lambda done, total: seen.append((done, total)))
+    perplexity(model, tokens, batch_size=3, progress=lambda _, done, total: seen.append((done, total)))
     assert seen == [(3, 5), (4, 5), (5, 5)]
 
 

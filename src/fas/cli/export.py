@@ -59,6 +59,10 @@ def export(
     Example: `fas export gpt2-snn --to spinnaker2 --data wikitext`
     """
     with Output.opened(context, as_json) as output:
+        from fas.saving import check_writable
+
+        if out is not None:
+            check_writable(out)
         loaded = fas.load(model, device)
         loaded.need_converted()
         loaded.set(timesteps, schedule)
