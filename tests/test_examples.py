@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples"
 # What must be installed beyond the package itself, and what the example must have printed.
 EXAMPLES = {
     "convert_cnn": ((), "after step 8: "),
-    "convert_language_model": ((), "perplexity: dense "),
+    "convert_language_model": ((), "ann: perplexity "),
     "energy_and_chip": ((), "spinnaker2: 5568 neurons, "),
     "nir_in_numpy": (("nir",), " spikes, 0 differ from the model's"),
     "own_neuron": ((), "bursts, online: error "),
