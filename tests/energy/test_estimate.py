@@ -181,8 +181,12 @@ def test_rows_are_estimates():
 def test_a_model_from_end_to_end(coverage):
     model, batch = converted(coverage=coverage), FAMILIES["gpt2"].batch()
     told = []
-    found = estimate_energy(model, [batch], new_tokens=3, progress=lambda _, done, total: told.append((done, total)))
-    assert told == [(1, 2), (2, 2)] and model.network == "snn" and found.levels == 9
+    found = estimate_energy(model, [batch], new_tokens=3, progress=lambda *part: told.append(part))
+    assert (
+        told == [(f"counting operations, {n}", 1, 1) for n in ("snn", "ann")]
+        and model.network == "snn"
+        and found.levels == 9
+    )
     assert found.spiking.tokens == found.dense.tokens == {"prefill": 27, "decode": 6}
     for phase in ("prefill", "decode"):
         for accounting in ACCOUNTINGS:
