@@ -50,7 +50,8 @@ def test_eager_attention_stays_the_same_to_the_bit(name):
     model = family.build(attn_implementation="eager")
     with torch.no_grad():
         before = model(**inputs).logits
-    converted(name, model, neuron="phase", timesteps=12)
+    # Twelve bits for the largest value seen, and three of headroom above it.
+    converted(name, model, neuron="phase", timesteps=15)
     assert model.config._attn_implementation == "fas_eager"
     assert torch.equal(logits(model, inputs, network="ann"), before)
     assert 0 < distance(logits(model, inputs), before) < TWELVE_BITS
