@@ -153,4 +153,5 @@ class _Repeated(Sequence[Any]):
         return self._steps
 
     def __getitem__(self, index: Any) -> Any:
-        return self._batches[index % len(self._batches)]
+        # What iterates a sequence by its index ends at this error alone.
+        return self._batches[range(self._steps)[index] % len(self._batches)]
