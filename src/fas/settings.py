@@ -116,11 +116,11 @@ def check(name: str, value: Any, called: str | None = None) -> None:
 
 def _attribute(name: str) -> property:
     def read(holder: Any) -> Any:
-        return getattr(holder.settings, name)
+        return getattr(holder.in_force, name)
 
     def write(holder: Any, value: Any) -> None:
         check(name, value)
-        setattr(holder.settings, name, value)
+        setattr(holder.in_force, name, value)
 
     return property(read, write, doc=f"See ``fas.settings.Settings.{name}``.")
 
@@ -130,7 +130,7 @@ if TYPE_CHECKING:
 else:
 
     class Exposed:
-        """Gives objects that hold ``settings`` every one of them as an attribute."""
+        """Gives objects every setting as an attribute, of what they call ``in_force``."""
 
     for _name in SETTINGS:
         setattr(Exposed, _name, _attribute(_name))

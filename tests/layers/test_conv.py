@@ -118,7 +118,7 @@ def test_layers_of_one_site_encode_once():
     population.readers, population.simulation.observers = 1, []
     for dense, output in zip((first, second), outputs, strict=True):
         assert torch.equal(SpikingConv2d(dense, population)(x), output)
-    assert view._latest is None
+    assert view._once._latest == {}
 
 
 @given(

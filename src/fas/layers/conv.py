@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fas.errors import FASError
+from fas.layers.once import Once
 from fas.layers.population import Population
 from fas.layers.spiking_layer import SpikingLayer
 
@@ -25,25 +26,15 @@ class ChannelsLast:
 
     def __init__(self, readers: int = 1) -> None:
         self.readers = readers
-        self._latest: tuple[Tensor, Tensor] | None = None
-        self._reads = 0
+        self._once = Once()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the view; it is forgotten once every layer has had it."""
-        if self.readers == 1:
-            return x.movedim(-3, -1)
-        if self._latest is None or self._latest[0] is not x:
-            self._latest, self._reads = (x, x.movedim(-3, -1)), 0
-        view = self._latest[1]
-        self._reads += 1
-        if self._reads == self.readers:
-            self._latest = None
-        return view
+        return self._once(x, None, self.readers, lambda: x.movedim(-3, -1))
 
     def reset(self) -> None:
         """Forget an input that not every layer has read."""
-        self._latest = None
-        self._reads = 0
+        self._once.reset()
 
 
 class SpikingConv2d(SpikingLayer):

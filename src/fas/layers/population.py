@@ -14,6 +14,7 @@ from fas.kernels import torch_
 from fas.kernels.interface.code import Code, Known, version_of
 from fas.kernels.interface.dispatch import choose
 from fas.kernels.interface.table import LARGEST
+from fas.layers.once import Once
 from fas.layers.qcfs import floor, qcfs
 from fas.layers.simulation import Simulation
 from fas.types import Granularity, Neuron, RateNeuron
@@ -86,9 +87,8 @@ class Population(nn.Module):
         self._ready = False
         # Σ x and N between stretches of one window.
         self._state: dict[str, Tensor] | None = None
-        self._latest: tuple[Tensor, Form, Tensor] | None = None
+        self._once = Once()
         self._known: Known | None = None
-        self._reads = 0
 
     def extra_repr(self) -> str:
         """Name what a printed model should show."""
@@ -173,9 +173,8 @@ class Population(nn.Module):
     def reset(self) -> None:
         """Forget the state of an unfinished window."""
         self._state = None
-        self._latest = None
+        self._once.reset()
         self._known = None
-        self._reads = 0
 
     def forward(self, x: Tensor, form: Form = "values") -> Tensor:
         """Encode an activation and return what the linear layers behind it receive.
@@ -191,13 +190,7 @@ class Population(nn.Module):
         """
         if self.readers == 1 or torch.compiler.is_compiling():
             return self._encode(x, form)
-        if self._latest is None or self._latest[0] is not x or self._latest[1] != form:
-            self._latest, self._reads = (x, form, self._encode(x, form)), 0
-        encoded = self._latest[2]
-        self._reads += 1
-        if self._reads == self.readers:
-            self._latest = None
-        return encoded
+        return self._once(x, form, self.readers, lambda: self._encode(x, form))
 
     @property
     def has_small_counts(self) -> bool:

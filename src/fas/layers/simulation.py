@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from threading import get_ident, local
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from fas.errors import FASError
 from fas.kernels import torch_
 from fas.kernels.interface.code import Code
-from fas.settings import SETTINGS, Exposed, Settings
+from fas.settings import SETTINGS, Settings, check
+
+if TYPE_CHECKING:
+    _Attributes = Settings
+else:
+    _Attributes = object
+
+# What a thread has changed for the calls that it makes: {(id of a simulation, name): value}.
+_thread = local()
 
 
 class Observer(Protocol):
@@ -42,8 +52,11 @@ class Tally(Protocol):
         """
 
 
-class Simulation(Exposed):
+class Simulation(_Attributes):
     """Settings and clock of one converted model, shared by reference among its layers.
+
+    What ``using`` and ``running`` change, they change for the thread that called them: other threads may run the same
+    model meanwhile, as its settings say.
 
     Args:
         settings: how the model runs; made of ``values`` if None.
@@ -60,11 +73,15 @@ class Simulation(Exposed):
 
     def __init__(self, settings: Settings | None = None, **values: Any) -> None:
         self.settings = Settings(**values) if settings is None else settings
-        self.head: nn.Module | None = None
-        self.reduction: Callable[[Tensor], Tensor] | None = None
-        self.steps: range | None = None
-        self.carry = False
-        self.observers: list[Observer | Tally] = []
+        self._call: dict[str, Any] = {"head": None, "reduction": None, "steps": None, "carry": False, "observers": []}
+        self._online: dict[str, int] = {}
+
+    if TYPE_CHECKING:
+        head: nn.Module | None
+        reduction: Callable[[Tensor], Tensor] | None
+        steps: range | None
+        carry: bool
+        observers: list[Observer | Tally]
 
     @property
     def folds(self) -> bool:
@@ -74,12 +91,33 @@ class Simulation(Exposed):
     @contextmanager
     def running(self, steps: range, *, carry: bool = False) -> Iterator[None]:
         """Declare which steps the rows of the batch hold while the block runs."""
-        before = self.steps, self.carry
-        self.steps, self.carry = steps, carry
+        with self.alone(), self.using(steps=steps, carry=carry):
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Refuse other threads while the block runs: online, layers and the output layer keep what a call left.
+
+        Raises:
+            FASError: another thread is running the model.
+        """
+        # A dictionary's setdefault is one step for all threads, and unlike a lock it can be copied and saved.
+        if torch.compiler.is_compiling():
+            # A graph holds no state: it was traced as one call.
+            yield
+            return
+        mine = get_ident()
+        nested = self._online.get("thread") == mine
+        if self._online.setdefault("thread", mine) != mine:
+            raise FASError(
+                "another thread is running this model online, where one call at a time may run: put a lock around its "
+                "calls, give each thread a copy.deepcopy(model), or set model.schedule = 'layerwise'"
+            )
         try:
             yield
         finally:
-            self.steps, self.carry = before
+            if not nested:
+                self._online.clear()
 
     def moment(self) -> dict[str, Any]:
         """Return what ``using`` takes to bring this moment back: settings, head and steps, without the observers."""
@@ -87,15 +125,20 @@ class Simulation(Exposed):
 
     @contextmanager
     def using(self, **settings: object) -> Iterator[None]:
-        """Change settings while the block runs."""
-        before = {name: getattr(self, name) for name in settings}
+        """Change settings for the calls of this thread while the block runs."""
         for name, value in settings.items():
-            setattr(self, name, value)
+            getattr(self, name)
+            if name in SETTINGS:
+                check(name, value)
+        # Replaced, not changed in place: a compiled graph could not follow that.
+        changed: dict[tuple[int, str], Any] = getattr(_thread, "changed", {})
+        new = {(id(self), name): value for name, value in settings.items()}
+        before = {key: changed[key] for key in new if key in changed}
+        _thread.changed = {**changed, **new}
         try:
             yield
         finally:
-            for name, value in before.items():
-                setattr(self, name, value)
+            _thread.changed = {**{key: value for key, value in _thread.changed.items() if key not in new}, **before}
 
     def reduced(self, signal: Tensor) -> Tensor:
         """Return what the output layer needs of rows [n·B, …]: [B, …]."""
@@ -131,3 +174,30 @@ class Simulation(Exposed):
         assert self.steps is not None
         steps = torch.arange(self.steps.start, self.steps.stop, device=like.device, dtype=like.dtype)
         return steps.view(-1, *[1] * (like.ndim - 1))
+
+
+def _of_thread(name: str) -> property:
+    """Return a setting, or a part of a running call, as the present thread has it."""
+
+    def read(simulation: Simulation) -> Any:
+        changed = getattr(_thread, "changed", None)
+        if changed and (id(simulation), name) in changed:
+            return changed[id(simulation), name]
+        return getattr(simulation.settings, name) if name in SETTINGS else simulation._call[name]
+
+    def write(simulation: Simulation, value: Any) -> None:
+        if name in SETTINGS:
+            check(name, value)
+        changed = getattr(_thread, "changed", None)
+        if changed and (id(simulation), name) in changed:
+            _thread.changed = {**changed, (id(simulation), name): value}
+        elif name in SETTINGS:
+            setattr(simulation.settings, name, value)
+        else:
+            simulation._call[name] = value
+
+    return property(read, write)
+
+
+for _name in (*SETTINGS, "head", "reduction", "steps", "carry", "observers"):
+    setattr(Simulation, _name, _of_thread(_name))

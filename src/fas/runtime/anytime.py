@@ -49,7 +49,13 @@ class Anytime:
         return sum(self.steps) / max(1, len(self.steps))
 
     @torch.no_grad()
-    def __call__(
+    def __call__(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Decode as transformers' sampling loop does; the arguments are those of ``custom_generate``."""
+        _check(model)
+        with model.simulation.alone():
+            return self._decode(model, *args, **kwargs)
+
+    def _decode(
         self,
         model: Any,
         input_ids: Tensor,
@@ -60,8 +66,6 @@ class Anytime:
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Tensor:
-        """Decode as transformers' sampling loop does; the signature is that of ``custom_generate``."""
-        _check(model)
         images = sorted(name for name in model_kwargs if name.startswith("pixel_"))
         if images:
             raise ValueError(f"early exit reads text alone, and got {', '.join(images)}; generate without it")

@@ -7,6 +7,7 @@ from typing import Any
 
 from fas._version import __version__
 from fas.runtime.spiking import SpikingModel
+from fas.settings import SAVED
 
 
 def conditions(model: Any, name: str | None = None) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def conditions(model: Any, name: str | None = None) -> dict[str, Any]:
     levels = config.levels_after(model.timesteps)
     if model.network == "quantised":
         levels = (2 if any(site.signed for site in config.sites) else 1) * model.levels + 1
-    return {**about, "neuron": config.neuron, **model.settings.saved(), "levels": levels}
+    return {**about, "neuron": config.neuron, **{name: getattr(model, name) for name in SAVED}, "levels": levels}
 
 
 def versions() -> dict[str, str]:

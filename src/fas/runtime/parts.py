@@ -100,7 +100,7 @@ class Answering(Folding):
         if head is None or self._per_step or (capped and simulation.operators == "instant"):
             yield
             return
-        with simulation.using(head=head, reduction=self._reduction()):
+        with simulation.alone(), simulation.using(head=head, reduction=self._reduction()):
             if isinstance(head, SpikingLinear):
                 yield
                 return

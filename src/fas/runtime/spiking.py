@@ -39,9 +39,14 @@ class SpikingModel(Answering, Exposed):
         return self._simulation.settings
 
     @property
+    def in_force(self) -> Simulation:
+        """The settings as the present thread has them: a block that records or evaluates may have changed some."""
+        return self._simulation
+
+    @property
     def timesteps(self) -> int:
         """T, the time steps of the spiking network; L follows as ``Settings.set_timesteps`` says."""
-        return self.settings.timesteps
+        return self._simulation.timesteps
 
     @timesteps.setter
     def timesteps(self, value: int) -> None:
