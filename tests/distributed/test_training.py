@@ -43,7 +43,7 @@ def test_a_run_that_lost_a_process_goes_on_and_ends_as_if_nothing_had_happened(t
     # Once more, where the end has been reached, and by another number of processes.
     assert agreed(tune(2, tmp_path / "two", settings)) == alone
     (refused,) = tune(1, tmp_path / "two", {**settings, "gradient_accumulation": 1})
-    assert isinstance(refused, CheckpointError) and "processes was 2 and is now 1" in str(refused)
+    assert isinstance(refused, CheckpointError) and "its processes is 2 and not 1" in str(refused)
 
 
 def test_other_data_in_every_process_is_refused(tmp_path):

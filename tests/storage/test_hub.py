@@ -58,6 +58,7 @@ found["tokens"] = AutoTokenizer.from_pretrained("me/x")("def f")["input_ids"] ==
 rows = cli("evaluate", "me/x", "--data", folder / "text.txt", "--window", "16", "--test-tokens", "64", "--json")
 found["rows"] = json.loads(rows)
 snn.save_pretrained(folder / "snn")
+tokenizer.save_pretrained(folder / "snn")
 (folder / "rows.json").write_text(rows)
 cli("evaluate", folder / "snn", "--data", folder / "text.txt", "--window", "16", "--test-tokens", "64", "--card")
 HfApi().create_repo("me/folder")
@@ -85,7 +86,7 @@ def session(tmp_path_factory):
         offline = {name: "0" for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
         environment = {**os.environ, **own, **offline, "PYTHONPATH": str(tests), "NO_PROXY": "127.0.0.1"}
         done = subprocess.run(
-            [sys.executable, "-c", SESSION], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", SESSION], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr[-4000:]
         found = json.loads(done.stdout.partition("FOUND")[2])

@@ -120,6 +120,12 @@ class SignedDigit(Neuron):
 
     def spikes(self, count: Tensor, timesteps: int) -> Tensor:
         """Return the number of digits that are not zero."""
+        if torch.compiler.is_compiling() or self.resolution(timesteps) > _TABLE:
+            return self._fired(count, timesteps)
+        return _numbers(self.wide, timesteps).to(count.device, count.dtype)[count.abs().nan_to_num_(0).long()]
+
+    def _fired(self, count: Tensor, timesteps: int) -> Tensor:
+        """Count the digits step by step."""
         before = torch.zeros_like(count)
         fired = torch.zeros_like(count)
         for after in SignedDigit(wide=self.wide)._sent(count, timesteps):
@@ -151,3 +157,12 @@ def _settled(neuron: SignedDigit, timesteps: int) -> Tensor:
     """Return what becomes of every count from 0 to the largest, float32."""
     counts = torch.arange(neuron.resolution(timesteps) + 1, dtype=torch.float32)
     return neuron._sent(counts, timesteps)[-1]
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+@torch.no_grad()
+def _numbers(wide: int, timesteps: int) -> Tensor:
+    """Return the spikes of every count from 0 to the largest, float32."""
+    neuron = SignedDigit(wide=wide)
+    return neuron._fired(torch.arange(neuron.resolution(timesteps) + 1, dtype=torch.float32), timesteps)

@@ -1,0 +1,149 @@
+"""Quality of converted real models, row by row; writes JSON, prints a table. The rows of docs/real-models.md.
+
+    make models
+    python -m benchmarks.real_models smollm2-135m --train DIR/train.txt --test DIR/wiki.test.raw
+    python -m benchmarks.real_models gemma3-270m --train DIR/train.txt --test DIR/wiki.test.raw --rows linear mlp full
+
+A row that the JSON file holds already, measured under the same conditions, is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fas
+from fas.data.for_model import Sample
+from fas.energy.inventory import operations
+from fas.evaluation.score import measure, scores_on
+from fas.storage.directory import write_text
+from fas.types import Method
+
+ROWS: dict[str, Callable[[], Method]] = {
+    "linear": lambda: fas.FAS(neuron="signed_digit", coverage="linear"),
+    "linear, 1.5 spikes": lambda: fas.FAS(neuron="signed_digit", coverage="linear", spike_price=0.4),
+    "linear, T = 5": lambda: fas.FAS(neuron="ternary_phase", coverage="linear", timesteps=5),
+    "mlp": lambda: fas.FAS(neuron="signed_digit", coverage="mlp"),
+    "full": lambda: fas.FAS(neuron="signed_digit", coverage="full"),
+    "las": lambda: fas.LAS(timesteps=16),
+    "rate code": lambda: fas.FAS(neuron="signed_if", coverage="linear"),
+    "rate code, mlp": lambda: fas.FAS(neuron="signed_if", coverage="mlp"),
+    "graded rate code": lambda: fas.FAS(neuron="clipped_count", coverage="linear"),
+    "balanced ternary": lambda: fas.FAS(neuron="ternary_phase", coverage="linear"),
+    "bit planes": lambda: fas.FAS(neuron="phase", coverage="linear"),
+    "two ranges": lambda: fas.FAS(neuron="outlier_aware", coverage="linear"),
+    "threshold_balancing": lambda: fas.ThresholdBalancing(timesteps=32),
+    "qcfs_only": lambda: fas.QCFSOnly(timesteps=32),
+}
+
+
+def main() -> None:
+    """Measure rows of one model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", help="a name below build/models, or a directory")
+    parser.add_argument("--train", type=Path, required=True, help="text to calibrate on")
+    parser.add_argument("--test", type=Path, required=True, help="text to measure on")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
+    parser.add_argument("--tokens", type=int, default=16384, help="to calibrate on")
+    parser.add_argument("--test-tokens", type=int, default=16384, help="to measure on, from the first")
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=Path("build/real_models.json"))
+    arguments = parser.parse_args()
+    bench = Bench(arguments)
+    for name in ("dense", *arguments.rows):
+        bench.row(name)
+    print(bench.table())
+
+
+class Bench:
+    """One model, its data, and the rows that are known."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments, self.out = arguments, arguments.out
+        self.known: list[dict[str, Any]] = json.loads(self.out.read_text()) if self.out.exists() else []
+        named = Path("build/models") / arguments.model
+        self.model = named if named.is_dir() else Path(arguments.model)
+        self.texts = {
+            "model": self.model.name,
+            "test": arguments.test.name,
+            "test_tokens": arguments.test_tokens,
+            "window": arguments.window,
+        }
+
+    def conditions(self, name: str) -> dict[str, Any]:
+        """Return what the figures of a row depend on."""
+        if name == "dense":
+            return {"row": name, **self.texts}
+        about = {"train": self.arguments.train.name, "tokens": self.arguments.tokens}
+        return {"row": name, **self.texts, **about, "method": repr(ROWS[name]())}
+
+    def found(self, name: str) -> dict[str, Any] | None:
+        """Return a row that has been measured."""
+        wanted = self.conditions(name)
+        return next((row for row in self.known if row.items() >= wanted.items()), None)
+
+    def row(self, name: str) -> None:
+        """Measure a row that is not known, and write all."""
+        row = self.found(name)
+        if row is None:
+            try:
+                row = {**self.conditions(name), **self.measured(name)}
+            except fas.FASError as error:
+                row = {**self.conditions(name), "refused": str(error)}
+            self.known.append(row)
+            write_text(self.out, json.dumps(self.known, indent=1) + "\n")
+        print(json.dumps(row), flush=True)
+
+    def measured(self, name: str) -> dict[str, Any]:
+        """Convert and score one row."""
+        loaded, figures = fas.load(str(self.model)), {}
+        if name != "dense":
+            sample = Sample(self.arguments.tokens, self.arguments.window, 8)
+            began, cpu = time.perf_counter(), time.process_time()
+            fas.convert(
+                loaded.model, ROWS[name](), calibration=str(self.arguments.train), tokenizer=loaded.tokenizer,
+                sample=sample,
+            )  # fmt: skip
+            figures["conversion_s"], figures["conversion_cpu_s"] = (
+                time.perf_counter() - began,
+                time.process_time() - cpu,
+            )
+            left = [o.what for o in operations(loaded.model) if o.floats]
+            figures |= {"timesteps": loaded.model.timesteps, "floats": list(dict.fromkeys(left))}
+        cpu = time.process_time()
+        scores = scores_on(
+            loaded, str(self.arguments.test), limit=self.arguments.test_tokens, window=self.arguments.window,
+            stride=self.arguments.window - (loaded.bos is not None), batch_size=8,
+        )  # fmt: skip
+        for found in measure(loaded, scores):
+            figures[found.quantity] = found.value
+        return {**figures, "measuring_cpu_s": time.process_time() - cpu}
+
+    def table(self) -> str:
+        """Return the rows asked for in Markdown."""
+        dense = self.found("dense")
+        assert dense is not None
+        lines = [
+            "| row | T | perplexity × dense | spikes per neuron | conversion, s of processor time |",
+            "|---|---|---|---|---|",
+        ]
+        for name in self.arguments.rows:
+            row = self.found(name)
+            assert row is not None
+            if "refused" in row:
+                lines.append(f"| {name} | | {row['refused']} | | |")
+                continue
+            ratio = row["perplexity"] / dense["perplexity"]
+            lines.append(
+                f"| {name} | {row['timesteps']} | {ratio:.4f} | {row['spikes_per_neuron']:.2f} "
+                f"| {row['conversion_cpu_s']:.0f} |"
+            )
+        return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
