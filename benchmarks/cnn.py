@@ -192,9 +192,10 @@ class Comparison:
 
         def train(made: Any) -> list[Any]:
             with evaluating(made), made.simulation.using(network="ann"):
+                rate, decay = RATES_TRAINING["learning_rate"], TrainRates().weight_decay
                 descend(
-                    dense_parameters(made), self.training_augmented, lambda batch: cross_entropy(made, batch),
-                    label="weights", weight_decay=TrainRates().weight_decay, **RATES_TRAINING,
+                    torch.optim.SGD(dense_parameters(made), rate, 0.9, weight_decay=decay), self.training_augmented,
+                    lambda batch: cross_entropy(made, batch), label="weights", epochs=RATES_TRAINING["epochs"],
                 )  # fmt: skip
             return [stage.run(made, self.calibration) for stage in method.stages()]
 

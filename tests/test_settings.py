@@ -32,7 +32,7 @@ def by_attribute(model, timesteps):
 
 
 def by_loading(model, timesteps):
-    Loaded("model", model, None).set_timesteps(timesteps)
+    Loaded("model", model, None).set(timesteps)
 
 
 def converted(**options):

@@ -60,10 +60,11 @@ class FASConfig(QuantizationConfigMixin):
         quant_method: str = "fas",
         **options: Any,
     ) -> None:
+        written = f"the model was written by fas {version}"
+        remedy = "install a release that reads it, or convert the dense model again"
         if format != FORMAT:
             raise CheckpointError(
-                f"the model was written by fas {version} in format {format}, this is fas {__version__} with "
-                f"format {FORMAT}: install a release that reads it, or convert the dense model again"
+                f"{written} in format {format}, this is fas {__version__} with format {FORMAT}: {remedy}"
             )
         self.quant_method = quant_method
         try:
@@ -71,19 +72,13 @@ class FASConfig(QuantizationConfigMixin):
         except ValueError as error:
             if version == __version__:
                 raise
-            raise CheckpointError(
-                f"the model was written by fas {version}, this is fas {__version__}: {error}; install a release that "
-                "reads it, or convert the dense model again"
-            ) from None
+            raise CheckpointError(f"{written}, this is fas {__version__}: {error}; {remedy}") from None
         self.sites = None if sites is None else [_site(site) for site in _listed("sites", sites)]
         if self.sites == []:
-            raise CheckpointError("config.json has an empty list of sites; the directory is damaged or was edited")
+            raise _damaged("an empty list of sites")
         # Fields that are younger than the directory have their default; this one every release has written.
         if self.sites is not None and "timesteps" not in options:
-            raise CheckpointError(
-                "config.json names sites but no timesteps, which their thresholds were set for; the directory is "
-                "damaged or was edited"
-            )
+            raise _damaged("sites but no timesteps, which their thresholds were set for")
         self.records = [_record(record) for record in _listed("records", records)]
         self.data = data if isinstance(data, str) else None
         self.format, self.version = format, version
@@ -201,11 +196,13 @@ _KINDS: dict[Any, tuple[Any, str]] = {
 }
 
 
+def _damaged(what: str) -> CheckpointError:
+    return CheckpointError(f"config.json has {what}; the directory is damaged or was edited")
+
+
 def _listed(name: str, value: Any) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        raise CheckpointError(
-            f"config.json has {name} {value!r}, which is no list; the directory is damaged or was edited"
-        )
+        raise _damaged(f"{name} {value!r}, which is no list")
     return value
 
 
@@ -223,7 +220,7 @@ def _site(value: Any) -> Site:
     except (TypeError, AttributeError):
         sound = False
     if not sound:
-        raise CheckpointError(f"config.json has a malformed site {value!r}; the directory is damaged or was edited")
+        raise _damaged(f"a malformed site {value!r}")
     return site
 
 
@@ -238,5 +235,5 @@ def _record(value: Any) -> Record:
     except (TypeError, AttributeError):
         sound = False
     if not sound:
-        raise CheckpointError("config.json has a malformed record of a stage; the directory is damaged or was edited")
+        raise _damaged("a malformed record of a stage")
     return record

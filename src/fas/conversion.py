@@ -177,7 +177,7 @@ def _about(model: Any, batches: Batches) -> dict[str, Any]:
 
 
 def stages_of(model: Any) -> list[Stage]:
-    """Return the stages of a model's method that are left to run behind what has been trained.
+    """Return the stages of a model's method that are left to run after what has been trained.
 
     Raises:
         ValueError: there were some, and none is left.
@@ -186,7 +186,7 @@ def stages_of(model: Any) -> list[Stage]:
     left = [stage for stage in stages if not (stage.prepares and model.is_trained)]
     if stages and not left:
         raise ValueError(
-            f"calibration of method {method!r} sets thresholds anew, and these have been trained: run the model as it "
+            f"calibration of method {method!r} sets thresholds again, and these have been trained: run the model as it "
             "is, or convert the dense model again"
         )
     return left

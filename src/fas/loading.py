@@ -128,16 +128,6 @@ class Loaded:
         if not self.converted:
             raise CheckpointError(f"{self.name} is dense: convert it first with fas convert {self.name} OUT")
 
-    def set_timesteps(self, timesteps: int) -> None:
-        """Let a converted model run T steps.
-
-        Raises:
-            CheckpointError: the model does not spike.
-            ValueError: T below 1.
-        """
-        self.need_converted()
-        self.model.timesteps = timesteps
-
     def set(self, timesteps: int | None = None, schedule: Any = None) -> None:
         """Let a converted model run T steps by a schedule; None leaves its own.
 
@@ -145,11 +135,10 @@ class Loaded:
             CheckpointError: the model does not spike.
             ValueError: T below 1, or no such schedule.
         """
-        if timesteps is not None:
-            self.set_timesteps(timesteps)
-        if schedule is not None:
-            self.need_converted()
-            self.model.schedule = schedule
+        for name, value in (("timesteps", timesteps), ("schedule", schedule)):
+            if value is not None:
+                self.need_converted()
+                setattr(self.model, name, value)
 
     @property
     def reads_images_and_text(self) -> bool:

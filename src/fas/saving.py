@@ -69,7 +69,6 @@ def check_room(directory: Path, model: Any, copies: int = 1) -> None:
 
 
 def _size(count: int) -> str:
-    """Return a number of bytes in the unit that fits it."""
     unit = next((u for u in ("GiB", "MiB") if count >= _UNITS[u]), "KiB")
     return f"{count / _UNITS[unit]:.1f} {unit}"
 

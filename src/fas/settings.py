@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints
 
-from fas.types import Execution, Network, Operators, Schedule
+from fas.types import Execution, Network, Operators, Schedule, check_choice, check_whole
 
 Weights = Literal["float", "int8"]
 Kernels = Literal["auto", "torch", "cpu", "triton", "naive"]
@@ -64,7 +64,6 @@ class Settings:
     kernels: Kernels = field(default_factory=default_kernels, metadata=_NOT_SAVED)
 
     def __post_init__(self) -> None:
-        """Check every field."""
         for name, value in vars(self).items():
             check(name, value)
 
@@ -108,10 +107,10 @@ def check(name: str, value: Any, called: str | None = None) -> None:
         ValueError: such a value.
     """
     choices = get_args(_kinds()[name])
-    if choices and value not in choices:
-        raise ValueError(f"{called or name} is {value!r}; choose one of {', '.join(choices)}")
-    if not choices and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{called or name} is {value!r}; expected a whole number of at least 1")
+    if choices:
+        check_choice(called or name, value, choices)
+    else:
+        check_whole(called or name, value)
 
 
 def _attribute(name: str) -> property:

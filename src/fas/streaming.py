@@ -26,7 +26,7 @@ from fas.storage.checksums import write_sums
 from fas.storage.digest import digest, pieces, states
 from fas.storage.directory import put, read_config
 from fas.storage.sharded import Sharded
-from fas.surgery.probe import evaluating, probe_inputs, reads_images_and_text
+from fas.surgery.probe import evaluating, hooked, probe_inputs, reads_images_and_text
 from fas.types import Method, Progress, Record, Stage
 
 
@@ -44,7 +44,7 @@ def stream(
 ) -> list[Record]:
     """Convert and calibrate a checkpoint that is larger than the memory, block by block, into a directory.
 
-    In memory are one block, or what lies before or behind the blocks, and the activations of one site. A finished
+    In memory are one block, or what lies before or after the blocks, and the activations of one site. A finished
     block is written with its weights as they were, bit by bit. The parameters of neurons are those that ``convert``
     would find in a model of the same ``dtype``.
 
@@ -98,12 +98,8 @@ def stream(
         if (target / "config.json").is_file():
             return FASConfig(**read_config(target)["quantization_config"]).records
         residence = Residence(sharded, layout, partial, fingerprint, budget=budget, told=told)
-    handles = residence.watch()
-    try:
+    with hooked(residence.watch()):
         config.records.extend(stage.run(model, calibration, progress, kept=residence) for stage in stages)
-    finally:
-        for handle in handles:
-            handle.remove()
     residence.close()
     _complete(sharded, partial / "model", tokenizer)
     put(partial / "model", target)
@@ -112,11 +108,7 @@ def stream(
 
 
 def _stages(config: FASConfig) -> list[Stage]:
-    """Return the stages of a method that can be streamed.
-
-    Raises:
-        ValueError: one that cannot, or several processes.
-    """
+    """Return the stages of a method; refuse one that cannot be streamed, and several processes."""
     stages = config.recipe.stages()
     asked = [name for name in ("gated", "spike_price") if getattr(config.recipe, name, False)]
     if len(stages) != 1 or not isinstance(stages[0], Calibrate | SetThresholds) or asked:
@@ -132,11 +124,7 @@ def _stages(config: FASConfig) -> list[Stage]:
 
 
 def _check_model(model: Any) -> None:
-    """Refuse a model whose blocks read more than the hidden state before them.
-
-    Raises:
-        SiteError: an encoder with a decoder; images beside text.
-    """
+    """Refuse a model whose blocks read more than the hidden state before them."""
     why = None
     if model.config.is_encoder_decoder:
         why = "its decoder reads what its encoder returns"

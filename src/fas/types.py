@@ -59,7 +59,7 @@ class Site:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Dotted names of every linear layer that the site drives; none behind a factor in attention."""
+        """Dotted names of every linear layer that the site drives; none for a factor in attention."""
         return () if self.role in OPERANDS else (self.path, *self.also)
 
 
@@ -91,6 +91,27 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Refuse a value that is no whole number within bounds.
+
+    Raises:
+        ValueError: such a value; the message names it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} is {value!r}; expected a whole number {bounds}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse a value that is none of several.
+
+    Raises:
+        ValueError: such a value; the message names it.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 class Neuron(ABC):
@@ -263,7 +284,7 @@ class Stage(ABC):
     """One step of a method that changes parameters: a frozen dataclass whose fields are its settings.
 
     Attributes:
-        prepares: whether it belongs before stage 1 only, since it sets anew what training finds.
+        prepares: whether it belongs before stage 1 only, since it sets again what training finds.
         trains: whether it trains the thresholds of the quantised network, which later stages then keep.
     """
 
@@ -324,16 +345,11 @@ class Method(ABC):
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check these fields; make ``exclude`` a tuple."""
-        for name in ("timesteps", "levels"):
-            value = getattr(self, name)
-            if name == "levels" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+        check_whole("timesteps", self.timesteps)
+        if self.levels is not None:
+            check_whole("levels", self.levels)
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
+            check_choice(name, getattr(self, name), get_args(choices))
         exclude: Any = self.exclude
         if isinstance(exclude, str):
             raise ValueError(f"exclude is the string {exclude!r}; expected a list of patterns: [{exclude!r}]")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fas.calibration.fit import Fit, counts, drive, encode, fit_channels, fit_layer
@@ -13,6 +13,7 @@ from fas.neurons.clipped_count import ClippedCount
 from fas.neurons.phase import Phase
 
 seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=settings.default.max_examples // 5)
 bounds_of_codes = st.sampled_from([(0, 1), (0, 4), (0, 15), (-1, 1), (-3, 3), (-4, 4), (-8, 8)])
 shapes = st.sampled_from(["normal", "uniform", "tails", "skewed", "relu"])
 # Sums over at most 400 rows in float64; Lloyd's steps lower the error in exact arithmetic only.
@@ -73,6 +74,7 @@ def brute_force(x: np.ndarray, bounds: tuple[int, int], points: int, *, centred:
 # What runs ---------------------------------------------------------------------------------------------
 
 
+@few
 @given(shapes, seeds, bounds_of_codes, st.integers(1, 30))
 def test_encode_is_the_formula(shape, seed, bounds, n):
     x = data(shape, seed, n)
@@ -87,6 +89,7 @@ def test_encode_is_the_formula(shape, seed, bounds, n):
     assert bounds[0] <= sent.min() and sent.max() <= bounds[1]
 
 
+@few
 @given(shapes, seeds, st.integers(1, 8), st.sampled_from([ClippedCount(True), ClippedCount(False), Phase(True)]))
 def test_encode_is_what_a_population_passes_on(shape, seed, steps, neuron):
     bounds, x = neuron.bounds(steps), data(shape, seed, 40)
@@ -121,6 +124,7 @@ def test_drive_is_what_can_make_neurons_fire():
 # One threshold per layer -------------------------------------------------------------------------------
 
 
+@few
 @given(shapes, seeds, bounds_of_codes, st.integers(1, 60), st.sampled_from([1, 2, 40]))
 def test_layer_threshold_is_the_best_of_its_grid(shape, seed, bounds, n, candidates):
     x = drive(data(shape, seed, n), bounds)
@@ -139,6 +143,7 @@ def test_layer_threshold_is_the_best_of_its_grid(shape, seed, bounds, n, candida
 # One per channel ---------------------------------------------------------------------------------------
 
 
+@few
 @given(shapes, seeds, bounds_of_codes, st.integers(1, 200), st.booleans())
 def test_channels_are_never_worse_than_the_layer_or_a_range(shape, seed, bounds, n, centred):
     x = drive(data(shape, seed, n), bounds)
@@ -165,6 +170,7 @@ def test_channels_are_never_worse_than_the_layer_or_a_range(shape, seed, bounds,
     np.testing.assert_allclose(fit.error.numpy(), expected, rtol=1e-6, atol=TINY)
 
 
+@few
 @given(shapes, seeds, st.sampled_from([(0, 1), (0, 4), (0, 15), (-4, 4)]), st.integers(2, 200))
 def test_initial_potential_is_never_worse_than_half(shape, seed, bounds, n):
     x = drive(data(shape, seed, n), bounds)
@@ -304,6 +310,7 @@ def test_starting_from_a_threshold_per_channel():
     assert (again.error <= start.error * SLACK).all()
 
 
+@few
 @given(seed=seeds, shape=shapes)
 def test_levels_to_spare_widen_the_range(seed, shape):
     """6,561 levels: values twice as far out as any seen still have a level near; at 17 there are none to spare."""

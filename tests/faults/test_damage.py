@@ -155,7 +155,7 @@ CONFIGURATIONS: list[tuple[str, str, Edit, str]] = [
     ("a method elsewhere", "snn", quantisation(method="../../evil"), "no '../../evil' in fas.methods"),
     ("no name of a method", "snn", quantisation(method=["fas"]), r"method is \['fas'\]; expected a name"),
     ("time steps as text", "snn", quantisation(timesteps="4"), "timesteps is '4'; expected a whole number"),
-    ("no time steps", "snn", quantisation("timesteps"), "names sites but no timesteps"),
+    ("no time steps", "snn", quantisation("timesteps"), "has sites but no timesteps"),
     ("no sites", "snn", quantisation("sites"), "names no spiking sites"),
     ("sites as text", "snn", quantisation(sites="x"), "which is no list"),
     ("a switch as text", "snn", quantisation(gated="no"), "gated is 'no'; expected true or false"),

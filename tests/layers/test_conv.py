@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from fas.errors import FASError
-from fas.layers.conv import ChannelsLast, SpikingConv2d
+from fas.layers.conv import SpikingConv2d
 from fas.layers.linear import SpikingLinear
+from fas.layers.once import Once
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.neurons.clipped_count import ClippedCount
@@ -106,8 +107,8 @@ def test_a_mean_error_becomes_the_sum_of_the_kernel(options):
 
 def test_layers_of_one_site_encode_once():
     population = neurons()
-    population.readers = 2
-    view = ChannelsLast(2)
+    population.once = Once(2)
+    view = Once(2)
     first, second = nn.Conv2d(C, 4, 3, padding=1), nn.Conv2d(C, 3, 1)
     layers = [SpikingConv2d(first, population, view), SpikingConv2d(second, population, view, owner=False)]
     shown = []
@@ -115,10 +116,10 @@ def test_layers_of_one_site_encode_once():
     x = torch.randn(2, C, 6, 6)
     outputs = [layer(x) for layer in layers]
     assert len(shown) == 1 and shown[0][1].shape == (1, 2, 6, 6, C)
-    population.readers, population.simulation.observers = 1, []
+    population.once, population.simulation.observers = Once(), []
     for dense, output in zip((first, second), outputs, strict=True):
         assert torch.equal(SpikingConv2d(dense, population)(x), output)
-    assert view._once._latest == {}
+    assert view._latest == {}
 
 
 @given(

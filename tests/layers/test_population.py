@@ -338,7 +338,7 @@ def test_layers_that_read_the_same_tensor_get_the_same_spikes_computed_once():
     first, second, third = population(x), population(x), population(x)
     assert first is second is third
     assert len(seen.calls) == 1
-    assert population._once._latest == {}  # the tensors are let go after the last reader
+    assert population.once._latest == {}  # the tensors are let go after the last reader
 
 
 def test_the_next_pass_and_another_tensor_are_encoded_again():
@@ -356,7 +356,7 @@ def test_the_next_pass_and_another_tensor_are_encoded_again():
     assert len(seen.calls) == 4
     population(x)
     population.reset()
-    assert population._once._latest == {}
+    assert population.once._latest == {}
 
 
 # Not ready, or asked for what cannot be ----------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_half_precision():
 def test_damaged_and_foreign_directories(tmp_path):
     model = converted("vgg")
     model.save_pretrained(tmp_path / "snn")
-    with pytest.raises(SiteError, match=r"ResNet has no features\.0 with features\.1 behind it"):
+    with pytest.raises(SiteError, match=r"ResNet has no features\.0 with features\.1 after it"):
         load_module(tiny_cnns.build("resnet"), tmp_path / "snn")
     with pytest.raises(TypeError, match=r"saved without options, got \['max_shard_size'\]"):
         model.save_pretrained(tmp_path / "other", max_shard_size="1GB")

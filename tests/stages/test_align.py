@@ -62,7 +62,7 @@ def test_it_comes_closer_to_the_teacher_and_leaves_the_weights(settings):
     for population in populations(model).values():
         population.log_threshold.data += math.log(2)
     before = distance()
-    record = Align(epochs=10, learning_rate=2e-2).run(model, data)
+    record = Align(epochs=5, learning_rate=4e-2).run(model, data)
     assert distance() < 0.8 * before
     assert record.results["loss_last"] < record.results["loss_first"]
     assert all(torch.equal(weights[n], p) for n, p in model.named_parameters() if n in weights)

@@ -352,6 +352,6 @@ def test_what_belongs_before_training_does_not_run_behind_it(tmp_path):
         model = fas.convert(FAMILIES["opt"].build(), method, calibration=batches("opt"))
         model.records.append(Record("finetune", {}, {}, trains=True))
         with pytest.raises(
-            ValueError, match="sets thresholds anew, and these have been trained: run the model as it is"
+            ValueError, match="sets thresholds again, and these have been trained: run the model as it is"
         ):
             fas.calibrate(model, batches("opt"))

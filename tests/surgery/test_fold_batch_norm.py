@@ -76,7 +76,7 @@ def test_the_form_alone():
     prepare_folded(other, pairs)
     other.load_state_dict(folded.state_dict())
     assert torch.equal(other(x), folded(x))
-    with pytest.raises(SiteError, match=r"VGG has no conv1 with bn1 behind it: it is another model"):
+    with pytest.raises(SiteError, match=r"VGG has no conv1 with bn1 after it: it is another model"):
         prepare_folded(tiny_cnns.build("vgg"), pairs)
 
 

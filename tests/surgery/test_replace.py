@@ -33,7 +33,7 @@ def test_every_site_gets_one_population_and_all_its_layers():
     assert set(neurons) == {site.path for site in sites}
     for site in sites:
         shared = neurons[site.path]
-        assert shared.readers == len(site.layers) and shared.channels == site.channels
+        assert shared.once.readers == len(site.layers) and shared.channels == site.channels
         assert all(layers[path].population is shared for path in site.layers)
         assert [hasattr(layers[path], "neuron") for path in site.layers] == [True] + [False] * len(site.also)
 

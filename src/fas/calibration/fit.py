@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,7 @@ _TINY = 1e-8
 # Points of a whole site, which many channels fill.
 _SITE = {"groups": 4096, "ends": 2048}
 # Error that a wider range may add, relative to the variance: −45 dB, far below what 17 levels cost (−19 dB).
-SPARE = 3e-5
+_SPARE = 3e-5
 _FIELDS = ("threshold", "offset", "v_init", "error")
 
 
@@ -67,21 +69,13 @@ def fit_layer(x: Tensor, bounds: tuple[int, int], *, candidates: int = 40) -> Fi
     seen = points(x.reshape(-1, 1), **_SITE)
     peak = (x.amax() if bounds[0] == 0 else x.abs().amax()).clamp_min(_TINY)
     half, zero = x.new_tensor(0.5), x.new_tensor(0.0)
-    best: Fit | None = None
-    for factor in torch.logspace(-2, 0, candidates, device=x.device, dtype=x.dtype):
-        trial = _with_error(seen, Fit(peak * factor, zero, half, zero), bounds)
-        best = trial if best is None or bool(trial.error < best.error) else best
-    assert best is not None
-    return Fit(best.threshold, zero, half, best.error[0])
+    factors = torch.logspace(-2, 0, candidates, device=x.device, dtype=x.dtype)
+    best = best_of(_with_error(seen, Fit(peak * factor, zero, half, zero), bounds) for factor in factors)
+    return Fit(best.threshold.view(()), zero, half, best.error[0])
 
 
 def fit_channels(
-    x: Tensor,
-    bounds: tuple[int, int],
-    start: Fit | None = None,
-    *,
-    centred: bool = True,
-    iterations: int = 10,
+    x: Tensor, bounds: tuple[int, int], start: Fit | None = None, *, centred: bool = True, iterations: int = 10
 ) -> Fit:
     """Threshold, offset and initial potential of every channel (fine).
 
@@ -126,7 +120,6 @@ def _part(fit: Fit, part: slice) -> Fit:
 
 
 def _fit_block(seen: Points, bounds: tuple[int, int], start: Fit | None, centred: bool, iterations: int) -> Fit:
-    """Fit some channels."""
     half = torch.full_like(seen.values[0], 0.5)
     signed = bounds[0] < 0
     free = signed and centred
@@ -137,12 +130,12 @@ def _fit_block(seen: Points, bounds: tuple[int, int], start: Fit | None, centred
         else:
             reach = torch.maximum(top, -bottom) if signed else top
             starts.append((reach / bounds[1], torch.zeros_like(top)))
-    best: Fit | None = None
-    for step, offset in starts:
-        trial = Fit(step.clamp_min(_TINY) * bounds[1], offset, half, half)
-        best = _better(best, _settled(seen, trial, bounds, iterations, free=free))
-    assert best is not None
-    best = _widened(seen, best, bounds)
+    trials = (Fit(step.clamp_min(_TINY) * bounds[1], offset, half, half) for step, offset in starts)
+    best = best_of(_settled(seen, trial, bounds, iterations, free=free) for trial in trials)
+    offset, v_init = best.offset, best.v_init
+    best = widened(
+        best, seen.variance(seen.values), lambda theta: _with_error(seen, Fit(theta, offset, v_init, half), bounds)
+    )
     return best if free else _fit_potential(seen, best, bounds)
 
 
@@ -156,14 +149,18 @@ def _settled(seen: Points, fit: Fit, bounds: tuple[int, int], iterations: int, *
     return _with_error(seen, Fit(step * bounds[1], offset, fit.v_init, fit.error), bounds)
 
 
-def _widened(seen: Points, fit: Fit, bounds: tuple[int, int]) -> Fit:
-    """Multiply the range by as much as costs no more than ``SPARE`` of the channel's variance."""
-    variance = seen.variance(seen.values)
-    allowed = fit.error + SPARE * variance
-    widest = fit
+def widened(fit: Fit, variance: Tensor, tried: Callable[[Tensor], Fit]) -> Fit:
+    """Return a fit whose range is as wide as costs no more than −45 dB of the variance.
+
+    Args:
+        fit: parameters (C,) or ().
+        variance: of the activations, shape of ``fit.error``.
+        tried: the fit with another threshold, and its error.
+    """
+    allowed, widest = fit.error + _SPARE * variance, fit
     for factor in (1.25, 1.5, 2.0, 3.0, 4.0):
-        trial = _with_error(seen, Fit(fit.threshold * factor, fit.offset, fit.v_init, fit.error), bounds)
-        widest = _select((trial.error <= allowed) & (variance > 0), trial, widest)
+        trial = tried(fit.threshold * factor)
+        widest = select((trial.error <= allowed) & (variance > 0), trial, widest)
     return widest
 
 
@@ -194,27 +191,22 @@ def _with_error(seen: Points, fit: Fit, bounds: tuple[int, int]) -> Fit:
 
 
 def _fit_potential(seen: Points, fit: Fit, bounds: tuple[int, int]) -> Fit:
-    """Choose v_0 per channel by the variance of the error: its mean goes into the bias behind."""
+    """Choose v_0 per channel by the variance of the error: its mean goes into the bias after it."""
     best, spread = fit, seen.variance(encode(seen.values, fit, bounds) - seen.values)
     for value in (0.2, 0.3, 0.4, 0.6, 0.7):
         trial = Fit(fit.threshold, fit.offset, torch.full_like(fit.v_init, value), fit.error)
         wander = seen.variance(encode(seen.values, trial, bounds) - seen.values)
         closer = wander < spread
-        best = _select(closer, trial, best)
+        best = select(closer, trial, best)
         spread = torch.where(closer, wander, spread)
     return _with_error(seen, best, bounds)
 
 
-def _better(best: Fit | None, trial: Fit) -> Fit:
-    return trial if best is None else _select(trial.error < best.error, trial, best)
+def best_of(trials: Iterable[Fit]) -> Fit:
+    """Return the smallest error of every channel; of equal ones the first."""
+    return functools.reduce(lambda best, trial: select(trial.error < best.error, trial, best), trials)
 
 
-def _select(first: Tensor, a: Fit, b: Fit) -> Fit:
-    """Take channels from a where ``first`` holds, else from b."""
-    pick = torch.where
-    return Fit(
-        pick(first, a.threshold, b.threshold),
-        pick(first, a.offset, b.offset),
-        pick(first, a.v_init, b.v_init),
-        pick(first, a.error, b.error),
-    )
+def select(first: Tensor, a: Fit, b: Fit) -> Fit:
+    """Take channels from a where ``first`` (C,) or () holds, else from b."""
+    return Fit(*(torch.where(first, getattr(a, name), getattr(b, name)) for name in _FIELDS))

@@ -16,7 +16,7 @@ PLENTY = 256
 # The range as a multiple of the largest value seen, where the reach of the channel is not beyond: signed digits of
 # eight steps then have 122 levels for it, which cost 0.3 % of perplexity on a language model of 135 million parameters.
 _HEADROOM = 8
-# Largest reach as a multiple of the largest value seen: channels that are silent but at rare tokens (behind ReLU) have
+# Largest reach as a multiple of the largest value seen: channels that are silent but at rare tokens (after ReLU) have
 # ratios of a thousand, which say nothing about the others.
 _FURTHEST = 16
 # Of the channels of a site, how many may have a longer tail than the range is made for.
@@ -27,14 +27,7 @@ _COARSER = 14
 _STILL, _TINY = 1e-6, 1e-8
 
 
-def fit_range(
-    x: Tensor,
-    neuron: Neuron,
-    timesteps: int,
-    cost: SpikeCost | None = None,
-    *,
-    per_channel: bool,
-) -> Fit:
+def fit_range(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost | None = None, *, per_channel: bool) -> Fit:
     """Choose θ so that no activation to come is clipped, and the step as large as its error allows.
 
     Real models send values at rare tokens that are many times the largest of a thousand tokens before, and all that
@@ -79,13 +72,11 @@ def fit_range(
 
 
 def _cheapest(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost, finest: Tensor) -> Tensor:
-    """Return the step (C,) or () at which errors and spikes cost least.
-
-    Costs of errors are estimated from few answers, so that those of single channels are half guesses: the geometric
-    mean with their site's is the better one (measured; see docs/real-models.md).
-    """
+    """Return the step (C,) or () at which errors and spikes cost least."""
     lower, upper = neuron.bounds(timesteps)
     table = neuron.spikes(torch.arange(lower, upper + 1, dtype=x.dtype, device=x.device), timesteps)
+    # Costs of errors are estimated from few answers, so that those of single channels are half guesses: the geometric
+    # mean with their site's is the better one (measured; see docs/real-models.md).
     weight = (cost.error * cost.error.mean()).sqrt()
 
     def prices(part: slice) -> Tensor:

@@ -35,7 +35,7 @@ class SpikeCost:
     Attributes:
         error: cost of one unit of a channel's mean squared error, (C,).
         spike: cost of one spike per window of one neuron.
-        corrected: whether the mean error of a channel goes into a bias behind, and so costs nothing.
+        corrected: whether the mean error of a channel goes into a bias downstream, and so costs nothing.
     """
 
     error: Tensor
@@ -47,7 +47,7 @@ def fit_sparse(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost, *, pe
     """Minimise, in every channel, cost of the error + cost of the spikes.
 
     A code is a step u = θ/resolution and the lower edge a of the interval [a, a + u) that is silent: the count is
-    ⌊(x − a)/u⌋ within its bounds. What the layers behind receive is u · count + μ, and the best μ is the mean of
+    ⌊(x − a)/u⌋ within its bounds. What the layers downstream receive is u · count + μ, and the best μ is the mean of
     x − u · count: silence then stands for what most activations are, wherever that lies, and v_0/θ = (μ − a)/u.
     A neuron without sign keeps μ = 0. The best of a grid of steps and edges is refined by moving both; the grid
     is evaluated on groups of each channel's sorted activations, ends alone.
@@ -67,7 +67,7 @@ def fit_sparse(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost, *, pe
     pooled = x if per_channel else x.reshape(-1, 1)
     price = cost.error if per_channel else cost.error.sum(0, keepdim=True)
     spike = cost.spike if per_channel else cost.spike * x.shape[1]
-    # What varies less is rounding behind layers that see constants, and must not make neurons fire.
+    # What varies less is rounding after layers that see constants, and must not make neurons fire.
     least = max(_STILL * float(x.abs().amax()), _TINY)
 
     def search(part: slice) -> tuple[Tensor, Tensor]:

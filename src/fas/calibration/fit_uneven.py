@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fas.calibration.fit import SPARE, Fit
+from fas.calibration.fit import Fit, best_of, widened
 from fas.calibration.points import points
 from fas.types import Neuron
 
 # Below this share of the largest magnitude a range loses more at its end than it gains inside.
 _SMALLEST, _CANDIDATES = 0.1, 16
-_WIDER = (1.25, 1.5, 2.0, 3.0, 4.0)
 
 
 def encode_uneven(x: Tensor, threshold: Tensor, v_init: Tensor, neuron: Neuron, timesteps: int) -> Tensor:
@@ -57,16 +56,5 @@ def fit_uneven(x: Tensor, neuron: Neuron, timesteps: int, *, per_channel: bool) 
         error = seen.mean((sent - seen.values).square())
         return Fit(threshold, zero, half, error if per_channel else error.mean())
 
-    best = tried(top)
-    for share in torch.logspace(0, torch.log10(torch.tensor(_SMALLEST)), _CANDIDATES).tolist()[1:]:
-        trial = tried(top * share)
-        best = _chosen(trial.error < best.error, trial, best)
-    allowed, widest = best.error + SPARE * variance, best
-    for factor in _WIDER:
-        trial = tried(best.threshold * factor)
-        widest = _chosen((trial.error <= allowed) & (variance > 0), trial, widest)
-    return widest
-
-
-def _chosen(first: Tensor, a: Fit, b: Fit) -> Fit:
-    return Fit(torch.where(first, a.threshold, b.threshold), a.offset, a.v_init, torch.where(first, a.error, b.error))
+    shares = torch.logspace(0, torch.log10(torch.tensor(_SMALLEST)), _CANDIDATES).tolist()
+    return widened(best_of(tried(top * share) for share in shares), variance, tried)

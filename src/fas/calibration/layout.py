@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fas.surgery.probe import hooked
 from fas.surgery.replace import populations
 from fas.surgery.sites import block_of
 
@@ -29,7 +30,7 @@ class Layout:
         handed: blocks whose hidden state is the very one that the block before them has returned.
         forms: blocks that receive nothing else of others of their list, and whose hidden state nothing but the next
             block reads (LLaVA reads that of the last block but one), so that a pass can leave them out; what each
-            returns behind its hidden state, None where it returns the hidden state alone. Tensors there (weights
+            returns after its hidden state, None where it returns the hidden state alone. Tensors there (weights
             of attention that nobody asked for) are None.
     """
 
@@ -81,18 +82,14 @@ def observe(model: nn.Module, run: Callable[[], None]) -> Layout:
     for stem, blocks in {path.rpartition(".")[0]: blocks for path, blocks in lists.items()}.items():
         for path in blocks:
             handles += watch.block(stem, path, model.get_submodule(path))
-    try:
-        with watch:
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), watch:
+        run()
     for path in watch.handed:
         stem, _, number = path.rpartition(".")
         before = f"{stem}.{int(number) - 1}" if stem else str(int(number) - 1)
         if before in watch.read:
             watch.forms.pop(before, None)
-    repeated = {path for path, population in neurons.items() if watch.sites[path] > population.readers}
+    repeated = {path for path, population in neurons.items() if watch.sites[path] > population.once.readers}
     return Layout(frozenset(repeated), frozenset(watch.handed), watch.forms)
 
 
@@ -122,7 +119,6 @@ class _Watch(TorchFunctionMode):
         return result
 
     def block(self, stem: str, path: str, module: nn.Module) -> list[Any]:
-        """Watch a block."""
         made = self.made.setdefault(stem, WeakTensorKeyDictionary())
 
         def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -151,10 +147,7 @@ class _Watch(TorchFunctionMode):
             elif path in self.forms and not isinstance(output, Tensor):
                 self.forms[path] = pytree.tree_map(lambda x: None if isinstance(x, Tensor) else x, output[1:])
 
-        return [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after),
-        ]
+        return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
 
 
 @contextmanager

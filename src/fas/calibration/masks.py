@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fas.surgery.probe import reads_images_and_text
+from fas.surgery.probe import hooked, reads_images_and_text
 from fas.surgery.replace import populations
 
 # From what flows into a site last to what does so first: an answer is made of the question, which knows of the image.
@@ -39,13 +39,9 @@ def masks_of_sites(model: nn.Module, batch: Mapping[str, Any], run: Callable[[],
         names = [name for name, flow in flows.items() if arguments[0] in flow.reached]
         found.setdefault(population.path, _MASKS[names[0]] if names else NO_MASK)
 
-    handles = [population.register_forward_pre_hook(look) for population in populations(model).values()]
-    try:
-        with flows.get("input_ids", _Flow()), flows.get("decoder_input_ids", _Flow()):
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = hooked([population.register_forward_pre_hook(look) for population in populations(model).values()])
+    with hooks, flows.get("input_ids", _Flow()), flows.get("decoder_input_ids", _Flow()):
+        run()
     return found
 
 

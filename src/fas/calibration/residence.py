@@ -140,7 +140,7 @@ class Residence:
             self.leave(part)
 
     def prepare(self, site: Site) -> None:
-        """Have the layers behind a site in memory; those of a block are there already."""
+        """Have the layers after a site in memory; those of a block are there already."""
         if block_of(site.path) is None:
             self.enter(site.path)
 
@@ -245,7 +245,7 @@ class Shelf(MutableMapping[tuple[Network, int], Tensor]):
 
     Args:
         directory: of a chain of blocks.
-        reading: how many blocks lie behind the states that are read.
+        reading: how many blocks the states that are read have passed.
         budget: bytes held in memory.
     """
 

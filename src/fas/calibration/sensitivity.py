@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fas.layers.population import Population
 from fas.surgery.parameters import frozen
+from fas.surgery.probe import hooked
 from fas.surgery.replace import populations
 from fas.training.descent import answer, check_batches, inputs_of
 
@@ -46,25 +47,21 @@ def sensitivities(
     gradients: dict[str, dict[int, Tensor]] = {}
     draws, answers = torch.Generator().manual_seed(seed), 0
     extra = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
-    handles = [p.register_forward_hook(partial(_watch, gradients)) for p in populations(model).values()]
-    try:
-        with frozen(model), model.simulation.using(network="ann", observers=[]), torch.enable_grad():
-            for batch in batches:
-                if answers >= max_answers:
-                    break
-                inputs = inputs_of(batch)
-                logits = answer(model(**inputs, **extra))
-                surprise, count = _surprise(logits, _mask(inputs, logits), draws)
-                if surprise.requires_grad:
-                    surprise.backward()
-                answers += count
-                for path, parts in gradients.items():
-                    for gradient in parts.values():
-                        found[path] += gradient.flatten(0, -2).float().square().sum(0)
-                gradients.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = hooked([p.register_forward_hook(partial(_watch, gradients)) for p in populations(model).values()])
+    with hooks, frozen(model), model.simulation.using(network="ann", observers=[]), torch.enable_grad():
+        for batch in batches:
+            if answers >= max_answers:
+                break
+            inputs = inputs_of(batch)
+            logits = answer(model(**inputs, **extra))
+            surprise, count = _surprise(logits, _mask(inputs, logits), draws)
+            if surprise.requires_grad:
+                surprise.backward()
+            answers += count
+            for path, parts in gradients.items():
+                for gradient in parts.values():
+                    found[path] += gradient.flatten(0, -2).float().square().sum(0)
+            gradients.clear()
     return {path: total / (2 * max(1, answers)) for path, total in found.items()}
 
 

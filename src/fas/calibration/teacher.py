@@ -14,22 +14,12 @@ from fas.surgery.replace import populations, spiking_layers
 Aim = Literal["auto", "quantised", "ann"]
 
 
-def check_aim(teacher: str) -> None:
-    """Refuse a teacher that is none.
-
-    Raises:
-        ValueError: such a name.
-    """
-    if teacher not in ("auto", "quantised", "ann"):
-        raise ValueError(f"teacher is {teacher!r}; choose one of auto, quantised, ann")
-
-
 class Teacher:
     """The dense or the quantised network of a model, with the parameters of neurons that it has now.
 
     Args:
         model: a converted model.
-        aim: ``quantised`` (what stage 1 has trained), ``ann``, or ``auto``: quantised behind stage 1, else ann.
+        aim: ``quantised`` (what stage 1 has trained), ``ann``, or ``auto``: quantised after stage 1, else ann.
 
     Attributes:
         network: the network that it is.
@@ -63,6 +53,6 @@ def is_corrected(model: Any) -> bool:
 
 
 def neuron_tensors(model: nn.Module, *, bias: bool = True) -> list[nn.Parameter]:
-    """Return the parameters of all neurons and, with ``bias``, the corrections of the layers behind them."""
+    """Return the parameters of all neurons and, with ``bias``, the corrections of the layers after them."""
     found = [p for population in populations(model).values() for p in population.parameters()]
     return found + [layer.correction for layer in spiking_layers(model).values() if bias]

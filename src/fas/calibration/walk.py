@@ -2,7 +2,7 @@
 
 Two streams of activations are kept, of the dense network (ann) and of the spiking one (snn). Blocks that follow each
 other are replayed one at a time from their recorded inputs, so a walk costs a few passes through the model and holds
-two copies of one block's input, whatever the depth. What lies before and behind the blocks is reached by passes that
+two copies of one block's input, whatever the depth. What lies before and after the blocks is reached by passes that
 leave them out. Where blocks do not hand over directly (branches), each is reached from the model's input instead:
 slower, the same. So are layers that run several times in a pass (ALBERT): their sites see the inputs of every time.
 
@@ -30,10 +30,10 @@ from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.memory import give_back
 from fas.storage.digest import pieces
-from fas.surgery.probe import Reached, evaluating
+from fas.surgery.probe import Reached, evaluating, hooked
 from fas.surgery.replace import populations, spiking_layers
 from fas.surgery.sites import block_of
-from fas.training.descent import check_batches
+from fas.training.descent import check_batches, inputs_of
 from fas.types import Kept, Network, Site
 
 Batch = Mapping[str, Tensor]
@@ -46,7 +46,7 @@ class Visit:
     Attributes:
         site, population: the site and its neurons.
         ann: inputs of the site in the dense network, or in another teacher, [n, C], float32.
-        snn: inputs of the site behind spiking predecessors [n, C], the same rows.
+        snn: inputs of the site after spiking predecessors [n, C], the same rows.
     """
 
     site: Site
@@ -169,7 +169,7 @@ class _Walker:
         # The encoder's answer to each batch, as the decoder's cross-attention receives it.
         self.encoded: dict[tuple[int, Network], Tensor] = {}
         # Chains that passes through the model leave out, since what comes out of them is known.
-        self.behind: list[_Chain] = []
+        self.passed: list[_Chain] = []
         self.layout = self.residence.layout if self.residence else observe(self.model, lambda: self.run(0, "ann"))
         self.masks = masks_of_sites(self.model, self.batches[0], lambda: self.run(0, "ann"))
 
@@ -186,7 +186,7 @@ class _Walker:
                 yield _Segment(self, members, self.run, again)
                 continue
             if chain is None:
-                self.behind = [known for known in self.behind if block not in known.blocks]
+                self.passed = [known for known in self.passed if block not in known.blocks]
                 chain = _Chain(self, block)
             chain.advance(chain.blocks.index(block))
             yield _Segment(self, members, chain.run)
@@ -197,32 +197,28 @@ class _Walker:
         """Go to the end of a chain, if that spares later passes the way through it."""
         if chain.can_leave_out:
             chain.advance(len(chain.blocks))
-            self.behind.append(chain)
+            self.passed.append(chain)
 
     def using(self, network: Network) -> AbstractContextManager[None]:
-        """Run one of the two networks while the block lasts."""
         taught = self.teacher if network == "ann" else None
         return self.simulation.using(network=network) if taught is None else taught.running()
 
     def run(self, i: int, network: Network) -> None:
         """Run the whole model on batch i; a hook may stop it."""
         extra = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
-        inputs = {k: v for k, v in self.batches[i].items() if k != "labels"}
+        inputs = inputs_of(self.batches[i])
 
         def keep(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             self.encoded[i, network] = hidden_of(output)
 
-        handle = self.encoder.register_forward_hook(keep) if self.encoder is not None else None
-        try:
-            with ExitStack() as stack:
-                for chain in self.behind:
-                    stack.enter_context(left_out(self.model, self.layout, chain.blocks, chain.hidden[network, i]))
-                stack.enter_context(self.using(network))
-                stack.enter_context(suppress(Reached))
-                self.model(**inputs, **extra)
-        finally:
-            if handle is not None:
-                handle.remove()
+        with ExitStack() as stack:
+            if self.encoder is not None:
+                stack.enter_context(self.encoder.register_forward_hook(keep))
+            for chain in self.passed:
+                stack.enter_context(left_out(self.model, self.layout, chain.blocks, chain.hidden[network, i]))
+            stack.enter_context(self.using(network))
+            stack.enter_context(suppress(Reached))
+            self.model(**inputs, **extra)
 
     def is_encoded(self, i: int, network: Network, x: object) -> bool:
         """Whether a tensor is the encoder's answer to batch i."""
@@ -322,15 +318,13 @@ class _Chain:
             )
             for path in self.blocks
         ]
-        try:
-            with left_out(self.walker.model, self.walker.layout, self.blocks if self.can_leave_out else ()):
-                self.walker.run(i, network)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with (
+            hooked(handles),
+            left_out(self.walker.model, self.walker.layout, self.blocks if self.can_leave_out else ()),
+        ):
+            self.walker.run(i, network)
 
     def reaches(self, block: str) -> bool:
-        """Whether a block lies ahead in the chain."""
         return block in self.blocks[self.visited :]
 
     def advance(self, target: int) -> None:

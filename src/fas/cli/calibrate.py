@@ -58,7 +58,7 @@ def calibrate(
             output.remark(f"written to {place} by the run that was interrupted: T = {loaded.model.timesteps}")
             return
         if timesteps is not None:
-            loaded.set_timesteps(timesteps)
+            loaded.set(timesteps)
         if spike_price is not None:
             config = loaded.model.fas_config
             if not hasattr(config.recipe, "spike_price"):

@@ -108,6 +108,8 @@ class Training:
         return Control(trained, record.results["control_seconds"])
 
     def _plain(self, loaded: Loaded, rates: bool, progress: Progress | None) -> Control | None:
+        from torch.optim import SGD
+
         from fas.conversion import revert
         from fas.stages.train_quantised import TrainQuantised
         from fas.stages.train_rates import TrainRates
@@ -125,8 +127,8 @@ class Training:
         began = time.perf_counter()
         with evaluating(dense):
             descend(
-                list(dense.parameters()), self._labelled(), lambda batch: cross_entropy(dense, batch),
-                label="control", epochs=1, learning_rate=_RATE, weight_decay=stage.weight_decay, progress=progress,
+                SGD(dense.parameters(), _RATE, 0.9, weight_decay=stage.weight_decay), self._labelled(),
+                lambda batch: cross_entropy(dense, batch), label="control", epochs=1, progress=progress,
             )  # fmt: skip
         return Control(replace(self.dense, model=dense.eval()), time.perf_counter() - began)
 

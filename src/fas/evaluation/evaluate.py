@@ -111,7 +111,7 @@ def evaluate(
                 loaded.model.network = network or "snn"
                 loaded.model.schedule = schedule or loaded.model.schedule
                 if step is not None:
-                    loaded.set_timesteps(step)
+                    loaded.set(step)
             parts = {"": partial(measure, loaded, scores, kept=kept, progress=progress)} if scores is not None else {}
             for task in tasks:
                 parts[task] = partial(

@@ -1,1 +1,1 @@
-"""The arithmetic of neurons and of the layers behind them: readable loops, and fast twins that are held to them."""
+"""The arithmetic of neurons and of the layers after them: readable loops, and fast twins that are held to them."""

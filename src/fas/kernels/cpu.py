@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,22 +11,13 @@ import torch
 from torch import Tensor
 
 from fas.kernels import torch_
-from fas.kernels.interface.code import Code
+from fas.kernels.interface.code import Code, State
 
 name = "cpu"
-_OPS = {
-    "encode": (torch.float32, torch.float64),
-    "counts": (torch.float32, torch.float64),
-    "decode": (torch.float32, torch.float64),
-    "emit": (torch.float32, torch.float64),
-    "pack": (torch.float32, torch.float64),
+_OPS: dict[str, tuple[torch.dtype, ...]] = {
+    **dict.fromkeys(("encode", "counts", "decode", "emit", "pack", "scan", "spikes"), (torch.float32, torch.float64)),
     "unpack": (torch.uint8,),
-    "scan": (torch.float32, torch.float64),
-    "spikes": (torch.float32, torch.float64),
-    "linear": (torch.float32,),
-    "event_linear": (torch.float32,),
-    "spike_linear": (torch.float32,),
-    "integer_linear": (torch.float32,),
+    **dict.fromkeys(("linear", "event_linear", "spike_linear", "integer_linear"), (torch.float32,)),
 }
 # Activations that one thread takes at a time: they and their answers stay in its first cache.
 _PIECE = 4096
@@ -44,7 +36,6 @@ _ANSWERS = {"emitted": 0, "counted": 1, "bytes": 2}
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """Tell whether an operation runs here, or why not."""
     if device.type != "cpu":
         return False, f"the tensors are on {device.type}"
     if dtype not in _OPS.get(op, ()):
@@ -57,57 +48,32 @@ def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, s
 def _unavailable() -> str:
     if find_spec("numba") is None:
         return "numba is not installed: pip install 'fas[fast]'"
-    from fas.kernels.native import calling
-
-    return calling.unavailable()
+    reason: str = _native("calling").unavailable()
+    return reason
 
 
 @functools.cache
-def _neuron(op: str, dtype: torch.dtype) -> Any:
+def _native(module: str) -> Any:
+    return importlib.import_module(f"fas.kernels.native.{module}")
+
+
+@functools.cache
+def _kernel(module: str, dtype: torch.dtype, *which: Any) -> Any:
+    """Return a neuron's kernel for float32 or float64."""
     import numpy as np
 
-    from fas.kernels.native.neuron import neuron_kernel
-
-    return neuron_kernel(op, np.float32 if dtype == torch.float32 else np.float64)
-
-
-@functools.cache
-def _digits(op: str, dtype: torch.dtype) -> Any:
-    import numpy as np
-
-    from fas.kernels.native.digits import digits_kernel
-
-    return digits_kernel(op, np.float32 if dtype == torch.float32 else np.float64)
-
-
-@functools.cache
-def _scanning(drive: str, recursion: str, answer: str, dtype: torch.dtype) -> Any:
-    import numpy as np
-
-    from fas.kernels.native.scan import scan_kernel
-
-    real = np.float32 if dtype == torch.float32 else np.float64
-    return scan_kernel(_DRIVES[drive], _RECURSIONS[recursion], _ANSWERS[answer], real)
-
-
-@functools.cache
-def _products() -> Any:
-    from fas.kernels.native import product
-
-    return product
+    make = getattr(_native(module), f"{module}_kernel")
+    return make(*which, np.float32 if dtype == torch.float32 else np.float64)
 
 
 @functools.cache
 def _run() -> Any:
-    from fas.kernels.native.calling import run
-
-    return run
+    return _native("calling").run
 
 
 def _written(out: Tensor) -> Tensor:
-    from fas.kernels.native import calling
-
-    return calling.written(out)
+    written: Tensor = _native("calling").written(out)
+    return written
 
 
 def _rows(x: Tensor, channels: int) -> tuple[int, int, int]:
@@ -115,16 +81,10 @@ def _rows(x: Tensor, channels: int) -> tuple[int, int, int]:
     return rows, channels, max(1, _PIECE // channels) if channels else 1
 
 
-def _parameters(code: Code, dtype: torch.dtype, unit: Tensor) -> tuple[int, ...]:
+def _parameters(code: Code, unit: Tensor) -> tuple[int, ...]:
     """Addresses of scale, unit, v_0 and μ, and the bounds. Every tensor of a ``Code`` here is of shape (C,)."""
-    return (
-        code.scale.data_ptr(),
-        unit.data_ptr(),
-        code.v_init.data_ptr(),
-        code.offset.data_ptr(),
-        code.lower,
-        code.upper,
-    )
+    scale, v_init, offset = code.scale.data_ptr(), code.v_init.data_ptr(), code.offset.data_ptr()
+    return scale, unit.data_ptr(), v_init, offset, code.lower, code.upper
 
 
 def _tally(sent: Tensor | None, most: int) -> tuple[int, int]:
@@ -133,13 +93,11 @@ def _tally(sent: Tensor | None, most: int) -> tuple[int, int]:
 
 
 def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return N_T · unit + μ for even input x [*B, C]; see ``naive.encode``."""
     x = x.contiguous()
     return _encode("encode", x, _written(torch.empty_like(x)), code, sent)
 
 
 def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return N_T for even input x [*B, C], int16; see ``naive.counts``."""
     return _encode("counts", x.contiguous(), torch.empty(x.shape, dtype=torch.int16), code, sent)
 
 
@@ -147,9 +105,9 @@ def _encode(op: str, x: Tensor, out: Tensor, code: Code, sent: Tensor | None) ->
     table = code.table
     if table is not None and not (table.even and sent is None):
         return _look_up(op, x, out, code, table.change if op == "encode" else table.settled, 1, code.unit, sent)
-    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.unit))
+    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, code.unit))
     tally = code.recursion == "digits", *_tally(sent, max(code.upper, -code.lower))
-    _run()(_neuron(op, x.dtype), x.nbytes + out.nbytes, *work, *tally)
+    _run()(_kernel("neuron", x.dtype, op), x.nbytes + out.nbytes, *work, *tally)
     return out
 
 
@@ -158,121 +116,95 @@ def _look_up(
 ) -> Tensor:
     """Run a kernel that looks counts up in ``rows`` rows of entries."""
     assert code.table is not None
-    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, unit))
+    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, unit))
     more = (entries.data_ptr(), rows, code.table.spikes.data_ptr(), *_tally(sent, code.timesteps))
-    _run()(_digits(op, x.dtype), x.nbytes + out.nbytes, *work, *more)
+    _run()(_kernel("digits", x.dtype, op), x.nbytes + out.nbytes, *work, *more)
     return out
 
 
 def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
-    """Return N · unit + μ for counts [*B, C], int16."""
     counts = counts.contiguous()
     out = torch.empty(counts.shape, dtype=dtype)
     work = (*_rows(counts, counts.shape[-1]), counts.data_ptr(), out.data_ptr())
-    _run()(_neuron("decode", dtype), out.nbytes, *work, *_parameters(code, dtype, code.unit)[:4])
+    _run()(_kernel("neuron", dtype, "decode"), out.nbytes, *work, *_parameters(code, code.unit)[:4])
     return out
 
 
 def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
     assert code.recursion is not None
     x = x.contiguous()
     out = _written(x.new_empty(code.timesteps, *x.shape))
     if code.table is not None:
         return _look_up("emit", x, out, code, code.table.emitted, code.timesteps, code.step_unit, sent)
-    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.step_unit))
+    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, code.step_unit))
     # Neither Σ x nor N is asked for; the first step is 1.
     more = (code.timesteps, 0, 1, 0, 0, 0, 0, *_tally(sent, code.timesteps * max(code.upper, -code.lower)))
-    _run()(_scanning("even", code.recursion, "emitted", x.dtype), out.nbytes, *work, *more)
+    _run()(
+        _kernel("scan", x.dtype, _DRIVES["even"], _RECURSIONS[code.recursion], _ANSWERS["emitted"]),
+        out.nbytes,
+        *work,
+        *more,
+    )
     return out
 
 
 def pack(x: Tensor, code: Code) -> Tensor:
-    """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C]; see ``naive.pack``."""
     assert code.recursion is not None
     x = x.contiguous()
     out = torch.empty(code.planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
     if code.table is not None:
         return _look_up("pack", x, out, code, code.table.bits, out.shape[0] * out.shape[1], code.unit, None)
-    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.unit))
-    _run()(_neuron("pack", x.dtype), 2 * x.nbytes, *work, code.timesteps, _RECURSIONS[code.recursion])
+    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, code.unit))
+    _run()(_kernel("neuron", x.dtype, "pack"), 2 * x.nbytes, *work, code.timesteps, _RECURSIONS[code.recursion])
     return out
 
 
 def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return the counts of packed spikes, int16 [*B, C]; see ``naive.unpack``."""
-    from fas.kernels.native.neuron import unpack as kernel
-
     bits = bits.contiguous()
     out = torch.empty(bits.shape[2:], dtype=torch.int16)
     if code.table is not None:
-        from fas.kernels.native.digits import unpack as looked_up
-
         worth = code.table.worth_of_bytes
         work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), len(worth) - 1, worth.data_ptr())
-        _run()(looked_up, out.nbytes, *work, *_tally(sent, code.timesteps))
+        _run()(_native("digits").unpack, out.nbytes, *work, *_tally(sent, code.timesteps))
         return out
     work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), *bits.shape[:2], code.recursion == "digits")
-    _run()(kernel, out.nbytes, *work, *_tally(sent, bits.shape[0] * code.timesteps))
+    _run()(_native("neuron").unpack, out.nbytes, *work, *_tally(sent, bits.shape[0] * code.timesteps))
     return out
 
 
 def scan(
-    x: Tensor,
-    code: Code,
-    *,
-    first: int,
-    difference: bool,
-    total: Tensor | None = None,
-    count: Tensor | None = None,
-    sent: Tensor | None = None,
+    x: Tensor, code: Code, *, first: int, difference: bool, state: State | None = None, sent: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run neurons over steps of uneven input; see ``naive.scan``."""
     out = _written(torch.empty_like(x, memory_format=_DENSE))
-    return _scan("counted" if difference else "emitted", x, code, first, difference, total, count, sent, out)
+    return _scan("counted" if difference else "emitted", x, code, first, difference, state, sent, out)
 
 
 def spikes(
-    x: Tensor,
-    code: Code,
-    *,
-    first: int,
-    difference: bool,
-    total: Tensor | None = None,
-    count: Tensor | None = None,
-    sent: Tensor | None = None,
+    x: Tensor, code: Code, *, first: int, difference: bool, state: State | None = None, sent: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with the spikes for an answer, int8; see ``naive.spikes``."""
     out = _written(torch.empty(x.shape, dtype=torch.int8))
-    return _scan("bytes", x, code, first, difference, total, count, sent, out)
+    return _scan("bytes", x, code, first, difference, state, sent, out)
 
 
 def _scan(
-    answer: str,
-    x: Tensor,
-    code: Code,
-    first: int,
-    difference: bool,
-    total: Tensor | None,
-    count: Tensor | None,
-    sent: Tensor | None,
+    answer: str, x: Tensor, code: Code, first: int, difference: bool, state: State | None, sent: Tensor | None,
     out: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     assert code.recursion is not None
     x = x.contiguous()
     sums = torch.empty_like(x[0])
-    number = torch.zeros_like(sums) if count is None else count.clone(memory_format=_DENSE)
-    start = sums if total is None else total.contiguous()
-    work = (*_rows(sums, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, x.dtype, code.threshold))
+    number = torch.zeros_like(sums) if state is None else state[1].clone(memory_format=_DENSE)
+    start = sums if state is None else state[0].contiguous()
+    work = (*_rows(sums, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, code.threshold))
     places = (start.data_ptr(), sums.data_ptr(), number.data_ptr())
-    more = (len(x), 0, first, total is not None, *places, *_tally(sent, len(x) * (code.upper - code.lower)))
-    kernel = _scanning("means" if difference else "values", code.recursion, answer, x.dtype)
+    more = (len(x), 0, first, state is not None, *places, *_tally(sent, len(x) * (code.upper - code.lower)))
+    drive = _DRIVES["means" if difference else "values"]
+    kernel = _kernel("scan", x.dtype, drive, _RECURSIONS[code.recursion], _ANSWERS[answer])
     _run()(kernel, x.nbytes + out.nbytes, *work, *more)
     return out, sums, number
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return x Wᵀ + b: x [*B, in], W [out, in] contiguous; BLAS computes it for many rows."""
     inner, outer = x.shape[-1], len(weight)
     rows = x.numel() // inner
     if rows == 0 or rows > _FEW_ROWS:
@@ -280,34 +212,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     x = x.contiguous()
     out = x.new_empty(*x.shape[:-1], outer)
     pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
-    _run()(_products().dense, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers)
+    _run()(_native("product").dense, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers)
     return out
 
 
 def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return b + Σ_c n_c unit_c W_c over the channels that have spiked: n [in] int16, W [in, out] contiguous."""
     inner, outer = weight.shape
     out = unit.new_empty(outer)
     pointers = (counts.data_ptr(), unit.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
-    _run()(_products().events, int(SPARSE * weight.nbytes), inner, outer, _COLUMNS, *pointers)
+    _run()(_native("product").events, int(SPARSE * weight.nbytes), inner, outer, _COLUMNS, *pointers)
     return out
 
 
 def spike_linear(
     spikes: Tensor, threshold: Tensor, weight: Tensor, bias: Tensor, *, first: int, difference: bool
 ) -> Tensor:
-    """Return the response to spikes of many rows by tables; see ``naive.spike_linear``.
-
-    Args:
-        spikes: int8 [n, *B, in], −1, 0 or 1.
-        threshold: [in].
-        weight: [out, in], contiguous as it is or transposed.
-        bias: [out].
-        first: number of the first step.
-        difference: whether running means are answered.
-    """
-    from fas.kernels.native import table
-
+    table = _native("table")
     spikes = spikes.contiguous()
     outer, inner = weight.shape
     rows = spikes.numel() // inner
@@ -326,7 +246,6 @@ def spike_linear(
 
 
 def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
-    """Return (counts · qᵀ) · scale + bias: counts [rows, in] int16 up to ``largest``, q [out, in] int8, contiguous."""
     counts = counts.contiguous()
     rows, inner, outer = *counts.shape, len(weight)
     if rows == 0 or rows > _FEW_ROWS:
@@ -335,5 +254,5 @@ def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, 
     pointers = (counts.data_ptr(), weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), out.data_ptr())
     # So many products of 16 by 8 bits add up below 2^31.
     block = (2**31 - 1) // (128 * largest)
-    _run()(_products().integer, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers, block)
+    _run()(_native("product").integer, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers, block)
     return out

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fas.kernels.interface.code import Code
+from fas.kernels.interface.code import Code, State
 
 name = "naive"
 # Share of channels that spike up to which rows of the weight are selected one by one: always.
@@ -21,7 +21,6 @@ TABLE_ROWS: float = 0
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """Everything, everywhere: there is nothing to be fast for."""
     return True, ""
 
 
@@ -55,15 +54,10 @@ def window(x: Tensor, code: Code) -> list[int]:
 
 
 def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return N_T · unit + μ for even input x [*B, C]: what the layers behind receive.
-
-    Here as in all that makes spikes, their number by channel is added to ``sent`` [C], int64, if it is given.
-    """
     return decode(counts(x, code, sent), code, x.dtype)
 
 
 def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return N_T for even input x [*B, C], int16."""
     out = torch.empty(x.shape, dtype=torch.int16)
     for index, one in _neurons(x, code):
         numbers = window(x[index], one)
@@ -73,12 +67,10 @@ def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
 
 
 def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
-    """Return N · unit + μ for whole counts [*B, C]."""
     return counts.to(dtype) * code.unit + code.offset
 
 
 def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
     out = x.new_empty(code.timesteps, *x.shape)
     for index, one in _neurons(x, code):
         before, numbers = 0, window(x[index], one)
@@ -90,30 +82,9 @@ def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
 
 
 def scan(
-    x: Tensor,
-    code: Code,
-    *,
-    first: int,
-    difference: bool,
-    total: Tensor | None = None,
-    count: Tensor | None = None,
-    sent: Tensor | None = None,
+    x: Tensor, code: Code, *, first: int, difference: bool, state: State | None = None, sent: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run neurons over steps of uneven input.
-
-    Args:
-        x: [n, *B, C]: running means over time (``difference``) or the values of each step.
-        code: parameters.
-        first: number of the first step in ``x``, from 1.
-        difference: which of the two ``x`` is; the answer is of the same kind.
-        total: Σ x before the first step [*B, C]; zero if None.
-        count: N before the first step [*B, C]; zero if None.
-        sent: spikes by channel so far, see ``encode``; a graded spike counts as many.
-
-    Returns:
-        What the layers receive, N_t θ/t + μ or s_t θ + μ [n, *B, C]; Σ x and N after the last step [*B, C].
-    """
-    numbers, sums = _numbers(x, code, first, difference, total, count, sent)
+    numbers, sums = _numbers(x, code, first, difference, state, sent)
     out = torch.empty_like(x)
     for n, (before, after) in enumerate(pairwise(numbers)):
         if difference:
@@ -124,36 +95,19 @@ def scan(
 
 
 def spikes(
-    x: Tensor,
-    code: Code,
-    *,
-    first: int,
-    difference: bool,
-    total: Tensor | None = None,
-    count: Tensor | None = None,
-    sent: Tensor | None = None,
+    x: Tensor, code: Code, *, first: int, difference: bool, state: State | None = None, sent: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run neurons over steps of uneven input as ``scan`` does, and return the spikes s_t [n, *B, C], int8.
-
-    Graded spikes beyond ±127 are not for it.
-    """
-    numbers, sums = _numbers(x, code, first, difference, total, count, sent)
+    numbers, sums = _numbers(x, code, first, difference, state, sent)
     return numbers.diff(dim=0).to(torch.int8), sums, numbers[-1]
 
 
 def _numbers(
-    x: Tensor,
-    code: Code,
-    first: int,
-    difference: bool,
-    total: Tensor | None,
-    count: Tensor | None,
-    sent: Tensor | None,
+    x: Tensor, code: Code, first: int, difference: bool, state: State | None, sent: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return N before the first step and after each, [n + 1, *B, C], and Σ x after the last."""
     numbers, sums = x.new_zeros(len(x) + 1, *x.shape[1:]), x.new_empty(x.shape[1:])
     for index, one in _neurons(x[0], code):
-        number = 0 if count is None else int(count[index])
+        number = 0 if state is None else int(state[1][index])
         numbers[(0, *index)] = number
         # torch adds up float32 in float64.
         added = torch.zeros((), dtype=torch.float64)
@@ -161,8 +115,8 @@ def _numbers(
             t, here = first + n, x[(n, *index)]
             added = added + here
             here = here * t if difference else added.to(x.dtype)
-            if not difference and total is not None:
-                here = here + total[index]
+            if not difference and state is not None:
+                here = here + state[0][index]
             target = int(torch.floor((here - one.offset * t) / one.threshold + one.v_init))
             number = step(number, target, one)
             numbers[(n + 1, *index)] = number
@@ -182,11 +136,6 @@ def step(count: int, target: int, code: Code) -> int:
 
 
 def pack(x: Tensor, code: Code) -> Tensor:
-    """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C].
-
-    Plane 0 holds positive spikes, plane 1 negative ones where the code has a sign. The spike of step t is bit t − 1,
-    counted from the low end of byte 0; a digit that stands for 2^w levels is bit w.
-    """
     digits = code.recursion == "digits"
     out = torch.zeros(code.planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
     for index, one in _neurons(x, code):
@@ -200,7 +149,6 @@ def pack(x: Tensor, code: Code) -> Tensor:
 
 
 def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return the counts of packed spikes, int16 [*B, C]: number of ones, or digits put together."""
     out = torch.zeros(bits.shape[2:], dtype=torch.int16)
     for plane, sign in zip(bits, (1, -1), strict=False):
         for bit in range(code.timesteps):
@@ -216,7 +164,6 @@ def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x Wᵀ + b: x [*B, in], W [out, in]."""
     out = x.new_zeros(x.numel() // x.shape[-1], len(weight))
     for row, source in zip(out, x.view(-1, x.shape[-1]), strict=True):
         for o in range(len(weight)):
@@ -226,7 +173,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return b + Σ_c n_c unit_c W_c over the channels that have spiked: n [in], W [in, out]."""
     out = bias.clone()
     for c in range(len(counts)):
         if counts[c]:
@@ -237,16 +183,6 @@ def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> 
 def spike_linear(
     spikes: Tensor, threshold: Tensor, weight: Tensor, bias: Tensor, *, first: int, difference: bool
 ) -> Tensor:
-    """Return b + Σ_c s_c θ_c W_c of every step, or of the running mean (Σ_{i≤t} s_i)/t in the place of s.
-
-    Args:
-        spikes: [n, *B, in], int8.
-        threshold: [in].
-        weight: [out, in].
-        bias: [out].
-        first: number of the first step, from 1; nothing has been sent before.
-        difference: whether the running mean is meant.
-    """
     rows = spikes.flatten(1, -2) if spikes.ndim > 2 else spikes.unsqueeze(1)
     out = threshold.new_empty(*rows.shape[:-1], len(weight))
     for n in range(len(rows)):
@@ -258,7 +194,6 @@ def spike_linear(
 
 
 def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
-    """Return (counts · qᵀ) · scale + bias: counts [rows, in] and q [out, in] whole, added up as whole numbers."""
     out = torch.zeros(len(counts), len(weight), dtype=torch.int64)
     for r in range(len(counts)):
         for o in range(len(weight)):

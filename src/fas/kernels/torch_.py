@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fas.kernels.interface.code import Code
+from fas.kernels.interface.code import Code, State
+from fas.neurons._digits import ones
 
 name = "torch"
 # Bits of a byte that are set, by the byte.
@@ -20,26 +21,22 @@ TABLE_ROWS: float = math.inf
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """Everything, everywhere."""
     return True, ""
 
 
 def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return N_T · unit + μ for even input x [*B, C]; see ``naive.encode``."""
     found = _counts(x, code)
     _tally_counts(found, code, sent)
     return found * code.unit + code.offset
 
 
 def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return N_T for even input x [*B, C], int16; see ``naive.counts``."""
     found = _counts(x, code)
     _tally_counts(found, code, sent)
     return found.to(torch.int16)
 
 
 def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
-    """Return N · unit + μ for whole counts [*B, C]."""
     return counts.to(dtype) * code.unit + code.offset
 
 
@@ -57,7 +54,6 @@ def window(x: Tensor, code: Code, t: int) -> Tensor:
 
 
 def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
     out = x.new_empty(code.timesteps, *x.shape)
     before = torch.zeros_like(x)
     for t in range(code.timesteps):
@@ -70,17 +66,9 @@ def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
 
 
 def scan(
-    x: Tensor,
-    code: Code,
-    *,
-    first: int,
-    difference: bool,
-    total: Tensor | None = None,
-    count: Tensor | None = None,
-    sent: Tensor | None = None,
+    x: Tensor, code: Code, *, first: int, difference: bool, state: State | None = None, sent: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run neurons over steps of uneven input; see ``naive.scan``."""
-    after, total = _numbers(x, code, first, difference, total, count)
+    after, total = _numbers(x, code, first, difference, state)
     fired = None if difference and sent is None else after.diff(dim=0)
     if fired is not None:
         tally(fired, sent)
@@ -93,17 +81,9 @@ def scan(
 
 
 def spikes(
-    x: Tensor,
-    code: Code,
-    *,
-    first: int,
-    difference: bool,
-    total: Tensor | None = None,
-    count: Tensor | None = None,
-    sent: Tensor | None = None,
+    x: Tensor, code: Code, *, first: int, difference: bool, state: State | None = None, sent: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with the spikes for an answer, int8; see ``naive.spikes``."""
-    after, total = _numbers(x, code, first, difference, total, count)
+    after, total = _numbers(x, code, first, difference, state)
     fired = after.diff(dim=0)
     tally(fired, sent)
     return fired.to(torch.int8), total, after[-1]
@@ -114,16 +94,14 @@ def _clock(x: Tensor, first: int) -> Tensor:
     return clock.view(-1, *[1] * (x.ndim - 1))
 
 
-def _numbers(
-    x: Tensor, code: Code, first: int, difference: bool, total: Tensor | None, count: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _numbers(x: Tensor, code: Code, first: int, difference: bool, state: State | None) -> tuple[Tensor, Tensor]:
     """Return N before the first step and after each, [n + 1, *B, C], and Σ x after the last."""
     clock = _clock(x, first)
     added = x * clock if difference else x.cumsum(0)
-    if total is not None and not difference:
-        added = added + total
+    if state is not None and not difference:
+        added = added + state[0]
     reached = ((added - code.offset * clock) / code.threshold + code.v_init).floor()
-    number = torch.zeros_like(reached[0]) if count is None else count
+    number = torch.zeros_like(reached[0]) if state is None else state[1]
     numbers = [number]
     for target in reached:
         if code.recursion == "binary":
@@ -137,7 +115,6 @@ def _numbers(
 
 
 def pack(x: Tensor, code: Code) -> Tensor:
-    """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C]; see ``naive.pack``."""
     out = torch.zeros(code.planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8, device=x.device)
     before = torch.zeros_like(x)
     for t in range(1, code.timesteps + 1):
@@ -150,7 +127,6 @@ def pack(x: Tensor, code: Code) -> Tensor:
 
 
 def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return the counts of packed spikes, int16 [*B, C]: number of ones, or digits put together."""
     if sent is not None:
         tally(_ONES.to(bits.device)[bits.int()], sent)
     if code.recursion == "digits":
@@ -178,25 +154,17 @@ def _tally_counts(counts: Tensor, code: Code, sent: Tensor | None) -> None:
     if sent is None:
         return
     if code.table is not None:
-        tally(code.table.of(code.table.spikes, counts), sent)
-        return
-    if code.recursion != "digits":
-        tally(counts, sent)
-        return
-    left = counts.abs()
-    for _ in range(code.timesteps):
-        half = (left / 2).floor()
-        tally(left - 2 * half, sent)
-        left = half
+        counts = code.table.of(code.table.spikes, counts)
+    elif code.recursion == "digits":
+        counts = ones(counts.abs(), code.timesteps)
+    tally(counts, sent)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x Wᵀ + b: x [rows, in], W [out, in] in any layout."""
     return functional.linear(x, weight, bias)
 
 
 def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return b + Σ_c n_c unit_c W_c over the channels that have spiked: n [in] int16, W [in, out]."""
     chosen = counts.nonzero().view(-1)
     return torch.addmv(bias, weight[chosen].T, counts[chosen] * unit[chosen])
 
@@ -204,14 +172,12 @@ def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> 
 def spike_linear(
     spikes: Tensor, threshold: Tensor, weight: Tensor, bias: Tensor, *, first: int, difference: bool
 ) -> Tensor:
-    """Return the response to spikes [n, *B, in] by a dense product; see ``naive.spike_linear``."""
     counts = spikes.cumsum(0, dtype=threshold.dtype) if difference else spikes.to(threshold.dtype)
     scale = threshold / _clock(counts, first) if difference else threshold
     return functional.linear(counts * scale, weight, bias)
 
 
 def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
-    """Return (counts · qᵀ) · scale + bias: counts [rows, in] int16 up to ``largest``, q [out, in] int8."""
     if counts.device.type == "cpu" and len(counts) and largest <= 127 and torch.cpu._is_vnni_supported():
         # Without VNNI oneDNN adds pairs of products in 16 bits, which can overflow.
         product = torch._int_mm(counts.to(torch.int8), weight.T)

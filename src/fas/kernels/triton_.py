@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.kernels.interface.code import Code
+from fas.kernels.interface.code import Code, State
 
 name = "triton"
 _OPS = ("encode", "counts", "scan")
@@ -18,7 +18,6 @@ _RECURSIONS = {"binary": 0, "ternary": 1, "graded": 2}
 
 
 def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
-    """Tell whether an operation runs here, or why not."""
     if op not in _OPS or dtype != torch.float32:
         return False, f"it has no {op} for {dtype}"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -36,56 +35,30 @@ def _gpu() -> Any:
 
 
 def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return N_T · unit + μ for even input x [*B, C]; see ``naive.encode``."""
     return _encode(x, code, torch.empty_like(x, memory_format=torch.contiguous_format), sent)
 
 
 def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    """Return N_T for even input x [*B, C], int16; see ``naive.counts``."""
     return _encode(x, code, torch.empty(x.shape, dtype=torch.int16, device=x.device), sent)
 
 
 def scan(
-    x: Tensor,
-    code: Code,
-    *,
-    first: int,
-    difference: bool,
-    total: Tensor | None = None,
-    count: Tensor | None = None,
-    sent: Tensor | None = None,
+    x: Tensor, code: Code, *, first: int, difference: bool, state: State | None = None, sent: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run neurons over steps of uneven input; see ``naive.scan``. Deviation: Σ x is added up in float32."""
     assert code.recursion is not None
     gpu, x = _gpu(), x.contiguous()
     out = torch.empty_like(x)
-    sums = torch.zeros_like(x[0]) if total is None else total.clone(memory_format=torch.contiguous_format)
-    number = torch.zeros_like(x[0]) if count is None else count.clone(memory_format=torch.contiguous_format)
+    before = (torch.zeros_like(x[0]), torch.zeros_like(x[0])) if state is None else state
+    sums, number = (tensor.clone(memory_format=torch.contiguous_format) for tensor in before)
     if sums.numel():
         rows, grid = _grid(sums)
-        # Without fused multiply-adds, so that a count is that of every other backend.
+        # Without fused multiply-adds, so that a count is that of every other backend; Σ x is added up in float32.
         gpu.scan[grid](
-            x,
-            out,
-            code.threshold,
-            code.v_init,
-            code.offset,
-            sums,
-            number,
-            number if sent is None else sent,
-            rows,
-            x.shape[-1],
-            code.lower,
-            code.upper,
-            first,
-            len(x),
-            RECURSION=_RECURSIONS[code.recursion],
-            DIFFERENCE=difference,
-            TALLY=sent is not None,
-            ROWS=gpu.ROWS,
-            CHANNELS=gpu.CHANNELS,
-            enable_fp_fusion=False,
-        )
+            x, out, code.threshold, code.v_init, code.offset, sums, number, number if sent is None else sent,
+            rows, x.shape[-1], code.lower, code.upper, first, len(x),
+            RECURSION=_RECURSIONS[code.recursion], DIFFERENCE=difference, TALLY=sent is not None,
+            ROWS=gpu.ROWS, CHANNELS=gpu.CHANNELS, enable_fp_fusion=False,
+        )  # fmt: skip
     return out, sums, number
 
 
@@ -102,26 +75,10 @@ def _encode(x: Tensor, code: Code, out: Tensor, sent: Tensor | None) -> Tensor:
     if x.numel():
         rows, grid = _grid(x)
         gpu.encode[grid](
-            x,
-            out,
-            code.scale,
-            code.unit,
-            code.v_init,
-            code.offset,
-            x if sent is None else sent,
-            x if table is None else table.change,
-            x if table is None else table.spikes,
-            rows,
-            x.shape[-1],
-            code.lower,
-            code.upper,
-            code.timesteps,
-            WHOLE=out.dtype == torch.int16,
-            TALLY=sent is not None,
-            DIGITS=code.recursion == "digits",
-            TABLE=table is not None,
-            ROWS=gpu.ROWS,
-            CHANNELS=gpu.CHANNELS,
-            enable_fp_fusion=False,
-        )
+            x, out, code.scale, code.unit, code.v_init, code.offset, x if sent is None else sent,
+            x if table is None else table.change, x if table is None else table.spikes,
+            rows, x.shape[-1], code.lower, code.upper, code.timesteps,
+            WHOLE=out.dtype == torch.int16, TALLY=sent is not None, DIGITS=code.recursion == "digits",
+            TABLE=table is not None, ROWS=gpu.ROWS, CHANNELS=gpu.CHANNELS, enable_fp_fusion=False,
+        )  # fmt: skip
     return out

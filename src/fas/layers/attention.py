@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +71,12 @@ class AttentionOperands(nn.Module):
                 return int(operand.neuron.channels) // one
         return None
 
-    def watches(self, role: str) -> bool:
-        """Whether somebody looks at the input of a factor (calibration)."""
-        operand = getattr(self, role, None)
-        return operand is not None and bool(operand.neuron._forward_pre_hooks)
+    def show(self, **factors: Callable[[], Tensor]) -> None:
+        """Encode factors whose input somebody looks at (calibration), each made only then."""
+        for role, make in factors.items():
+            operand = getattr(self, role, None)
+            if operand is not None and operand.neuron._forward_pre_hooks:
+                operand(make())
 
 
 def attention_scores(
@@ -115,23 +117,13 @@ def attention_scores(
 
 
 def spiking_attention(
-    operands: AttentionOperands,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scaling: float,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    bias: Tensor | None = None,
-    softcap: float | None = None,
-    dropout: float = 0.0,
+    operands: AttentionOperands, query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, **scoring: Any
 ) -> tuple[Tensor, Tensor]:
     """Attention on spikes: ê v̂ / Σ ê with e = exp(s − max s) and s = q̂ k̂ᵀ, where ^ is the code of a population.
 
     The weights are coded before they are divided by their sum: the largest of a query is 1 then, however
-    many keys share its attention, and the coded weights of a query sum to one exactly. The division moves
-    behind the product with the values, one per query and head as in any softmax; with gated populations it is driven
+    many keys share its attention, and the coded weights of a query sum to one exactly. The division comes
+    after the product with the values, one per query and head as in any softmax; with gated populations it is driven
     by the digits of the reciprocal.
 
     Keys and values are decoded once and kept; the spikes of a query then select keys to add, and those of
@@ -143,12 +135,8 @@ def spiking_attention(
         query: [B, heads, queries, width].
         key: [B, key heads, keys, width]; heads share keys if there are fewer of them.
         value: [B, key heads, keys, width of the values].
-        scaling: factor of the product of query and key.
-        mask: see ``attention_scores``.
-        causal: see there.
-        bias: see there.
-        softcap: see there.
-        dropout: share of weights dropped behind their code, in training.
+        dropout: share of coded weights that are dropped, in training.
+        scoring: scaling, mask, causal, bias and softcap of ``attention_scores``.
 
     Returns:
         [B, queries, heads, width of the values] and the coded weights [B, heads, queries, keys].
@@ -157,8 +145,7 @@ def spiking_attention(
     keys = collapsed(operands.encode("key", key))
     values = collapsed(operands.encode("value", value))
     by_gates = operands.softmax_gated
-    how = {"scaling": scaling, "mask": mask, "causal": causal, "bias": bias, "softcap": softcap}
-    scores = attention_scores(spikes, keys, **how, softmax_gated=by_gates)  # type: ignore[arg-type]
+    scores = attention_scores(spikes, keys, softmax_gated=by_gates, **scoring)
     coded = operands.encode("attention_weight", exponentials(scores, by_gates=by_gates))
     # Whatever training has made of v_0, a hidden key says nothing.
     coded = coded.masked_fill(hidden_keys(scores), 0)

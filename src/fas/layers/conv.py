@@ -15,28 +15,6 @@ from fas.layers.population import Population
 from fas.layers.spiking_layer import SpikingLayer
 
 
-class ChannelsLast:
-    """The view [*B, H, W, C] of an input [*B, C, H, W], the same object for every layer of a site.
-
-    A population encodes once what several layers read, and knows a tensor by its identity.
-
-    Args:
-        readers: number of layers that ask for the view of one input.
-    """
-
-    def __init__(self, readers: int = 1) -> None:
-        self.readers = readers
-        self._once = Once()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the view; it is forgotten once every layer has had it."""
-        return self._once(x, None, self.readers, lambda: x.movedim(-3, -1))
-
-    def reset(self) -> None:
-        """Forget an input that not every layer has read."""
-        self._once.reset()
-
-
 class SpikingConv2d(SpikingLayer):
     r"""y = W ∗ (mean spikes) + b + δ, with W and b the very parameters of the dense convolution.
 
@@ -47,16 +25,16 @@ class SpikingConv2d(SpikingLayer):
     Args:
         dense: ``nn.Conv2d`` or a subclass.
         population: the neurons in front, over the last dimension of [*B, H, W, C].
-        view: gives the layers of one site the same view of their input.
+        view: gives the layers of one site the same channels-last view of their input.
         owner: whether this layer holds the population's parameters; another layer of the site does else.
     """
 
     def __init__(
-        self, dense: nn.Conv2d, population: Population, view: ChannelsLast | None = None, *, owner: bool = True
+        self, dense: nn.Conv2d, population: Population, view: Once | None = None, *, owner: bool = True
     ) -> None:
         super().__init__(dense, population, dense.out_channels, owner=owner)
         self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
-        self._view = ChannelsLast() if view is None else view
+        self._view = Once() if view is None else view
 
     def extra_repr(self) -> str:
         """Name what a printed model should show."""
@@ -68,7 +46,8 @@ class SpikingConv2d(SpikingLayer):
         simulation = population.simulation
         if simulation.network == "snn" and simulation.weights == "int8":
             self.integers()
-        signal = population(self._view(x), "mean").movedim(-1, -3)
+        # A population knows a tensor by its identity: all layers of the site must hand it the same view.
+        signal = population(self._view(x, "channels last", lambda x: x.movedim(-3, -1)), "mean").movedim(-1, -3)
         output: Tensor = self.dense()(signal)
         if simulation.network == "ann" or not population.active:
             return output

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fas.layers.qcfs import floor
+from fas.neurons._digits import ones
 
 # Octaves of float32, subnormal numbers and their squares included.
 _LARGEST = 300
@@ -126,12 +127,7 @@ class Gated:
     def spikes(self, x: Tensor) -> Tensor:
         """Return the spikes that each input costs: ones among its digits, gates apart."""
         digits = self._placed(x if self.reduction == "none" else self._reduced(x)[0])[1]
-        ones = torch.zeros_like(digits)
-        for _ in range(self.digits + 1):
-            half = (digits / 2).floor()
-            ones += digits - 2 * half
-            digits = half
-        return ones
+        return ones(digits, self.digits + 1)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 — a frozen value, one per function
     def _tables(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -148,7 +144,7 @@ def _powers_of_two(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 DIGITS = Gated("digits", "octave", 1, 1.0, 2.0, (1.0,), (1.0,), None, None, 16, 2.0**-17, True)
-"""f(x) = x in 16 binary digits behind the leading one, an outer gate for the power of two.
+"""f(x) = x in 16 binary digits after the leading one, an outer gate for the power of two.
 
 Its spikes drive a product x · y without any multiplication: the spike of digit t adds y, shifted by t and the octave of
 x, to the result. The result is rounded x times y, which is how it is computed here.
@@ -173,9 +169,3 @@ def gated(name: str) -> Gated:
         raise ValueError(f"no gated function {name!r}; there are {', '.join(functions)}")
     fitted: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in functions[name].items()}
     return Gated(name=name, **fitted)
-
-
-def gated_functions() -> list[Gated]:
-    """Return all fitted functions."""
-    table = json.loads(files("fas").joinpath("assets/gated.json").read_text(encoding="utf-8"))
-    return [gated(name) for name in table["functions"]]

@@ -14,7 +14,7 @@ from fas.layers.simulation import Simulation
 class GatedActivation(nn.Module):
     """An activation computed by a gated population, but in the dense network.
 
-    Its values leave in digits (``DIGITS``), so that a gated product behind it (SwiGLU, GEGLU) is driven by spikes: each
+    Its values leave in digits (``DIGITS``), so that a gated product after it (SwiGLU, GEGLU) is driven by spikes: each
     adds the other factor, shifted.
 
     Args:

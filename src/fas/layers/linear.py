@@ -18,17 +18,11 @@ from fas.layers.spiking_layer import SpikingLayer
 
 @dataclass
 class _Folded:
-    """What a weight becomes once the parameters of the neurons are folded into it, and what it was made of.
+    """What a weight becomes once the parameters of the neurons are folded into it, and what it was made of."""
 
-    Attributes:
-        rest: W μ, [out]: what comes when no neuron spikes.
-        code: of the population; another object as soon as its parameters are others.
-        weight: the parameter itself.
-        version: where it lies and how often it was changed in place.
-        integers: 8-bit weights, where they are asked for.
-    """
-
+    # W μ, [out]: what comes when no neuron spikes.
     rest: Tensor
+    # Another object as soon as parameters of the population are others.
     code: Code
     weight: Tensor
     version: tuple[int, int]
@@ -100,6 +94,12 @@ class SpikingLinear(SpikingLayer):
         """Whether accelerate keeps the neurons off the memory, and brings them only while the population runs."""
         return self.population.log_threshold.is_meta
 
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether our own products can take input and weight."""
+        # Elsewhere than on the CPU, to know how many neurons have spiked would be to wait for the device.
+        plain = x.dtype == self.weight.dtype == torch.float32 and self.weight.is_contiguous() and x.device.type == "cpu"
+        return plain and not self._neurons_elsewhere
+
     def _matrix(self) -> Tensor:
         """W, [out, in]."""
         return self.weight.T if self.transposed else self.weight
@@ -110,10 +110,7 @@ class SpikingLinear(SpikingLayer):
 
     def _in_floats(self, x: Tensor) -> Tensor:
         """Layerwise without gradients: a single row reads only the weights of neurons that have spiked."""
-        population, weight = self.population, self.weight
-        # Elsewhere than on the CPU, to know how many neurons have spiked would be to wait for the device.
-        plain = x.dtype == weight.dtype == torch.float32 and weight.is_contiguous() and x.device.type == "cpu"
-        plain = plain and not self._neurons_elsewhere
+        population, weight, plain = self.population, self.weight, self._is_plain(x)
         rows = x.numel() // self.in_features
         if not plain or rows != 1 or not self.transposed or not population.has_small_counts:
             signal = population(x, "mean")
@@ -139,17 +136,13 @@ class SpikingLinear(SpikingLayer):
         # The output layer has few rows: it answers for the mean over time.
         if simulation.head is self or population.differentiates(x):
             return False
-        if torch.is_grad_enabled() and weight.requires_grad:
-            return False
-        if self._neurons_elsewhere:
-            return False
-        if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or not weight.is_contiguous():
+        if (torch.is_grad_enabled() and weight.requires_grad) or not self._is_plain(x):
             return False
         backend = choose("spike_linear", simulation.kernels, x.device, x.dtype)
         return bool(x.numel() // self.in_features >= backend.TABLE_ROWS)
 
     def _on_spikes(self, x: Tensor) -> Tensor:
-        """Online without gradients: the product is one of spikes, and means over time are taken behind it."""
+        """Online without gradients: the product is one of spikes, and means over time are taken of its answer."""
         population, simulation = self.population, self.population.simulation
         assert simulation.steps is not None
         spikes: Tensor = population(x, "spikes")
@@ -185,11 +178,9 @@ class SpikingLinear(SpikingLayer):
         return output.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _folded(self, code: Code) -> _Folded:
-        """Return what was folded earlier, or fold anew after a change of weight, neurons or T.
-
-        A change of the weight in place is seen by its version, which torch counts up; only changes through
-        ``weight.data`` escape it: call ``model.reset()`` behind those.
-        """
+        """Return what was folded earlier, or fold again after a change of weight, neurons or T."""
+        # A change of the weight in place is seen by its version, which torch counts up; only changes through
+        # ``weight.data`` escape it: call ``model.reset()`` after those.
         weight, known = self.weight, self._known
         version = version_of(weight)
         if known is None or known.code is not code or known.weight is not weight or known.version != version:

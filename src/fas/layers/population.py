@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fas.errors import CalibrationError, FASError, NotCalibratedError
 from fas.kernels import torch_
-from fas.kernels.interface.code import Code, Known, version_of
+from fas.kernels.interface.code import Code, Known, State, version_of
 from fas.kernels.interface.dispatch import choose
 from fas.kernels.interface.table import LARGEST
 from fas.layers.once import Once
@@ -31,8 +32,8 @@ class Population(nn.Module):
     r"""Neurons that turn the activation at one site into spikes, and spikes back into a mean.
 
     With currents x_t − μ, threshold θ and initial membrane potential v_0 the neurons end with the count
-    N_T, and the layers behind receive θ N_T/T + μ. The constant μ (a bias current in front, folded into the
-    bias behind) centres the code on values that both signs surround; it is 0 behind ReLU.
+    N_T, and the layers downstream receive θ N_T/T + μ. The constant μ (a bias current in front, folded into the
+    bias after it) centres the code on values that both signs surround; it is 0 after ReLU.
 
     Parameters, all float32 of shape (C,) or (): ``log_threshold`` = ln θ (so that training keeps θ > 0),
     ``v_init`` = v_0/θ in [0, 1), ``offset`` = μ in the unit of the activation.
@@ -76,7 +77,7 @@ class Population(nn.Module):
         self.channels = channels
         self.neuron = neuron
         self.simulation = simulation
-        self.readers = readers
+        self.once = Once(readers)
         self.activation: Callable[[Tensor], Tensor] | None
         # Held outside the module tree: the activation has no parameters and the network no second path to it.
         object.__setattr__(self, "activation", activation)
@@ -86,8 +87,7 @@ class Population(nn.Module):
         self.active = True
         self._ready = False
         # Σ x and N between stretches of one window.
-        self._state: dict[str, Tensor] | None = None
-        self._once = Once()
+        self._state: State | None = None
         self._known: Known | None = None
 
     def extra_repr(self) -> str:
@@ -151,7 +151,7 @@ class Population(nn.Module):
 
         The same object comes back until T or a parameter changes. On the CPU parameters are compared by their
         values; elsewhere that would have to wait for the device, and their versions are, which a change through
-        ``parameter.data`` escapes: call ``reset`` behind one.
+        ``parameter.data`` escapes: call ``reset`` after one.
         """
         steps, known = self.simulation.timesteps, self._known
         # Attribute access of a module is slow, and this runs at every site of every token.
@@ -173,11 +173,11 @@ class Population(nn.Module):
     def reset(self) -> None:
         """Forget the state of an unfinished window."""
         self._state = None
-        self._once.reset()
         self._known = None
+        self.once.reset()
 
     def forward(self, x: Tensor, form: Form = "values") -> Tensor:
-        """Encode an activation and return what the linear layers behind it receive.
+        """Encode an activation and return what the linear layers after it receive.
 
         Args:
             x: [*B, C]; online [n·B, …, C] with the running steps time-major in the first dimension.
@@ -188,9 +188,9 @@ class Population(nn.Module):
             Shape of ``x``, but [n, *B, C] of the spikes; as ``values`` of the stepped layerwise execution
             [T, *B, C], whose mean over T is meant.
         """
-        if self.readers == 1 or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return self._encode(x, form)
-        return self._once(x, form, self.readers, lambda: self._encode(x, form))
+        return self.once(x, form, partial(self._encode, form=form))
 
     @property
     def has_small_counts(self) -> bool:
@@ -304,27 +304,23 @@ class Population(nn.Module):
             return torch.stack([torch_.window(x, code, t) for t in range(1, code.timesteps + 1)])
 
     def _stepped_packed(self, x: Tensor, form: Form) -> Tensor:
-        """Every step with one bit per spike, put together for a product that reads the weights once.
-
-        The layers are linear, so the sum of their currents over time is their response to the spike counts:
-        what they get is the number of spikes in the train, not T trains. The cost of T steps is that of making
-        the spikes; a code whose spikes are no bits is stepped in stretches of rows instead.
-        """
+        """Every step with one bit per spike, put together for a product that reads the weights once."""
+        # The layers are linear, so the sum of their currents over time is their response to the spike counts: what
+        # they get is the number of spikes in the train, not T trains. The cost of T steps is that of making the spikes;
+        # a code whose spikes are no bits is stepped in stretches of rows instead.
         code, kernels = self.code(x.dtype), self.simulation.kernels
         sent = self.simulation.tally(code) if code.in_bits else None
-        if sent is None and self.simulation.observers:
+        observed = sent is None and bool(self.simulation.observers)
+        if observed:
             # They get the whole train as numbers.
             window = self._window(x, code)
             self.simulation.show(self.path, self._events(window.diff(dim=0, prepend=torch.zeros_like(window[:1]))))
             counts = window[-1]
-            return counts.to(torch.int16) if form == "counts" else counts * code.unit + code.offset
-        if not code.in_bits:
-            rows = x.reshape(-1, self.channels)
-            counts = torch.empty_like(rows)
+        elif not code.in_bits:
             many = max(1, _AT_A_TIME // max(1, code.timesteps * self.channels))
-            for begin in range(0, len(rows), many):
-                counts[begin : begin + many] = self._window(rows[begin : begin + many], code)[-1]
-            counts = counts.view(x.shape)
+            rows = x.reshape(-1, self.channels).split(many)
+            counts = torch.cat([self._window(some, code)[-1] for some in rows]).view(x.shape)
+        if observed or not code.in_bits:
             return counts.to(torch.int16) if form == "counts" else counts * code.unit + code.offset
         bits = choose("pack", kernels, x.device, x.dtype).pack(x, code)
         counts = choose("unpack", kernels, x.device, bits.dtype).unpack(bits, code, sent)
@@ -357,28 +353,28 @@ class Population(nn.Module):
         if code is not None and (form == "spikes" or not (seen or code.recursion is None)):
             op = "spikes" if form == "spikes" else "scan"
             backend = choose(op, simulation.kernels, x.device, x.dtype)
-            how = {"first": running.start, "difference": difference, "sent": sent, **(state or {})}
-            signal, total, count = getattr(backend, op)(x, code, **how)
+            how = {"first": running.start, "difference": difference, "state": state, "sent": sent}
+            signal, *after = getattr(backend, op)(x, code, **how)
             simulation.tell(self.path, sent, x[0].numel())
             if seen:
                 simulation.show(self.path, signal.abs())
             if simulation.carry:
-                self._state = {"total": total, "count": count}
+                self._state = after[0], after[1]
             return signal if form == "spikes" else signal.flatten(0, 1)
         clock, threshold = simulation.clock(x), self.threshold
         # Σ_{i≤t} x_i, from the running mean (t · mean) or from the values of each step.
         total = x * clock if difference else x.cumsum(0)
         if state is not None and not difference:
-            total = total + state["total"]
+            total = total + state[0]
         levels = floor((total - self.offset * clock) / threshold + self.v_init)
-        start = torch.zeros_like(levels[0]) if state is None else state["count"]
+        start = torch.zeros_like(levels[0]) if state is None else state[1]
         counts = self.neuron.scan(levels.detach(), start, simulation.timesteps)
         if levels.requires_grad:
             # Surrogate gradient: the count behaves as the clipped one, whose floor passes straight through.
             clipped = levels.clamp(*self.neuron.bounds(simulation.timesteps))
             counts = clipped + (counts - clipped).detach()
         if simulation.carry:
-            self._state = {"total": total[-1], "count": counts[-1]}
+            self._state = total[-1], counts[-1]
         emitted = torch.diff(counts, dim=0, prepend=start.unsqueeze(0))
         if simulation.observers:
             simulation.show(self.path, self._events(emitted))

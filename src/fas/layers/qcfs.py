@@ -24,12 +24,7 @@ def floor(x: Tensor) -> Tensor:
 
 
 def qcfs(
-    x: Tensor,
-    threshold: Tensor,
-    levels: int,
-    *,
-    shift: Tensor | float = 0.5,
-    bounds: tuple[int, int] | None = None,
+    x: Tensor, threshold: Tensor, levels: int, *, shift: Tensor | float = 0.5, bounds: tuple[int, int] | None = None
 ) -> Tensor:
     """Quantise, clip, floor, shift: q(x) = θ/L · clip(⌊x·L/θ + shift⌋, lower, upper).
 

@@ -66,7 +66,7 @@ class SpikingProducts(ProductsAroundSoftmax):
     """Computes a written out attention from spikes, as ``spiking_attention`` does, while its module runs.
 
     The first product receives the coded query and keys, the softmax returns the coded weights over their sum, and the
-    second product takes the coded weights themselves, the coded values, and the division behind it. What the module
+    second product takes the coded weights themselves, the coded values, and the division after it. What the module
     does in between (scaling, position biases, masks, dropout) stays its own. In the dense network nothing changes.
 
     Args:
@@ -86,7 +86,7 @@ class SpikingProducts(ProductsAroundSoftmax):
         self._done = 0
 
     def product(self, product: Product) -> Tensor:
-        """Return scores from query and keys, and values weighed behind a softmax."""
+        """Return scores from query and keys, and values weighed after a softmax."""
         return self._scores(product) if self._share is None else self._weighed(product, self._share)
 
     def softmax(self, scores: Tensor, dtype: torch.dtype, dense: Callable[[], Tensor]) -> Tensor:
@@ -97,8 +97,7 @@ class SpikingProducts(ProductsAroundSoftmax):
         self._heads = scores.shape[-3]
         split = self._by_head(scores)
         if self._simulation.network == "ann":
-            if operands.watches("attention_weight"):
-                operands.encode("attention_weight", exponentials(split))
+            operands.show(attention_weight=lambda: exponentials(split))
             self._share = scores.new_ones(())
             return dense()
         gates = operands.softmax_gated
@@ -126,7 +125,7 @@ class SpikingProducts(ProductsAroundSoftmax):
             return product.dense()
         query, key = self._by_head(product.left), self._by_head(product.right.transpose(-1, -2))
         if self._simulation.network == "ann":
-            self._show(query=query, key=key)
+            operands.show(query=lambda: query, key=lambda: key)
             return product.dense()
         spikes, keys = operands.encode("query", query), collapsed(operands.encode("key", key))
         found = collapsed(spikes @ keys.transpose(-1, -2))
@@ -136,18 +135,13 @@ class SpikingProducts(ProductsAroundSoftmax):
         self._share, self._done, operands = None, self._done + 1, self._operands
         value = self._by_head(product.right)
         if self._simulation.network == "ann":
-            self._show(value=value)
+            operands.show(value=lambda: value)
             return product.dense()
         values = collapsed(operands.encode("value", value))
         # The counts again, less what dropout has taken from them.
         weights = self._by_head(product.left).to(share.dtype) / share
         found = (weights.to(values.dtype) @ values) * share.to(values.dtype)
         return product.summed(found.reshape(*product.left.shape[:-1], -1))
-
-    def _show(self, **factors: Tensor) -> None:
-        for role, factor in factors.items():
-            if self._operands.watches(role):
-                self._operands.encode(role, factor)
 
     def _by_head(self, x: Tensor) -> Tensor:
         """Return [B, heads, rows, columns]; matrices may come as [B · heads, rows, columns]."""

@@ -12,7 +12,43 @@ from fas.types import Coverage, Granularity, Method, Neuron, Schedule, Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateCoded(Method):
+class OneNeuron(Method):
+    """A method with the same neuron at every site of its coverage."""
+
+    neuron: ClassVar[str | Neuron | type[Neuron]]
+    """Registry name of the neuron, or the neuron itself."""
+    _remedy: ClassVar[str]
+    """What to do where a site needs a sign and the neuron has none."""
+
+    def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:
+        """Find the sites of the coverage."""
+        sites = self._sites(model, probe)
+        for site in sites:
+            self.build(site)
+        return sites
+
+    def build(self, site: Site) -> Neuron:
+        """Return the neuron of the method, with a sign where the site needs one."""
+        chosen = chosen_neuron(self.neuron)
+        built: Any = registry.load("neurons", chosen)() if isinstance(chosen, str) else chosen
+        if "signed" in {field.name for field in fields(built)}:
+            built = replace(built, signed=site.signed)
+        elif site.signed:
+            name = registry.name_of("neurons", type(built))
+            raise SiteError(f"{site.path} receives values of both signs, which {name} cannot carry: {self._remedy}")
+        neuron: Neuron = built
+        return neuron
+
+    def _sites(self, model: Any, probe: Mapping[str, Any] | None) -> list[Site]:
+        from fas.surgery.sites import find_sites
+
+        return find_sites(
+            model, self.coverage, exclude=self.exclude, replace_activation=self.replace_activation, probe=probe
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateCoded(OneNeuron):
     """A method for layers with one rate-coded neuron, per layer and online as in the papers; attention stays dense.
 
     A subclass names the neuron and gives the stages.
@@ -26,8 +62,7 @@ class RateCoded(Method):
         ValueError: a value outside its range; the message names it.
     """
 
-    neuron: ClassVar[str | Neuron | type[Neuron]]
-    """Registry name of the neuron at every site, or the neuron itself."""
+    _remedy = "exclude the layer, choose coverage='mlp' with replace_activation=True and fine-tune, or take method fas"
 
     timesteps: int = 32
     coverage: Coverage = "linear"
@@ -36,7 +71,6 @@ class RateCoded(Method):
     encode_image: bool = False
 
     def __post_init__(self) -> None:
-        """Check the fields that all of these methods have."""
         super().__post_init__()
         if self.coverage == "full":
             raise ValueError(
@@ -44,64 +78,17 @@ class RateCoded(Method):
                 "the factors of attention; choose linear or mlp"
             )
 
-    def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:
-        """Find the sites of the coverage; the image of a convolutional network stays a constant current."""
+    def _sites(self, model: Any, probe: Mapping[str, Any] | None) -> list[Site]:
         from fas.surgery.probe import is_convolutional
 
-        sites = sites_of(self, model, probe)
+        sites = super()._sites(model, probe)
         if is_convolutional(model) and not self.encode_image:
             sites = [site for site in sites if site.role != "conv_input" or not site.signed or site is not sites[0]]
             if not sites:
                 raise SiteError(
                     f"{type(model).__name__} has no site but its image: set encode_image=True to have that spike"
                 )
-        for site in sites:
-            self.build(site)
         return sites
-
-    def build(self, site: Site) -> Neuron:
-        """Return the neuron of the method, with a sign where the site needs one and the neuron can carry it."""
-        return build_neuron(
-            self.neuron,
-            site,
-            "exclude the layer, choose coverage='mlp' with replace_activation=True and fine-tune, or take method fas",
-        )
-
-
-def sites_of(method: Method, model: Any, probe: Mapping[str, Any] | None) -> list[Site]:
-    """Return the sites of a method's coverage."""
-    from fas.surgery.sites import find_sites
-
-    return find_sites(
-        model,
-        method.coverage,
-        exclude=method.exclude,
-        replace_activation=method.replace_activation,
-        probe=probe,
-    )
-
-
-def build_neuron(neuron: str | Neuron | type[Neuron], site: Site, remedy: str) -> Neuron:
-    """Return a neuron for a site, with a sign where the site needs one.
-
-    Args:
-        neuron: as ``chosen_neuron`` takes it.
-        site: the site.
-        remedy: what to do where the neuron has no sign.
-
-    Raises:
-        SiteError: the site's values take both signs and the neuron has none.
-    """
-    chosen = chosen_neuron(neuron)
-    built: Any = registry.load("neurons", chosen)() if isinstance(chosen, str) else chosen
-    if "signed" in {field.name for field in fields(built)}:
-        signed: Neuron = replace(built, signed=site.signed)
-        return signed
-    if site.signed:
-        name = registry.name_of("neurons", type(built))
-        raise SiteError(f"{site.path} receives values of both signs, which {name} cannot carry: {remedy}")
-    plain: Neuron = built
-    return plain
 
 
 def chosen_neuron(given: Any) -> str | Neuron:

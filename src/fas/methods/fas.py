@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fas import registry
-from fas.methods._rate_coded import build_neuron, chosen_neuron, neuron_as_json, sites_of
-from fas.types import Method, Neuron, Site, Stage
+from fas.methods._rate_coded import OneNeuron, chosen_neuron, neuron_as_json
+from fas.types import Neuron, Stage
 
 if TYPE_CHECKING:
     from fas.stages.calibrate import Calibrate
 
 
 @dataclass(frozen=True, kw_only=True)
-class FAS(Method):
+class FAS(OneNeuron):
     """Spiking neurons at the inputs of linear layers, calibrated coarse per layer and fine per channel.
 
     Attributes:
-        coverage: ``mlp`` (the layer behind every MLP activation, the scope of the paper's code), ``linear``
+        coverage: ``mlp`` (the layer after every MLP activation, the scope of the paper's code), ``linear``
             (the input of every linear layer) or ``full`` (query, key, value and attention weights too).
         neuron: rate codes, with T + 1 levels or 2T + 1 where values take both signs: ``signed_if`` (spikes of
             both signs, one a step), ``clipped_count`` (graded spikes; exact online too), ``soft_reset_if`` (binary
@@ -48,7 +47,9 @@ class FAS(Method):
         4
     """
 
-    neuron: str | Neuron | type[Neuron] = "signed_if"
+    _remedy = "choose neuron='signed_if', or coverage='mlp' with replace_activation=True and fine-tune"
+
+    neuron: str | Neuron | type[Neuron] = "signed_if"  # type: ignore[misc]
     gated: bool = False
     rotate: bool = False
     coarse: bool = True
@@ -57,7 +58,6 @@ class FAS(Method):
     spike_price: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every field."""
         super().__post_init__()
         self._calibration()
         object.__setattr__(self, "neuron", chosen_neuron(self.neuron))
@@ -67,21 +67,6 @@ class FAS(Method):
                 f"neuron {self.neuron!r} fires after its whole input: it needs schedule='layerwise'; online "
                 "take 'clipped_count' or 'signed_if'"
             )
-
-    def select(self, model: Any, probe: Mapping[str, Any] | None = None) -> list[Site]:
-        """Find the sites of the coverage."""
-        sites = sites_of(self, model, probe)
-        for site in sites:
-            self.build(site)
-        return sites
-
-    def build(self, site: Site) -> Neuron:
-        """Return the neuron of the method, with a sign where the site needs one."""
-        return build_neuron(
-            self.neuron,
-            site,
-            "choose neuron='signed_if', or coverage='mlp' with replace_activation=True and fine-tune",
-        )
 
     def stages(self) -> tuple[Stage, ...]:
         """Thresholds by maximum where nothing is to be calibrated, else the two calibrations in one walk."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fas.methods import RateCoded
-from fas.types import Stage
+from fas.types import Stage, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class FastSNN(RateCoded):
     Source: Hu et al. 2023, arXiv 2305.19868, and its released code. They differ in the neuron: the code takes a spike
     back at v ≤ −1e-3, the paper below 0, which we follow; and in the answer, the sum of the last layer over time in the
     code, the mean in the paper and here. Deviations: weights are not quantised (nor are those of the code's ResNet-18);
-    neurons stand at the inputs of layers, behind maxima, where the code has strided convolutions instead; the
+    neurons stand at the inputs of layers, after maxima, where the code has strided convolutions instead; the
     identity beside a residual block without projection carries the current in front of the neurons, where the code's
     carries spikes; an average in front of the last layer is coded by neurons, where the code averages spikes; inputs of
     both signs, which the paper does not have, get the same neuron with a lower bound of −T.
@@ -50,8 +50,7 @@ class FastSNN(RateCoded):
 
     def __post_init__(self) -> None:
         """Check every field, and derive T and L from b where they are not given."""
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise ValueError(f"bits is {self.bits!r}; expected a whole number from 1 to 8")
+        check_whole("bits", self.bits, 1, 8)
         for name in ("timesteps", "levels"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, 2**self.bits - 1)
@@ -60,15 +59,12 @@ class FastSNN(RateCoded):
 
     def stages(self) -> tuple[Stage, ...]:
         """Thresholds of the smallest squared error, then the layer-wise fine-tuning."""
-        return self._initial(), *self.tuning()
+        from fas.stages.set_thresholds import SetThresholds
+
+        return SetThresholds(rule="error"), *self.tuning()
 
     def tuning(self) -> tuple[Stage, ...]:
         """Return what follows the training of the quantised network, whose thresholds are kept."""
         from fas.stages.fast_snn import TuneLayers
 
         return (TuneLayers(self.tune_epochs, self.tune_rate),) if self.tune_epochs else ()
-
-    def _initial(self) -> Stage:
-        from fas.stages.set_thresholds import SetThresholds
-
-        return SetThresholds(rule="error")

@@ -36,6 +36,6 @@ class LAS(FAS):
 
     timesteps: int = 16
     coverage: Coverage = "full"
-    neuron: str | Neuron | type[Neuron] = "outlier_aware"
+    neuron: str | Neuron | type[Neuron] = "outlier_aware"  # type: ignore[misc]
     gated: bool = True
     centred: bool = False

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fas.methods import RateCoded
-from fas.types import Stage
+from fas.types import Stage, check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,8 @@ class QCFSOnly(RateCoded):
     percentile: float = 99.9
 
     def __post_init__(self) -> None:
-        """Check every field."""
         super().__post_init__()
-        if self.initial not in ("error", "maximum", "percentile"):
-            raise ValueError(f"initial is {self.initial!r}; choose one of error, maximum, percentile")
+        check_choice("initial", self.initial, ("error", "maximum", "percentile"))
         self.stages()
 
     def stages(self) -> tuple[Stage, ...]:

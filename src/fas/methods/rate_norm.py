@@ -34,7 +34,7 @@ class RateNorm(RateCoded):
     follow the paper (see ``FitRates``); the code also shares one s (``shared=True``) and keeps, of the networks on the
     way of stage 2, one whose accuracy is within a tolerance, where we keep the last. A dense network is what stage 1
     leaves at the code's s = 10, which clips nothing but the maximum. Deviation: neurons stand at the inputs of layers,
-    behind pooling, where the paper has them at the ReLU, and maxima, which the code replaces by averages, stay: they
+    after pooling, where the paper has them at the ReLU, and maxima, which the code replaces by averages, stay: they
     are taken of the currents in front of the neuron, exactly in the layerwise schedule.
 
     Example:
@@ -52,7 +52,6 @@ class RateNorm(RateCoded):
     potential: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every field."""
         super().__post_init__()
         self.stages()
 
@@ -61,11 +60,5 @@ class RateNorm(RateCoded):
         from fas.stages.rate_norm import FitRates
         from fas.stages.set_potential import SetPotential
 
-        fit = FitRates(
-            scale=self.scale,
-            weight=self.omega_weight,
-            epochs=self.fit_epochs,
-            learning_rate=self.fit_rate,
-            shared=self.shared,
-        )
+        fit = FitRates(self.scale, self.omega_weight, self.fit_epochs, self.fit_rate, shared=self.shared)
         return (fit, SetPotential(self.potential)) if self.potential else (fit,)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fas.methods import RateCoded
-from fas.types import Stage
+from fas.types import Stage, check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class ThresholdBalancing(RateCoded):
     Source: Diehl et al. 2015 (maximum, and weights divided by it instead of thresholds, which is the same network
     in other units); Rueckauer et al. 2017, percentile 99.9 and soft reset; Sengupta et al. 2019 balance thresholds.
     Deviation: the maximum is that of the ANN's activation; Sengupta et al. take it from the spiking network's
-    currents, layer by layer. Neurons stand at the inputs of layers, behind pooling, where the papers have them at the
+    currents, layer by layer. Neurons stand at the inputs of layers, after pooling, where the papers have them at the
     ReLU; maxima are taken of currents, where the papers average or gate spikes by rate. The released code of
     Rueckauer et al. leaves zeros out of the percentile; here they count.
 
@@ -40,10 +40,8 @@ class ThresholdBalancing(RateCoded):
     potential: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check every field."""
         super().__post_init__()
-        if self.rule not in ("maximum", "percentile"):
-            raise ValueError(f"rule is {self.rule!r}; choose one of maximum, percentile")
+        check_choice("rule", self.rule, ("maximum", "percentile"))
         self.stages()
 
     def stages(self) -> tuple[Stage, ...]:

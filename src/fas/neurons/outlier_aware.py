@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fas.types import Neuron
+from fas.neurons._digits import leading, ones
+from fas.types import Neuron, check_whole
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,7 @@ class OutlierAware(Neuron):
     recursion: ClassVar[Literal["table"]] = "table"
 
     def __post_init__(self) -> None:
-        """Check the ratio."""
-        if not 1 <= self.outlier_bits <= 16:
-            raise ValueError(f"outlier_bits is {self.outlier_bits}; expected a whole number from 1 to 16")
+        check_whole("outlier_bits", self.outlier_bits, 1, 16)
 
     @property
     def even_levels(self) -> bool:
@@ -72,18 +71,11 @@ class OutlierAware(Neuron):
         """Return the value of the digits sent up to each step, most significant first."""
         count = self.settle((drive * self.resolution(timesteps) + v_init).floor(), timesteps)
         whole, unit = self._digits(count, timesteps)
-        weights = [2**lower for lower in range(timesteps - 1, -1, -1)]
-        return torch.stack([(whole / w).floor() * w for w in weights]) * (unit * count.sign())
+        return leading(whole, timesteps) * (unit * count.sign())
 
     def spikes(self, count: Tensor, timesteps: int) -> Tensor:
         """Return the number of ones among the binary digits."""
-        digits, _ = self._digits(count, timesteps)
-        ones = torch.zeros_like(digits)
-        for _ in range(timesteps):
-            half = (digits / 2).floor()
-            ones += digits - 2 * half
-            digits = half
-        return ones
+        return ones(self._digits(count, timesteps)[0], timesteps)
 
     def _digits(self, count: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
         """Return what the coder in charge sends, a whole number below 2^T, and what one of it is worth."""

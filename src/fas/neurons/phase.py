@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from fas.neurons._digits import leading, ones
 from fas.types import Neuron
 
 
@@ -35,18 +35,9 @@ class Phase(Neuron):
 
     def window(self, drive: Tensor, v_init: Tensor, timesteps: int) -> Tensor:
         """Return the value of the digits sent up to each step, most significant first."""
-        most = self.resolution(timesteps)
-        count = (drive * most + v_init).floor().clamp(*self.bounds(timesteps))
-        weights = [2**lower for lower in range(timesteps - 1, -1, -1)]
-        size = count.abs()
-        return torch.stack([(size / w).floor() * w for w in weights]) * count.sign()
+        count = (drive * self.resolution(timesteps) + v_init).floor().clamp(*self.bounds(timesteps))
+        return leading(count.abs(), timesteps) * count.sign()
 
     def spikes(self, count: Tensor, timesteps: int) -> Tensor:
         """Return the number of ones among the binary digits."""
-        digits = count.abs()
-        ones = torch.zeros_like(digits)
-        for _ in range(timesteps):
-            half = (digits / 2).floor()
-            ones += digits - 2 * half
-            digits = half
-        return ones
+        return ones(count.abs(), timesteps)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fas.types import Neuron
+from fas.types import Neuron, check_whole
 
 # float32 holds whole numbers up to 2^24.
 _LARGEST = 2**24
@@ -65,11 +65,8 @@ class SignedDigit(Neuron):
     recursion: ClassVar[Literal["table"]] = "table"
 
     def __post_init__(self) -> None:
-        """Check limit, price and wide steps."""
-        for name in ("max_spikes", "wide"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 0")
+        check_whole("max_spikes", self.max_spikes, 0)
+        check_whole("wide", self.wide, 0)
         if not 0 <= self.price < float("inf"):
             raise ValueError(f"price is {self.price!r}; expected squared levels per spike, a number of at least 0")
 

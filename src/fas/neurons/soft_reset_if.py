@@ -15,7 +15,7 @@ from fas.types import Emission, RateNeuron
 class SoftResetIF(RateNeuron):
     """IF neuron with reset by subtraction: s_t = [v_{t-1} + x_t ≥ θ], v_t = v_{t-1} + x_t − θ s_t.
 
-    Firing at equality is what makes the count equal QCFS. Counts run from 0 to T, so it stands behind
+    Firing at equality is what makes the count equal QCFS. Counts run from 0 to T, so it stands after
     non-negative activations only.
 
     Source: Rueckauer et al. 2017 (soft reset); Bu et al., ICLR 2022 (v_0 = θ/2 and QCFS).
@@ -43,13 +43,3 @@ class SoftResetIF(RateNeuron):
             count = torch.maximum(count, torch.minimum(count + 1, level))
             counts.append(count)
         return torch.stack(counts)
-
-    def scan_nonnegative(self, levels: Tensor, count: Tensor, timesteps: int) -> Tensor:
-        """``scan`` without a loop for non-negative currents: N_t = min_{0≤s≤t}(F_s + t − s), F_0 = N_0.
-
-        Holds because F does not fall then: the count lags behind F by the steps in which F outran it.
-        """
-        ahead = torch.cat([count.unsqueeze(0), levels])
-        steps = torch.arange(len(ahead), dtype=levels.dtype, device=levels.device)
-        steps = steps.view(-1, *[1] * (levels.ndim - 1))
-        return ((ahead - steps).cummin(0).values + steps)[1:]

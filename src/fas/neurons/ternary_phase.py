@@ -22,7 +22,7 @@ class TernaryPhase(Neuron):
     not by 2 from step to step, every string of signs is another number. T steps carry 3^T levels, (3^T − 1)/2
     on each side of zero (T = 4: 81, where bit planes with a sign have 31), in at most T spikes. What has been
     sent after step t is the nearest number that t digits can say: its error is below half the weight of
-    that step. A layer behind needs no multiplication: it triples its sum (a shift and an addition) and adds.
+    that step. A layer downstream needs no multiplication: it triples its sum (a shift and an addition) and adds.
 
     Without ``signed`` the count is not negative, though single spikes may be: 2 is +3 −1. Compare with other
     codes by levels and spikes, never by T alone. A digit is known only when the whole input is, so the code

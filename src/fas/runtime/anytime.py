@@ -73,10 +73,8 @@ class Anytime:
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
         positions = model_kwargs.get("position_ids")
-        fresh, running = (
-            input_ids.shape[1],
-            torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device),
-        )
+        fresh = input_ids.shape[1]
+        running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         while bool(running.any()):
             logits = self._answer(model, input_ids, mask, positions, caches, fresh, running)
             scores = logits_processor(input_ids, logits.float())
@@ -99,15 +97,9 @@ class Anytime:
         return input_ids
 
     def _answer(
-        self,
-        model: Any,
-        ids: Tensor,
-        mask: Tensor,
-        positions: Tensor | None,
-        caches: list[Any],
-        fresh: int,
+        self, model: Any, ids: Tensor, mask: Tensor, positions: Tensor | None, caches: list[Any], fresh: int,
         running: Tensor,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Return the logits of the last position after as many steps as it takes."""
         total = torch.zeros(())
         model.reset()
@@ -115,14 +107,9 @@ class Anytime:
             for t in range(1, model.timesteps + 1):
                 # transformers slices to what is new.
                 inputs = model.prepare_inputs_for_generation(
-                    ids,
-                    next_sequence_length=fresh,
-                    past_key_values=caches[t - 1],
-                    attention_mask=mask,
-                    position_ids=positions,
-                    use_cache=True,
-                    is_first_iteration=fresh > 1,
-                )
+                    ids, next_sequence_length=fresh, past_key_values=caches[t - 1], attention_mask=mask,
+                    position_ids=positions, use_cache=True, is_first_iteration=fresh > 1,
+                )  # fmt: skip
                 with model.simulation.running(range(t, t + 1), carry=True):
                     logits = model(**inputs).logits[:, -1]
                 if model.operators == "instant":

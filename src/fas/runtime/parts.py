@@ -13,7 +13,7 @@ from fas.layers.linear import SpikingLinear
 from fas.layers.simulation import Simulation
 from fas.runtime import fold
 
-# What stands behind in the method resolution order is the model's own class.
+# What comes next in the method resolution order is the model's own class.
 _Parent: Any = object
 
 
@@ -25,7 +25,6 @@ class Folding(_Parent):
     """
 
     _simulation: Simulation
-    _base_class: type
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on as many rows as there are samples and steps."""
@@ -91,8 +90,8 @@ class Answering(Folding):
     def _answering(self) -> Iterator[None]:
         """Let the output layer compute the answer alone, not what it would be after every step.
 
-        It is linear, so the mean of its outputs is its output for the mean. What stands behind it must be too;
-        Gemma 2 caps its logits, whose mean is then taken behind the cap.
+        It is linear, so the mean of its outputs is its output for the mean. What stands after it must be too;
+        Gemma 2 caps its logits, whose mean is then taken after the cap.
         """
         head = self._head()
         simulation = self._simulation
@@ -104,11 +103,8 @@ class Answering(Folding):
             if isinstance(head, SpikingLinear):
                 yield
                 return
-            handle = head.register_forward_pre_hook(lambda _, arguments: simulation.reduced(arguments[0]))
-            try:
+            with head.register_forward_pre_hook(lambda _, arguments: simulation.reduced(arguments[0])):
                 yield
-            finally:
-                handle.remove()
 
     def _supports_mm_encoder_outputs(self) -> bool:
         """Whether ``generate`` may run the vision tower by itself: online, time is in the batch of the whole only."""

@@ -22,7 +22,6 @@ from fas.storage.checksums import write_sums
 from fas.storage.directory import check_files, read_config, whole_directory
 from fas.storage.foreign import check_neurons
 from fas.surgery.fold_batch_norm import fold_batch_norm, prepare_folded
-from fas.surgery.replace import detach
 from fas.types import Record
 
 _WEIGHTS = "model.safetensors"
@@ -133,9 +132,7 @@ def _attach(model: Any, config: FASConfig) -> None:
 
 def uninstall_module(model: Any) -> None:
     """Turn a converted plain module back into a dense one, in place; folded normalisations stay folded."""
-    sites = model.sites
     make_dense(model)
-    detach(model, sites)
     del model._fas_config
     if isinstance(model.config, SimpleNamespace) and not vars(model.config):
         del model.config

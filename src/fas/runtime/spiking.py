@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,8 @@ from fas.layers.simulation import Simulation
 from fas.runtime.loss import loss_from_output
 from fas.runtime.parts import Answering, Folding, Writing, parts_of
 from fas.settings import Exposed, Settings
-from fas.surgery.replace import populations, spiking_layers
+from fas.surgery.replace import detach, populations, spiking_layers
+from fas.surgery.written_attention import class_with, class_without
 from fas.types import Record
 
 
@@ -163,37 +163,18 @@ class SpikingModel(Answering, Exposed):
             layer.reset()
 
 
-@functools.cache
-def spiking_class(base: Any, mixin: Any = SpikingModel) -> Any:
-    """Return ``base`` with the abilities of ``mixin``, under the same name.
-
-    The name matters: transformers writes it into config.json and finds the loss by it.
-    """
-
-    @functools.wraps(base.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return mixin.forward(self, *args, **kwargs)
-
-    members = {
-        "forward": forward,
-        "_base_class": base,
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-    }
-    return type(base.__name__, (mixin, base), members)
-
-
 def make_spiking(model: Any, simulation: Simulation, mixin: type = SpikingModel) -> None:
     """Give a model whose layers have been exchanged its time steps, in place."""
     for part, kind in [(model, mixin), *parts_of(model)]:
         part._simulation = simulation
-        part.__class__ = spiking_class(type(part), kind)  # type: ignore[arg-type]
+        part.__class__ = class_with(kind, type(part))  # type: ignore[arg-type]
 
 
 def make_dense(model: Any) -> None:
-    """Undo ``make_spiking``."""
+    """Undo ``make_spiking``, and put dense layers back."""
+    sites = model.sites
     for part, _ in [*parts_of(model), (model, None)]:
         if isinstance(part, Folding):
-            part.__class__ = part._base_class
+            part.__class__ = class_without(type(part))
             del part._simulation
+    detach(model, sites)

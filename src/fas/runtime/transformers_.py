@@ -20,7 +20,7 @@ from fas.storage.checksums import write_sums
 from fas.storage.directory import CARD, check_files, is_ours, whole_directory
 from fas.storage.foreign import check_neurons
 from fas.surgery.attention import SPIKING_ATTENTION
-from fas.surgery.replace import attach, detach
+from fas.surgery.replace import attach
 from fas.types import OPERANDS, Record, Site
 
 register_quantization_config("fas")(FASConfig)
@@ -198,9 +198,7 @@ def _remember_base(config: Any) -> None:
 
 def uninstall(model: Any) -> None:
     """Turn a converted model back into the dense one that it was made of, in place."""
-    sites = model.sites
     make_dense(model)
-    detach(model, sites)
     model.hf_quantizer.remove_quantization_config(model)
     model.config._is_quantized = False
     if hasattr(model.config, BASE):

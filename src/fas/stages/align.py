@@ -6,19 +6,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fas.calibration.teacher import Aim, Teacher, check_aim, neuron_tensors
+from fas.calibration.teacher import Aim, Teacher, neuron_tensors
 from fas.distributed import place
-from fas.errors import CalibrationError
-from fas.surgery.parameters import frozen, undone_on_error
+from fas.surgery.parameters import frozen
+from fas.surgery.probe import hooked
 from fas.surgery.replace import populations, spiking_layers
-from fas.training.descent import check_batches
+from fas.training.descent import bound_potentials, check_batches, descend, inputs_of
 from fas.training.losses import alignment, divergence
-from fas.types import V_INIT_MAX, Batches, Kept, Progress, Record, Stage
+from fas.types import Batches, Kept, Progress, Record, Stage, check_choice
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Align(Stage):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        check_aim(self.teacher)
+        check_choice("teacher", self.teacher, get_args(Aim))
         if self.weight < 0 or self.learning_rate <= 0 or self.epochs < 1:
             raise ValueError(
                 f"weight {self.weight}, learning_rate {self.learning_rate}, epochs {self.epochs}: expected a "
@@ -76,30 +76,14 @@ class Align(Stage):
             # The spread that errors are relative to is that of the whole batch, which no process would see.
             raise ValueError(f"the losses are trained by one process, and {place()[1]} have been started: start one")
         check_batches(batches)
-        trained = neuron_tensors(model, bias=self.bias)
-        optimizer = torch.optim.Adam(trained, lr=self.learning_rate)
-        total = self.epochs * len(batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-        order = torch.Generator().manual_seed(self.seed)
-        history: list[float] = []
-        with undone_on_error(trained), frozen(model, trained), model.simulation.using(network="snn"):
-            for _ in range(self.epochs):
-                for i in torch.randperm(len(batches), generator=order).tolist():
-                    loss = self._loss(model, teacher, batches[i])
-                    if not bool(loss.isfinite()):
-                        raise CalibrationError(
-                            f"the alignment loss became {float(loss.detach())} after {len(history)} batches: lower the "
-                            f"learning rate ({self.learning_rate:g}) or check the data"
-                        )
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                    _keep_potential(model)
-                    history.append(float(loss.detach()))
-                    if progress is not None:
-                        progress(f"loss {history[-1]:.4f}", len(history), total)
-        tenth = max(1, total // 10)
+        trained, neurons = neuron_tensors(model, bias=self.bias), populations(model).values()
+        with frozen(model, trained), model.simulation.using(network="snn"):
+            history = descend(
+                torch.optim.Adam(trained, lr=self.learning_rate), batches, partial(self._loss, model, teacher),
+                label="alignment", epochs=self.epochs, seed=self.seed, after=partial(bound_potentials, neurons),
+                progress=progress,
+            )  # fmt: skip
+        tenth = max(1, len(history) // 10)
         results = {
             "seconds": time.perf_counter() - began,
             "loss_first": sum(history[:tenth]) / tenth,
@@ -108,7 +92,7 @@ class Align(Stage):
         return self.record(results)
 
     def _loss(self, model: Any, teacher: Teacher, batch: Mapping[str, Tensor]) -> Tensor:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        inputs = inputs_of(batch)
         with torch.no_grad(), teacher.running(), _outputs(model) as targets:
             target = model(**inputs).logits
         with _outputs(model) as students:
@@ -131,16 +115,5 @@ def _outputs(model: Any) -> Iterator[list[Tensor]]:
             output = steps[-1] if model.simulation.operators == "difference" else steps.mean(0)
         collected.append(output)
 
-    handles = [layer.register_forward_hook(keep) for layer in spiking_layers(model).values()]
-    try:
+    with hooked([layer.register_forward_hook(keep) for layer in spiking_layers(model).values()]):
         yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def _keep_potential(model: nn.Module) -> None:
-    """Hold v_0 in [0, θ): a neuron does not begin above its threshold."""
-    for population in populations(model).values():
-        population.v_init.clamp_(0.0, V_INIT_MAX)

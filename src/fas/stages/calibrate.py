@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -16,12 +16,12 @@ from fas.calibration.fit_range import PLENTY, fit_range
 from fas.calibration.fit_sparse import SpikeCost, fit_sparse
 from fas.calibration.fit_uneven import fit_uneven
 from fas.calibration.sensitivity import sensitivities
-from fas.calibration.teacher import Aim, Teacher, check_aim, is_corrected, neuron_tensors
+from fas.calibration.teacher import Aim, Teacher, is_corrected, neuron_tensors
 from fas.calibration.walk import Visit, walk
 from fas.layers.population import Population
 from fas.surgery.parameters import undone_on_error
 from fas.surgery.replace import spiking_layers
-from fas.types import Batches, Kept, Progress, Record, Stage
+from fas.types import Batches, Kept, Progress, Record, Stage, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _COUNTED = 4096
 class Calibrate(Stage):
     """Coarse-to-fine calibration, layer by layer in the order of execution.
 
-    Behind stage 1 the quantised network is the teacher: what training has found for thresholds, offsets and initial
+    After stage 1 the quantised network is the teacher: what training has found for thresholds, offsets and initial
     potentials stays, and the mean error that spikes make of it (at other time steps; there is none at T = L) goes into
     the bias.
 
@@ -68,9 +68,10 @@ class Calibrate(Stage):
     teacher: Aim = "auto"
 
     def __post_init__(self) -> None:
-        """Check price and teacher."""
-        check_price(self.spike_price)
-        check_aim(self.teacher)
+        price = self.spike_price
+        if isinstance(price, bool) or not isinstance(price, int | float) or not 0 <= price < float("inf"):
+            raise ValueError(f"spike_price is {price!r}; expected nats per spike per neuron, a number of at least 0")
+        check_choice("teacher", self.teacher, get_args(Aim))
         if self.spike_price and not self.fine:
             raise ValueError(f"spike_price is {self.spike_price:g}, which fine calibration pays: set fine=True")
 
@@ -121,19 +122,13 @@ class Calibrate(Stage):
         tokens = sum(_positions(batch) for batch in batches)
         error = sum(f["relative_error"] for f in figures.values()) / len(figures)
         seconds = time.perf_counter() - began
-        results = {
-            "seconds": seconds,
-            "fit_seconds": fitting,
-            "passes_seconds": seconds - fitting,
-            "tokens": float(tokens),
-            "mean_relative_error": error,
-        }
+        results = {"seconds": seconds, "fit_seconds": fitting, "passes_seconds": seconds - fitting}
+        results |= {"tokens": float(tokens), "mean_relative_error": error}
         if costs:
             results["expected_divergence"] = sum(f["expected_divergence"] for f in figures.values())
         return self.record(results, figures)
 
     def _costs(self, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, SpikeCost]:
-        """Return what errors and spikes cost at every site."""
         neurons = sum(site.channels for site in model.sites)
         found = sensitivities(model, batches)
         return {
@@ -159,9 +154,7 @@ class Calibrate(Stage):
             start = Fit(population.threshold, population.offset, population.v_init, x.new_tensor(torch.inf))
         if self.fine and per_channel:
             return fit_channels(x, bounds, start, centred=self.centred)
-        if start is None:
-            return fit_layer(x, bounds)
-        return start
+        return fit_layer(x, bounds) if start is None else start
 
 
 def _figures(population: Population, counts: Tensor, sent: Tensor, target: Tensor, steps: int) -> dict[str, float]:
@@ -183,13 +176,3 @@ def _positions(batch: Mapping[str, Tensor]) -> int:
         return int(mask.sum())
     first = next(iter(batch.values()))
     return first.numel() if first.ndim == 2 and not first.is_floating_point() else len(first)
-
-
-def check_price(price: float) -> None:
-    """Refuse a price of spikes that is no number of at least 0.
-
-    Raises:
-        ValueError: such a price.
-    """
-    if isinstance(price, bool) or not isinstance(price, int | float) or not 0 <= price < float("inf"):
-        raise ValueError(f"spike_price is {price!r}; expected nats per spike per neuron, a number of at least 0")

@@ -15,7 +15,7 @@ from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.surgery.parameters import swapped, undone_on_error
-from fas.surgery.probe import Reached, evaluating
+from fas.surgery.probe import Reached, evaluating, hooked
 from fas.surgery.replace import populations, spiking_layers
 from fas.training.descent import check_batches, check_descent, inputs_of
 from fas.types import Batches, Kept, Progress, Record, Site, Stage
@@ -57,7 +57,6 @@ class TuneLayers(Stage):
     force: bool = False
 
     def __post_init__(self) -> None:
-        """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate, least_epochs=0)
 
     def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
@@ -86,13 +85,9 @@ class TuneLayers(Stage):
         return self.record({"seconds": time.perf_counter() - began}, figures)
 
     def _tune(
-        self,
-        model: Any,
-        site: Site,
-        batches: Sequence[Batch],
-        free: dict[nn.Parameter, None],
+        self, model: Any, site: Site, batches: Sequence[Batch], free: dict[nn.Parameter, None],
         untouched: Mapping[nn.Parameter, Tensor],
-    ) -> dict[str, float]:
+    ) -> dict[str, float]:  # fmt: skip
         before = _error(model, site, batches, untouched)
         if not math.isfinite(before):
             raise CalibrationError(
@@ -139,7 +134,7 @@ class TuneLayers(Stage):
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:
-    """Return weights and biases of every layer that stands behind neurons."""
+    """Return weights and biases of every layer that stands after neurons."""
     found: dict[nn.Parameter, None] = {}
     for layer in spiking_layers(model).values():
         found.update(dict.fromkeys(p for p in (layer.weight, layer.bias) if p is not None))
@@ -159,7 +154,6 @@ def _leading(
 
 @torch.no_grad()
 def _error(model: Any, site: Site, batches: Sequence[Batch], untouched: Mapping[nn.Parameter, Tensor]) -> float:
-    """Return the mean squared error of a site over the batches."""
     total = count = 0.0
     for batch in batches:
         difference, _ = _compared(model, site, batch, untouched, gradients=False)
@@ -188,16 +182,9 @@ def _compared(
 
 
 def _sent(
-    model: nn.Module, inputs: Mapping[str, Tensor], last: Population, given: Mapping[Population, Tensor] | None = None
+    model: Any, inputs: Mapping[str, Tensor], last: Population, given: Mapping[Population, Tensor] | None = None
 ) -> dict[Population, Tensor]:
-    """Run the model up to a site and return what every site before it and itself sent.
-
-    Args:
-        model: a converted model.
-        inputs: of its forward.
-        last: where the pass ends.
-        given: sent instead of what a population would.
-    """
+    """Run the model up to a site and return what every site before it (which sends what is given) and itself sent."""
     sent: dict[Population, Tensor] = {}
 
     def keep(population: Any, arguments: Any, output: Tensor) -> Tensor | None:
@@ -206,19 +193,13 @@ def _sent(
             raise Reached
         return None if given is None else given[population].to(output.dtype)
 
-    everyone = populations(model).values()
-    handles = [population.register_forward_hook(keep) for population in everyone]
     try:
-        model(**inputs)
+        with hooked([population.register_forward_hook(keep) for population in populations(model).values()]):
+            model(**inputs)
     except Reached:
         return sent
     finally:
-        for handle in handles:
-            handle.remove()
-        for population in everyone:
-            population.reset()
-        for layer in spiking_layers(model).values():
-            layer.reset()
+        model.reset()
     raise CalibrationError(f"no activations reach {last.path}: the data does not take the model there")
 
 

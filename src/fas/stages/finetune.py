@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 from fas.surgery.parameters import undone_on_error
 from fas.training.descent import check_batches
 from fas.training.finetuning import tuned
-from fas.types import Batches, Kept, Progress, Record, Stage
+from fas.types import Batches, Kept, Progress, Record, Stage, check_choice, check_whole
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -20,7 +20,7 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 @dataclass(frozen=True)
 class Finetune(Stage):
-    """Fine-tuning of all weights and thresholds behind QCFS activations, by transformers' Trainer.
+    """Fine-tuning of all weights and thresholds, with QCFS activations, by transformers' Trainer.
 
     The forward is the quantised network (L levels, 2.1 in DESIGN.md), whose floor passes gradients straight
     through: to the weights, to ``log_threshold`` (so θ stays positive), to ``offset`` (from clipped inputs
@@ -45,7 +45,7 @@ class Finetune(Stage):
         warmup: share of all steps over which the rate rises from 0.
         weight_decay: of weight matrices; biases, norms and parameters of neurons have none.
         max_grad_norm: gradients are scaled down to this norm; 0 leaves them.
-        scheduler: of both rates, behind the warm-up.
+        scheduler: of both rates, after the warm-up.
         precision: of the forward pass; weights in float32 stay so, thresholds always.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         seed: of the order of the data and of dropout; the global generators are seeded with it.
@@ -89,20 +89,18 @@ class Finetune(Stage):
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check every field."""
         counts = ["batch_size", "gradient_accumulation", "save_steps", "save_total_limit", "logging_steps"]
         for name in [*counts, *(["max_steps"] if self.max_steps is not None else [])]:
-            _check(name, getattr(self, name), "a whole number of at least 1", lambda v: v >= 1, int)
-        _check("seed", self.seed, "a whole number from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32, int)
+            check_whole(name, getattr(self, name))
+        check_whole("seed", self.seed, 0, 2**32 - 1)
         for name in ("epochs", "learning_rate"):
             _check(name, getattr(self, name), "a number above 0", lambda v: 0 < v < float("inf"))
         for name in ("threshold_learning_rate", "spike_price", "weight_decay", "max_grad_norm"):
             _check(name, getattr(self, name), "a number of at least 0", lambda v: 0 <= v < float("inf"))
         _check("distillation", self.distillation, "a share from 0 to 1", lambda v: 0 <= v <= 1)
         _check("warmup", self.warmup, "a share of at least 0 and below 1", lambda v: 0 <= v < 1)
-        for name, choices in (("scheduler", get_args(Scheduler)), ("precision", get_args(Precision))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        check_choice("scheduler", self.scheduler, get_args(Scheduler))
+        check_choice("precision", self.precision, get_args(Precision))
 
     def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Train on the rows of batches in memory, which have ``labels``; ``fas.finetune`` takes any data set."""
@@ -119,6 +117,6 @@ class Finetune(Stage):
             yield "quantised"
 
 
-def _check(name: str, value: Any, rule: str, holds: Callable[[Any], bool], kind: Any = (int, float)) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not holds(value):
+def _check(name: str, value: Any, rule: str, holds: Callable[[Any], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
         raise ValueError(f"{name} is {value!r}; expected {rule}")

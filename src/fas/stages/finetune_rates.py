@@ -19,8 +19,8 @@ class FinetuneRates(Finetune):
     quantised network. ``fas.finetune`` takes it for its settings and trains the control beside it.
 
     Attributes:
-        scale: s; None keeps every threshold as it is, for training behind ``FitRates``.
-        momentum: of the running maximum; it begins anew where a run is resumed.
+        scale: s; None keeps every threshold as it is, for training after ``FitRates``.
+        momentum: of the running maximum; it begins again where a run is resumed.
 
     Raises:
         ValueError: a value outside its range; the message names it.

@@ -25,7 +25,7 @@ class FitRates(Stage):
 
     r_l = clip(ReLU(x_l)/θ_l, 0, 1) is the firing rate that layer l tends to, p_l the running maximum of ReLU(x_l),
     y the logits of the network of rates, y_ANN those at the s that the fit starts from. The fit curve
-    falls at least as fast as Ω/T behind even input, so that a small Ω means few time steps. Layers behind site l
+    falls at least as fast as Ω/T for even input, so that a small Ω means few time steps. Layers after site l
     receive θ_l r_l, so that the weights of the dense network serve as they are.
 
     Attributes:
@@ -59,7 +59,6 @@ class FitRates(Stage):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate, least_epochs=0)
         if self.weight < 0 or not 0 < self.momentum <= 1:
             raise ValueError(
@@ -96,8 +95,8 @@ class FitRates(Stage):
         with evaluating(model), frozen(model):
             if self.epochs:
                 history = descend(
-                    scales, batches, loss, label="thresholds", epochs=self.epochs, learning_rate=self.learning_rate,
-                    weight_decay=self.weight_decay, seed=self.seed, progress=progress, kept=kept,
+                    torch.optim.SGD(scales, self.learning_rate, 0.9, weight_decay=self.weight_decay),
+                    batches, loss, label="thresholds", epochs=self.epochs, seed=self.seed, progress=progress, kept=kept,
                 )  # fmt: skip
             figures = {}
             omegas = dict.fromkeys(found.values(), 0.0)

@@ -55,7 +55,6 @@ class ReduceBits(Stage):
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate)
         bits = tuple(self.bits)
         if not bits or any(type(b) is not int or not 1 <= b <= 8 for b in bits) or list(bits) != sorted(bits)[::-1]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,8 @@ from fas.errors import SiteError
 from fas.layers.gated_operators import GatedNorm
 from fas.layers.linear import SpikingLinear
 from fas.surgery.gated import norm_form
-from fas.surgery.probe import evaluating, probe_inputs
+from fas.surgery.parameters import undone_on_error
+from fas.surgery.probe import evaluating, hooked, probe_inputs
 from fas.surgery.sites import is_linear
 from fas.types import Batches, Kept, Progress, Record, Stage
 
@@ -54,8 +55,8 @@ class Rotate(Stage):
         """
         began = time.perf_counter()
         before, streams = _run(model)
-        saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        try:
+        _untie(model, {path for paths in streams.readers.values() for path in paths})
+        with undone_on_error(model.parameters()):
             _turn(model, streams, self.seed)
             after, _ = _run(model)
             change = float((after - before).norm() / before.norm())
@@ -63,13 +64,10 @@ class Rotate(Stage):
                 raise SiteError(
                     f"the residual stream of {type(model).__name__} cannot be turned: its answer would change by "
                     f"{change:.2g} of itself, because something else than embeddings and linear layers writes to the "
-                    "stream, or a normalisation stands behind the sum; convert it with rotate=False"
+                    "stream, or a normalisation stands after the sum; convert it with rotate=False"
                 )
             if progress is not None:
                 progress("rotate", 1, 1)
-        except BaseException:
-            model.load_state_dict(saved)
-            raise
         return self.record({"seconds": time.perf_counter() - began, "change": change})
 
 
@@ -99,20 +97,18 @@ def _run(model: Any) -> tuple[Tensor, _Streams]:
             if path not in readers:
                 readers.append(path)
 
-    with ExitStack() as hooks:
-        for path, module in model.named_modules():
-            if _is_norm(module):
-                handle = module.register_forward_hook(lambda _, __, output, path=path: normalised(path, output))
-            elif _is_layer(module):
-                handle = module.register_forward_pre_hook(
-                    lambda _, arguments, named, path=path: read(path, arguments, named), with_kwargs=True
-                )
-            else:
-                continue
-            hooks.callback(handle.remove)
-        extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-        with evaluating(model), model.simulation.using(network="ann", schedule="layerwise"):
-            output = model(**probe_inputs(model), **extra)
+    handles = []
+    for path, module in model.named_modules():
+        if _form(module) is not None:
+            handles.append(module.register_forward_hook(lambda _, __, output, path=path: normalised(path, output)))
+        elif _is_layer(module):
+            look = partial(read, path)
+            handles.append(
+                module.register_forward_pre_hook(lambda _, *inputs, look=look: look(*inputs), with_kwargs=True)
+            )
+    extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    with hooked(handles), evaluating(model), model.simulation.using(network="ann", schedule="layerwise"):
+        output = model(**probe_inputs(model), **extra)
     return output[0].double(), streams
 
 
@@ -121,11 +117,10 @@ def _turn(model: Any, streams: _Streams, seed: int) -> None:
         raise SiteError(f"{type(model).__name__} has no linear layer that reads a normalisation: nothing to rotate")
     norms = {path: model.get_submodule(path) for path in streams.readers}
     width = len(next(iter(norms.values())).weight)
-    forms = {path: _form(module) for path, module in norms.items()}
+    forms: dict[str, Any] = {path: _form(module) for path, module in norms.items()}
     device = next(iter(norms.values())).weight.device
     turn = rotation(width, keeps_mean=any(form["centred"] for form in forms.values()), seed=seed).to(device)
     readers = {path for paths in streams.readers.values() for path in paths}
-    _untie(model, readers)
     for path, norm in norms.items():
         if len(norm.weight) != width:
             raise SiteError(f"{path} normalises {len(norm.weight)} channels but the residual stream has {width}")
@@ -135,7 +130,7 @@ def _turn(model: Any, streams: _Streams, seed: int) -> None:
         bias = getattr(norm, "bias", None)
         if bias is not None:
             if bool((gain == 0).any()):
-                raise SiteError(f"{path} has a gain of zero beside a bias, which no layer behind it can carry")
+                raise SiteError(f"{path} has a gain of zero beside a bias, which no layer after it can carry")
             _put(bias, (bias.detach().double() / gain) @ turn)
         _put(norm.weight, torch.full_like(gain, 0.0 if forms[path]["plus_one"] else 1.0))
     for path in dict.fromkeys(streams.called):
@@ -213,14 +208,9 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, SpikingLinear) or is_linear(module)
 
 
-def _is_norm(module: nn.Module) -> bool:
-    leaf = next(module.children(), None) is None and type(module).__name__.endswith("Norm")
-    return isinstance(module, GatedNorm) or (leaf and norm_form(module) is not None)
-
-
-def _form(module: Any) -> dict[str, Any]:
+def _form(module: nn.Module) -> dict[str, Any] | None:
+    """Return which normalisation a module computes, None if it is none."""
     if isinstance(module, GatedNorm):
         return {"centred": module.centred, "plus_one": module.plus_one}
-    found = norm_form(module)
-    assert found is not None
-    return found
+    leaf = next(module.children(), None) is None and type(module).__name__.endswith("Norm")
+    return norm_form(module) if leaf else None

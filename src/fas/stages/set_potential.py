@@ -27,7 +27,6 @@ class SetPotential(Stage):
     prepares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the share."""
         if not 0 <= self.share < 1:
             raise ValueError(f"share is {self.share}; an initial potential is at least 0 and below the threshold (1)")
 

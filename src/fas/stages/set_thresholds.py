@@ -31,7 +31,6 @@ class SetThresholds(Stage):
     percentile: float = 99.9
 
     def __post_init__(self) -> None:
-        """Check the percentile."""
         if not 0 < self.percentile <= 100:
             raise ValueError(f"percentile is {self.percentile}; expected a number above 0 and at most 100")
 
@@ -42,18 +41,16 @@ class SetThresholds(Stage):
         began, steps = time.perf_counter(), model.timesteps
 
         def visit(seen: Visit) -> None:
-            population = seen.population
+            population, per_channel = seen.population, bool(seen.population.log_threshold.ndim)
             bounds = population.neuron.bounds(steps)
             x = drive(seen.ann, bounds)
-            if self.rule == "error" and not population.neuron.even_levels:
-                per_channel = bool(population.log_threshold.ndim)
+            if self.rule != "error":
+                fit = self._by_magnitude(x, bounds, per_channel=per_channel)
+            elif not population.neuron.even_levels:
                 fit = fit_uneven(x, population.neuron, steps, per_channel=per_channel)
-            elif self.rule == "error":
-                fit = fit_layer(x, bounds)
-                if population.log_threshold.ndim:
-                    fit = fit_channels(x, bounds, fit)
             else:
-                fit = self._by_magnitude(x, bounds, per_channel=bool(population.log_threshold.ndim))
+                fit = fit_layer(x, bounds)
+                fit = fit_channels(x, bounds, fit) if per_channel else fit
             population.set(fit.threshold, fit.offset, fit.v_init)
 
         with undone_on_error(neuron_tensors(model)):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
+
+import torch
 
 from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations
@@ -43,18 +46,17 @@ class TrainQuantised(Stage):
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate)
 
     def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
         """Train in place."""
         began = time.perf_counter()
-        thresholds = [population.log_threshold for population in populations(model).values()]
+        trained = [*dense_parameters(model), *(p.log_threshold for p in populations(model).values())]
         with evaluating(model), model.simulation.using(network="quantised", observers=[]):
             history = descend(
-                [*dense_parameters(model), *thresholds], batches, lambda batch: cross_entropy(model, batch),
-                label=f"{model.levels} levels", epochs=self.epochs, learning_rate=self.learning_rate,
-                momentum=self.momentum, weight_decay=self.weight_decay, seed=self.seed, progress=progress, kept=kept,
+                torch.optim.SGD(trained, self.learning_rate, self.momentum, weight_decay=self.weight_decay),
+                batches, partial(cross_entropy, model), label=f"{model.levels} levels", epochs=self.epochs,
+                seed=self.seed, progress=progress, kept=kept,
             )  # fmt: skip
         model.reset()
         tenth = max(1, len(history) // 10)

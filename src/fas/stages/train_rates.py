@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fas.surgery.probe import evaluating
@@ -20,7 +21,7 @@ class TrainRates(Stage):
     """Train weights and biases by cross-entropy with θ_l = p_l · σ(s), s fixed, p_l the running maximum.
 
     Afterwards thresholds have that value, and ``FitRates`` goes on from the weights. With ``scale=None`` thresholds
-    are kept instead: behind ``FitRates``, which clips what is large for the sake of speed, the weights learn to do
+    are kept instead: after ``FitRates``, which clips what is large for the sake of speed, the weights learn to do
     without it.
 
     Attributes:
@@ -38,7 +39,7 @@ class TrainRates(Stage):
 
     Source: Ding et al. 2021 (arXiv 2105.11654), first stage (released code: s = 10, so that σ(s) ≈ 1; SGD at 0.1).
     Deviations: batch normalisation has been folded into the layers before it; the paper trains with it. The paper does
-    not return to the weights behind the second stage, which ``scale=None`` is for.
+    not return to the weights after the second stage, which ``scale=None`` is for.
     """
 
     scale: float | None = 10.0
@@ -49,7 +50,6 @@ class TrainRates(Stage):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check every field."""
         check_descent(epochs=self.epochs, learning_rate=self.learning_rate)
 
     def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
@@ -62,8 +62,8 @@ class TrainRates(Stage):
 
         with evaluating(model):
             history = descend(
-                dense_parameters(model), batches, loss, label="weights", epochs=self.epochs,
-                learning_rate=self.learning_rate, weight_decay=self.weight_decay, seed=self.seed, progress=progress,
+                torch.optim.SGD(dense_parameters(model), self.learning_rate, 0.9, weight_decay=self.weight_decay),
+                batches, loss, label="weights", epochs=self.epochs, seed=self.seed, progress=progress,
                 # Running maxima are not kept with the weights.
                 kept=kept if self.scale is None else None,
             )  # fmt: skip

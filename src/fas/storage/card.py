@@ -203,7 +203,7 @@ def _energies(rows: Sequence[tuple[str, float, Mapping[str, Any]]]) -> list[str]
     text = (
         f"µJ per token, estimated from counted operations ({told}; weights kept for: {reuse}; "
         f"floats are {precision}). Accounting *paper*: 0.9 pJ per "
-        "addition against 4.6 pJ per multiply-add, the layers behind the sites alone; *compute*: all arithmetic; "
+        "addition against 4.6 pJ per multiply-add, the layers after the sites alone; *compute*: all arithmetic; "
         "*memory*: with weights, states and messages. > marks sums in which a price is missing. The fair comparison "
         "is the integer twin, which has as many levels."
     )

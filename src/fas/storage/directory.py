@@ -140,11 +140,9 @@ def _stem(name: str) -> str:
 def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        # Another user's.
-        return True
+    except OSError as error:
+        # Permission denied: another user's.
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.accelerate import accelerate_disk_offload
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from fas._version import __version__
 from fas.errors import CheckpointError
 from fas.storage.directory import write_tensors, write_text
 from fas.storage.foreign import check_finite, model_class, reading, weight_files
 from fas.surgery.replace import populations, spiking_layers
-
-_INDEX = "model.safetensors.index.json"
 
 
 class Sharded:
@@ -176,7 +175,7 @@ def write_index(directory: Path, shards: dict[str, dict[str, int]]) -> None:
         "metadata": {"total_size": sum(sum(tensors.values()) for tensors in shards.values())},
         "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
     }
-    write_text(directory / _INDEX, json.dumps(index, indent=2) + "\n")
+    write_text(directory / SAFE_WEIGHTS_INDEX_NAME, json.dumps(index, indent=2) + "\n")
 
 
 def _fill(module: nn.Module, name: str, value: float) -> None:

@@ -32,7 +32,7 @@ class AttentionCall:
     Attributes:
         module: the module that called or wrote.
         query: shape [B, heads, queries, width]; likewise key and value.
-        written: whether the module wrote it out, so that values are read behind the weights.
+        written: whether the module wrote it out, so that values are read after the weights.
     """
 
     module: nn.Module
@@ -79,21 +79,12 @@ def _attention(
     }
     if operands.simulation.network != "ann":
         return spiking_attention(operands, query, key, value, **how, dropout=dropout if module.training else 0.0)
-    for role, factor in (("query", query), ("key", key), ("value", value)):
-        if operands.watches(role):
-            operands.encode(role, factor)
-    if operands.watches("attention_weight"):
-        # The fused function does not show its weights.
-        operands.encode("attention_weight", exponentials(attention_scores(query, key, **how)))
+    # The fused function does not show its weights.
+    weights = functools.partial(attention_scores, query, key, **how)
+    operands.show(
+        query=lambda: query, key=lambda: key, value=lambda: value, attention_weight=lambda: exponentials(weights())
+    )
     return dense()
-
-
-def _sdpa(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
-    return _attention(*arguments, implementation="sdpa", **named)
-
-
-def _eager(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor | None]:
-    return _attention(*arguments, implementation="eager", **named)
 
 
 @functools.cache
@@ -103,10 +94,9 @@ def register_attention() -> None:
     from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
     from transformers.modeling_utils import AttentionInterface
 
-    AttentionInterface.register(_SPIKING["sdpa"], _sdpa)
-    AttentionInterface.register(_SPIKING["eager"], _eager)
-    AttentionMaskInterface.register(_SPIKING["sdpa"], sdpa_mask)
-    AttentionMaskInterface.register(_SPIKING["eager"], eager_mask)
+    for theirs, mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+        AttentionInterface.register(_SPIKING[theirs], functools.partial(_attention, implementation=theirs))
+        AttentionMaskInterface.register(_SPIKING[theirs], mask)
 
 
 def _dense(implementation: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# Functions that commute with x → max(x, 0): a neuron behind them may stand for a ReLU in front of them.
+# Functions that commute with x → max(x, 0): a neuron after them may stand for a ReLU in front of them.
 RESHAPES = frozenset(
     "flatten view reshape unflatten squeeze unsqueeze permute transpose movedim contiguous dropout dropout2d "
     "dropout1d feature_dropout clone to".split()
@@ -90,7 +90,7 @@ class Flow(TorchFunctionMode):
         return id(x) in self._positive
 
     def reaches(self, x: Tensor, since: int, passing: frozenset[str]) -> set[tuple[int, str | None]]:
-        """Return where a tensor ends up behind steps that may pass it on.
+        """Return where a tensor ends up after steps that may pass it on.
 
         Args:
             x: a tensor.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fas.errors import SiteError
 from fas.surgery.flow import Flow
-from fas.surgery.probe import evaluating
+from fas.surgery.probe import evaluating, hooked
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _LAYERS = (nn.Conv2d, nn.Linear)
@@ -48,9 +48,7 @@ def prepare_folded(model: nn.Module, pairs: Mapping[str, str]) -> None:
             layer: Any = model.get_submodule(path)
             model.get_submodule(norm)
         except AttributeError:
-            raise SiteError(
-                f"{type(model).__name__} has no {path} with {norm} behind it: it is another model"
-            ) from None
+            raise SiteError(f"{type(model).__name__} has no {path} with {norm} after it: it is another model") from None
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros_like(layer.weight[(slice(None), *[0] * (layer.weight.ndim - 1))]))
     _remove(model, pairs.values())
@@ -73,12 +71,8 @@ def _pairs(model: nn.Module, probe: Mapping[str, Any]) -> dict[str, str]:
 
         if type(module) in (*_NORMS, *_LAYERS):
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        with evaluating(model), flow:
-            model(**probe)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(model), flow:
+        model(**probe)
     pairs: dict[str, str] = {}
     modules = dict(model.named_modules())
     for norm, x in inputs.items():

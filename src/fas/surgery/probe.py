@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fas.errors import SiteError
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Take hooks away when the block ends."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Reached(Exception):
@@ -142,6 +153,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _caching(model: nn.Module) -> list[Any]:
-    """Return the configurations of parts that keep a cache."""
     found = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
     return [config for config in found.values() if getattr(config, "use_cache", None) is True]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from fas.errors import SiteError
 from fas.layers.attention import AttentionOperands
-from fas.layers.conv import ChannelsLast, SpikingConv2d
+from fas.layers.conv import SpikingConv2d
 from fas.layers.linear import SpikingLinear
+from fas.layers.once import Once
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
@@ -44,19 +46,24 @@ def attach(
         SiteError: a site that the model does not have, or whose width differs; attention that cannot be
             exchanged. The model is left as it was.
     """
+
+    def population_of(site: Site, device: torch.device, **more: Any) -> Population:
+        model_of = neuron(site)
+        return Population(
+            site.path, site.channels, model_of, simulation, granularity=granularity, device=device, **more
+        )
+
     exchanged: dict[str, nn.Module] = {}
     factors: dict[str, dict[str, Population]] = {}
     for site in sites:
         if site.role in OPERANDS:
             path = attention_of(site)
             device = next(_submodule(model, path).parameters()).device
-            factors.setdefault(path, {})[site.role] = Population(
-                site.path, site.channels, neuron(site), simulation, granularity=granularity, device=device
-            )
+            factors.setdefault(path, {})[site.role] = population_of(site, device)
             continue
         activation = _submodule(model, site.activation) if site.activation else None
         population: Population | None = None
-        view = ChannelsLast(len(site.layers))
+        view = Once(len(site.layers))
         for path in site.layers:
             dense = _submodule(model, path)
             convolves = site.role == "conv_input"
@@ -65,16 +72,8 @@ def attach(
                 wanted = "convolution" if convolves else "linear layer"
                 raise SiteError(f"{path} is a {kind}, not a dense {wanted}; convert once")
             if population is None:
-                population = Population(
-                    site.path,
-                    site.channels,
-                    neuron(site),
-                    simulation,
-                    granularity=granularity,
-                    readers=len(site.layers),
-                    activation=cast("Callable[[Tensor], Tensor] | None", activation),
-                    device=cast(Tensor, dense.weight).device,
-                )
+                device = cast(Tensor, dense.weight).device
+                population = population_of(site, device, readers=len(site.layers), activation=activation)
             layer: SpikingLayer
             if convolves:
                 layer = SpikingConv2d(cast(nn.Conv2d, dense), population, view, owner=path == site.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -20,14 +21,8 @@ logger = logging.getLogger(__name__)
 
 
 def _mlp_inputs(calls: list[Call]) -> tuple[dict[str, Call], list[Call]]:
-    """Match activations with the linear layer behind each.
-
-    Behind an activation stands the next linear layer that reads something new: the projection beside it in
-    a gated MLP (``up`` beside ``gate``) reads what an earlier layer has read.
-
-    Returns:
-        The activation's call by the path of the layer behind it, and the activations without one.
-    """
+    """Return the call of each activation by the path of the linear layer after it, and the activations without one."""
+    # That is the next one that reads something new: the projection beside it in a gated MLP does not.
     behind: dict[str, Call] = {}
     unmatched = []
     for i, call in enumerate(calls):
@@ -44,11 +39,7 @@ def _mlp_inputs(calls: list[Call]) -> tuple[dict[str, Call], list[Call]]:
 
 
 def _serves_only(record: Trace, activation: str, covered: Callable[[str], bool]) -> bool:
-    """Whether an activation's output goes to the layers of one site and nowhere else, each time it is called.
-
-    Elsewhere its place could not be taken by the neuron: a layer that stays dense, a sum, or a module that
-    several blocks share, still needs it.
-    """
+    """Whether an activation's output goes to the layers of one site and nowhere else, each time it is called."""
     assert record.flow is not None
     readers = set()
     for made in record.calls:
@@ -77,7 +68,7 @@ def find_sites(
 
     Args:
         model: any module that ``probe`` runs; parameters may lie on the meta device.
-        coverage: ``mlp``, the layers behind the activation of every block's MLP; ``linear``, every linear
+        coverage: ``mlp``, the layers after the activation of every block's MLP; ``linear``, every linear
             layer that the model runs, the output head included; ``full``, query, key, value and weights of
             every attention module besides.
         exclude: shell patterns of dotted names to leave dense (``lm_head``, ``*.0.mlp.*``).
@@ -133,7 +124,7 @@ def find_sites(
         placed.add(call.path)
         key = id(call.input)
         if key in sites:
-            sites[key] = _with(sites[key], call.path)
+            sites[key] = replace(sites[key], also=(*sites[key].also, call.path))
             continue
         ordered.append(key)
         activation = behind.get(call.path)
@@ -171,15 +162,9 @@ def _convolutional_sites(
     replace_activation: bool,
     probe: Mapping[str, Any] | None,
 ) -> list[Site]:
-    """Return the inputs of convolutions and linear layers of a plain module.
-
-    The neuron takes the place of a ReLU module only if all that reads it, directly or behind maxima and reshapes,
-    are the layers of one site: a residual sum or an average still needs it. Where it stays, or is a function and no
-    module, the site has no sign, since its input cannot be negative.
-
-    Raises:
-        SiteError: no site, or coverage ``full``.
-    """
+    # The neuron takes the place of a ReLU module only if all that reads it, directly or through maxima and reshapes,
+    # are the layers of one site: a residual sum or an average still needs it. Where it stays, or is a function and no
+    # module, the site has no sign, since its input cannot be negative.
     if coverage == "full":
         raise SiteError(
             f"{type(model).__name__} is no transformers model, so its attention cannot be reached: "
@@ -257,11 +242,7 @@ def _absorbed(
 
 
 def _operand_sites(model: nn.Module, record: Trace, excluded: Callable[[str], bool]) -> list[tuple[int, Site]]:
-    """Return the factors of every attention module, each with the number of layer calls before its first.
-
-    Raises:
-        SiteError: a module called attention that the attention function knows nothing of.
-    """
+    """Return the factors of every attention module, each with the number of layer calls before its first."""
     paths = {module: path for path, module in model.named_modules()}
     seen: dict[str, None] = {}
     found: list[tuple[int, Site]] = []
@@ -284,10 +265,6 @@ def _operand_sites(model: nn.Module, record: Trace, excluded: Callable[[str], bo
                 "transformers' attention interface nor as two products around a softmax: use coverage 'linear'"
             )
     return found
-
-
-def _with(site: Site, path: str) -> Site:
-    return Site(site.path, site.role, site.channels, site.signed, site.activation, (*site.also, path))
 
 
 def unreached(model: nn.Module, record: Trace) -> list[str]:

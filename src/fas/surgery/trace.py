@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from fas.errors import SiteError
 from fas.surgery.attention import AttentionCall, is_attention_class, recording_attention
 from fas.surgery.flow import Flow
-from fas.surgery.probe import evaluating, is_convolutional, probe_inputs, reads_images_and_text
+from fas.surgery.probe import evaluating, hooked, is_convolutional, probe_inputs, reads_images_and_text
 
 # Activation modules by the name of their class: transformers and its model files define dozens.
 _ACTIVATION = re.compile(r"gelu|relu|silu|swish|mish|sigmoid|tanh|softplus|activation|laplace", re.IGNORECASE)
@@ -84,10 +84,7 @@ class Trace:
             if self.flow is not None:
                 self.flow.layer, call.steps = None, len(self.flow.steps)
 
-        return [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after),
-        ]
+        return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
 
 
 def trace(
@@ -115,24 +112,16 @@ def trace(
     def keep(call: AttentionCall) -> None:
         record.attention.append((len(record.calls), call))
 
-    try:
-        with evaluating(model), recording_attention(model, keep) if attention else nullcontext(), flow or nullcontext():
-            if probe is not None or not reads_images_and_text(model):
-                model(**(probe if probe is not None else probe_inputs(model)))
-            else:
-                _run_made_up(model)
-    finally:
-        for handle in handles:
-            handle.remove()
+    attending = recording_attention(model, keep) if attention else nullcontext()
+    with hooked(handles), evaluating(model), attending, flow or nullcontext():
+        if probe is not None or not reads_images_and_text(model):
+            model(**(probe if probe is not None else probe_inputs(model)))
+        else:
+            _run_made_up(model)
     return record
 
 
 def _run_made_up(model: nn.Module) -> None:
-    """Run images and text that were made up from the model's configuration.
-
-    Raises:
-        SiteError: the model wants something else beside them.
-    """
     try:
         model(**probe_inputs(model))
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

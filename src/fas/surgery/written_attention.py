@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from fas.errors import SiteError
 from fas.layers.attention import AttentionOperands
 from fas.layers.written_attention import Product, ProductsAroundSoftmax, SpikingProducts
+from fas.surgery.probe import hooked
 
 # What every forward that asks transformers for an attention function names.
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
-# What stands behind in the method resolution order is the module's own class.
+# What comes next in the method resolution order is the module's own class.
 _Parent: Any = object
 
 
@@ -43,25 +44,33 @@ def use_spiking_products(module: nn.Module) -> None:
     """Let the products of a module that writes out its attention run on the spikes of its ``operands``, in place."""
     if not isinstance(module, _Written):
         base: Any = type(module)
-        module.__class__ = _written_class(base)
+        module.__class__ = class_with(_Written, base)
 
 
 def use_dense_products(module: nn.Module) -> None:
     """Undo ``use_spiking_products``."""
     if isinstance(module, _Written):
-        module.__class__ = type(module).__mro__[2]
+        module.__class__ = class_without(type(module))
 
 
 @functools.cache
-def _written_class(base: Any) -> Any:
-    """Return ``base`` with spiking products, under the same name: transformers finds modules by it."""
+def class_with(mixin: Any, base: Any) -> Any:
+    """Return ``base`` with the abilities of ``mixin``, under the same name.
+
+    The name matters: transformers writes it into config.json, and finds modules and the loss by it.
+    """
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _Written.forward(self, *args, **kwargs)
+        return mixin.forward(self, *args, **kwargs)
 
     names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(base.__name__, (_Written, base), {"forward": forward, **names})
+    return type(base.__name__, (mixin, base), {"forward": forward, **names})
+
+
+def class_without(mixed: Any) -> Any:
+    """Return the base of a class that ``class_with`` has made."""
+    return mixed.__bases__[1]
 
 
 @dataclass
@@ -89,7 +98,7 @@ class Recorder(ProductsAroundSoftmax):
     """Reports written out attention: the module and the shapes of query, key and value by head.
 
     Args:
-        record: receives them before the module goes on behind the second product.
+        record: receives them before the module goes on after the second product.
     """
 
     def __init__(self, record: Callable[[nn.Module, torch.Size, torch.Size, torch.Size], None]) -> None:
@@ -133,12 +142,12 @@ class Recorder(ProductsAroundSoftmax):
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
         """Note which module runs, of those that have parts: a softmax or dropout is a part of the one around it."""
-        with ExitStack() as hooks:
-            for module in model.modules():
-                if next(module.children(), None) is None:
-                    continue
-                enter = module.register_forward_pre_hook(lambda running, _: self._frames.append(_Frame(running)))
-                leave = module.register_forward_hook(lambda *_: self._frames.pop() and None, always_call=True)
-                hooks.callback(enter.remove)
-                hooks.callback(leave.remove)
+        handles = []
+        for module in model.modules():
+            if next(module.children(), None) is not None:
+                handles += [
+                    module.register_forward_pre_hook(lambda running, _: self._frames.append(_Frame(running))),
+                    module.register_forward_hook(lambda *_: self._frames.pop() and None, always_call=True),
+                ]
+        with hooked(handles):
             yield

@@ -1,17 +1,18 @@
-"""Stochastic gradient descent on batches in memory, for the stages that train a network by its own loss."""
+"""Gradient descent on batches in memory, for the stages that train a network by its own loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fas.errors import CalibrationError, DataError
+from fas.layers.population import Population
 from fas.surgery.parameters import undone_on_error
 from fas.surgery.replace import neuron_parameters
-from fas.types import Kept, Progress
+from fas.types import V_INIT_MAX, Kept, Progress
 
 Batch = Mapping[str, Tensor]
 # The part of a descent that is kept: the last epoch.
@@ -19,33 +20,29 @@ _EPOCH = "epoch"
 
 
 def descend(
-    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
     batches: Sequence[Batch],
     loss: Callable[[Batch], Tensor],
     *,
     label: str,
     epochs: int,
-    learning_rate: float,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
     seed: int = 0,
+    after: Callable[[], None] | None = None,
     progress: Progress | None = None,
     kept: Kept | None = None,
 ) -> list[float]:
-    """Minimise a loss by SGD with a cosine decay of the rate to zero; an error leaves the parameters as they were.
+    """Minimise a loss, the rate falling to zero as a cosine; an error leaves the parameters as they were.
 
     Args:
-        parameters: what is trained; others get no gradient.
+        optimizer: of what is trained; other parameters get no gradient.
         batches: visited in a new order every epoch.
         loss: scalar of one batch.
         label: what is trained, for messages.
         epochs: passes over the batches.
-        learning_rate: at the first step.
-        momentum: of SGD.
-        weight_decay: of SGD.
         seed: of the order.
-        progress: told after each step.
-        kept: the last epoch of an interrupted run of the same descent, and of this one.
+        after: called after each step.
+        progress: told the loss after each step.
+        kept: the last epoch of an interrupted run of the same descent, and of this one; for SGD.
 
     Returns:
         The loss of every step.
@@ -54,12 +51,11 @@ def descend(
         CalibrationError: no batches, or a loss that is not finite.
     """
     check_batches(batches, "training")
-    optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
-    total = epochs * len(batches)
+    parameters, total = optimizer.param_groups[0]["params"], epochs * len(batches)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, total))
     order = torch.Generator().manual_seed(seed)
     with undone_on_error(parameters):
-        history = _resumed(parameters, optimizer, schedule, kept)
+        history = _resumed(optimizer, schedule, kept)
         for epoch in range(epochs):
             batches_of_epoch = torch.randperm(len(batches), generator=order).tolist()
             if epoch < len(history) // len(batches):
@@ -70,16 +66,18 @@ def descend(
                     if not bool(value.isfinite()):
                         raise CalibrationError(
                             f"{label}: the loss is {float(value.detach()):g} after {len(history)} batches: lower the "
-                            f"learning rate ({learning_rate:g}) or check the data"
+                            f"learning rate ({optimizer.defaults['lr']:g}) or check the data"
                         )
-                    gradients = torch.autograd.grad(value, list(parameters), allow_unused=True)
+                    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
                 schedule.step()
+                if after is not None:
+                    after()
                 history.append(float(value.detach()))
                 if progress is not None:
-                    progress(label, len(history), total)
+                    progress(f"{label}, loss {history[-1]:.4f}", len(history), total)
             if kept is not None:
                 state = [optimizer.state[p].get("momentum_buffer") for p in parameters]
                 tensors = {f"value.{i}": p.detach() for i, p in enumerate(parameters)}
@@ -91,7 +89,7 @@ def descend(
 
 
 @torch.no_grad()
-def _resumed(parameters: Sequence[nn.Parameter], optimizer: Any, schedule: Any, kept: Kept | None) -> list[float]:
+def _resumed(optimizer: Any, schedule: Any, kept: Kept | None) -> list[float]:
     """Put parameters, optimiser and schedule where the last epoch has left them; return the losses so far."""
     found = None if kept is None else kept.found(_EPOCH)
     if found is None:
@@ -99,11 +97,18 @@ def _resumed(parameters: Sequence[nn.Parameter], optimizer: Any, schedule: Any, 
     (history, state), tensors = found
     schedule.load_state_dict(state)
     optimizer.param_groups[0]["lr"] = state["_last_lr"][0]
-    for i, parameter in enumerate(parameters):
+    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
         parameter.copy_(tensors[f"value.{i}"])
         if f"momentum.{i}" in tensors:
             optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{i}"].to(parameter.device)
     return list(history)
+
+
+@torch.no_grad()
+def bound_potentials(neurons: Iterable[Population]) -> None:
+    """Bring v_0 of neurons back into [0, θ), where the closed forms over time hold."""
+    for population in neurons:
+        population.v_init.clamp_(0, V_INIT_MAX)
 
 
 def dense_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -41,7 +41,7 @@ class Distillation:
                 "every label; leave it out (distillation=0)"
             )
         with torch.no_grad():
-            # With the labels: of them a decoder behind an encoder makes its input.
+            # With the labels: of them a decoder after an encoder makes its input.
             target = self.teacher(**inputs).logits
         if predicts_next(self.teacher):
             logits, target, labels = logits[:, :-1], target[:, :-1], labels[:, 1:]

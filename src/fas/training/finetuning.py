@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +17,15 @@ from fas import registry
 from fas.distributed import place
 from fas.errors import DataError, NotCalibratedError
 from fas.runtime.transformers_ import ConvertedModel, uninstall
-from fas.storage.digest import digest, digest_rows, pieces
-from fas.surgery.replace import neuron_parameters, populations
+from fas.storage.digest import digest, pieces
+from fas.surgery.replace import populations
 from fas.training.descent import labels_of
 from fas.training.distillation import Distillation
-from fas.training.losses import mean_loss
 from fas.training.trainer import Collator, train
 from fas.types import Progress, Record
 
 if TYPE_CHECKING:
     from fas.stages.finetune import Finetune
-
-# Settings that leave the result as it is; a run may resume under others.
-_FREE = ("gradient_checkpointing", "save_steps", "save_total_limit", "logging_steps", "tensorboard")
 
 
 def finetune(
@@ -104,13 +98,11 @@ def finetune(
         tokenizer=tokenizer, resume=resume, progress=progress, callbacks=callbacks,
     )  # fmt: skip
     if dense is not None:
-        directory, batch = Path(output_dir) / "control", _collator(collator, tokenizer)
-        settings = replace(settings, distillation=0.0)
+        directory = Path(output_dir) / "control"
         figures = train(
-            settings, dense, dataset, directory, batch,
-            description=_description(settings, dense, dataset),
-            evaluate=_evaluation(settings, dense, eval_dataset, batch),
-            resume=resume, progress=progress, stop_at=int(record.results["steps"]),
+            replace(settings, distillation=0.0), dense, dataset, directory, _collator(collator, tokenizer),
+            network="dense", eval_dataset=eval_dataset, resume=resume, progress=progress,
+            stop_at=int(record.results["steps"]),
         )  # fmt: skip
         if place()[0] == 0:
             dense.save_pretrained(directory)
@@ -144,14 +136,12 @@ def tuned(
     _require_thresholds(model)
     _check_precision(settings, model)
     _check_data(model, dataset)
-    batch = _collator(collator, tokenizer)
     before = {path: p.log_threshold.detach().clone() for path, p in populations(model).items()}
     with settings.network(model) as network:
         results = train(
-            settings, model, dataset, Path(output_dir), batch,
-            description={**_description(settings, model, dataset), "network": network},
-            evaluate=_evaluation(settings, model, eval_dataset, batch), distillation=_distillation(settings, model),
-            resume=resume, progress=progress, callbacks=callbacks,
+            settings, model, dataset, Path(output_dir), _collator(collator, tokenizer), network=network,
+            eval_dataset=eval_dataset, resume=resume, progress=progress, callbacks=callbacks,
+            distillation=Distillation(_dense_copy(model), settings.distillation) if settings.distillation else None,
         )  # fmt: skip
     sites = {
         path: {
@@ -187,31 +177,6 @@ class _Windows(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"input_ids": self.rows[index], "labels": self.rows[index]}
-
-
-def _evaluation(settings: Finetune, model: Any, rows: Any, collator: Collator) -> Callable[[], float] | None:
-    return None if rows is None else partial(mean_loss, model, rows, collator, settings.batch_size)
-
-
-def _distillation(settings: Finetune, model: Any) -> Distillation | None:
-    return Distillation(_dense_copy(model), settings.distillation) if settings.distillation else None
-
-
-def _description(settings: Finetune, model: Any, dataset: Any) -> dict[str, Any]:
-    """Return what the result depends on, in JSON types."""
-    fields = {name: value for name, value in asdict(settings).items() if name not in _FREE}
-    network: dict[str, Any] = {"network": "dense"}
-    if isinstance(model, ConvertedModel):
-        sites = [[asdict(site), str(model.fas_config.recipe.build(site))] for site in model.sites]
-        network = {"levels": model.levels, "sites": digest([json.dumps(sites).encode()])}
-    return {
-        **fields,
-        "data": digest_rows(dataset),
-        "model": type(model).__name__,
-        # Calibration on another number of threads may differ in the last bit of a threshold.
-        "weights": digest(pieces([{n: p for n, p in model.named_parameters() if n not in neuron_parameters(model)}])),
-        **network,
-    }
 
 
 def _dense_copy(model: Any) -> Any:

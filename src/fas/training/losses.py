@@ -75,5 +75,5 @@ def mean_loss(model: Any, dataset: Any, collator: Callable[[list[Any]], dict[str
 
 
 def predicts_next(model: Any) -> bool:
-    """Return whether a model's loss compares each position with the label behind it."""
+    """Return whether a model's loss compares each position with the label after it."""
     return getattr(model, "loss_function", None) is ForCausalLMLoss and not model.config.is_encoder_decoder

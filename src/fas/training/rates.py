@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fas.errors import CalibrationError, SiteError
 from fas.layers.population import Population
-from fas.surgery.probe import evaluating
+from fas.surgery.probe import evaluating, hooked
 from fas.surgery.replace import populations
 from fas.training.descent import inputs_of
 
@@ -60,7 +60,7 @@ def rates(
 ) -> Iterator[dict[Population, Tensor]]:
     """Let the model run as the network of rates: every site passes θ · clip(ReLU(x)/θ, 0, 1) on.
 
-    x is what the neurons get: behind a GELU that they replace, what the GELU would have got.
+    x is what the neurons get: after a GELU that they replace, what the GELU would have got.
 
     Args:
         model: a converted model.
@@ -85,13 +85,9 @@ def rates(
         seen[population] = (x / value).clamp(max=1)
         return (seen[population] * value).to(output.dtype)
 
-    handles = [population.register_forward_hook(clip) for population in populations(model).values()]
-    try:
-        with model.simulation.using(network="ann", observers=[]):
-            yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = hooked([population.register_forward_hook(clip) for population in populations(model).values()])
+    with hooks, model.simulation.using(network="ann", observers=[]):
+        yield seen
 
 
 def running_maxima(
@@ -151,7 +147,7 @@ class Thresholds:
         return self._maxima.values[population] * self._share if self._kept is None else self._kept[population]
 
     def settle(self) -> None:
-        """Set the thresholds that the training ended with; v_0 = 0 behind a running maximum, no offset.
+        """Set the thresholds that the training ended with; v_0 = 0 after a running maximum, no offset.
 
         Raises:
             CalibrationError: a site that was never above zero.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fas.layers.population import Population
+from fas.surgery.probe import hooked
 from fas.surgery.replace import populations
 
 
@@ -89,11 +90,7 @@ def penalised(model: nn.Module, price: float) -> Iterator[Penalty | None]:
         yield None
         return
     penalty = Penalty(price)
-    # Blocks that are recomputed in the backward pass are seen again; the next pass begins anew.
-    handles = [model.register_forward_pre_hook(penalty.begin)]
-    handles += [p.register_forward_pre_hook(penalty.see) for p in neurons]
-    try:
+    # Blocks that are recomputed in the backward pass are seen again; the next pass begins from nothing.
+    begin = model.register_forward_pre_hook(penalty.begin)
+    with hooked([begin, *(p.register_forward_pre_hook(penalty.see) for p in neurons)]):
         yield penalty
-    finally:
-        for handle in handles:
-            handle.remove()

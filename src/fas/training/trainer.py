@@ -21,15 +21,19 @@ from transformers.trainer_callback import PrinterCallback
 
 from fas.distributed import PATIENCE, check_same, first_says, lost_named, place
 from fas.errors import CalibrationError, CheckpointError, MissingExtraError
+from fas.layers.once import Once
 from fas.layers.population import Population
 from fas.runtime.transformers_ import ConvertedModel
+from fas.storage.digest import digest, digest_rows, pieces
 from fas.surgery.replace import neuron_parameters, populations
 from fas.surgery.sites import block_of
+from fas.training.descent import bound_potentials
 from fas.training.distillation import Distillation
+from fas.training.losses import mean_loss
 from fas.training.run_directory import begin, state_of, step_of
 from fas.training.sharding import prepare_sharding, shards_weights, take_weights
 from fas.training.spike_penalty import Penalty, penalised
-from fas.types import V_INIT_MAX, Progress
+from fas.types import Progress
 
 if TYPE_CHECKING:
     from fas.stages.finetune import Finetune
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Collator = Callable[[list[Any]], dict[str, Any]]
+# Settings that leave the result as it is; a run may resume under others.
+_FREE = ("gradient_checkpointing", "save_steps", "save_total_limit", "logging_steps", "tensorboard")
 
 
 class ThresholdTrainer(Trainer):
@@ -147,9 +153,7 @@ class Watch(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Bring initial potentials back below the threshold, where the closed forms over time hold."""
-        with torch.no_grad():
-            for population in self.neurons:
-                population.v_init.clamp_(0, V_INIT_MAX)
+        bound_potentials(self.neurons)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Report the step; the last one is always logged and saved."""
@@ -173,8 +177,8 @@ def train(
     directory: Path,
     collator: Collator,
     *,
-    description: Mapping[str, Any],
-    evaluate: Callable[[], float] | None,
+    network: str,
+    eval_dataset: Any,
     resume: bool,
     progress: Progress | None,
     callbacks: Sequence[Any] = (),
@@ -189,8 +193,8 @@ def train(
         dataset: rows with ``labels``.
         directory: of the run.
         collator: makes a batch of rows.
-        description: everything that the result depends on, in JSON types.
-        evaluate: returns the loss on other rows; called before and after.
+        network: its name.
+        eval_dataset: rows on which the mean loss is taken, before and after, if there are some.
         resume: go on from checkpoints; else they are removed.
         progress: told after each step.
         callbacks: TrainerCallbacks.
@@ -204,7 +208,8 @@ def train(
     began = time.perf_counter()
     arguments, sharded = arguments_of(settings, directory), shards_weights()
     device, results = next(model.parameters()).device, {"rows": float(len(dataset))}
-    description = {**description, "processes": arguments.world_size, "sharded": sharded}
+    description = _description(settings, model, dataset, network)
+    description |= {"processes": arguments.world_size, "sharded": sharded}
     check_same("data, weights and settings of fine-tuning", [json.dumps(description).encode()], arguments.device)
     checkpoint = _begun(directory, description, resume, arguments)
     if not sharded:
@@ -212,21 +217,16 @@ def train(
     if distillation is not None:
         distillation.teacher.to(arguments.device)
     try:
-        if evaluate is not None:
-            results["eval_loss_before"] = evaluate()
+        if eval_dataset is not None:
+            results["eval_loss_before"] = mean_loss(model, eval_dataset, collator, settings.batch_size)
         # A sharded model stays so: a copy is sharded, and the trained weights come back.
         trained = _twin(model) if sharded else model
         with _prepared(trained, settings.gradient_checkpointing), penalised(trained, settings.spike_price) as penalty:
             trainer = ThresholdTrainer(
-                threshold_learning_rate=settings.threshold_learning_rate,
-                penalty=penalty,
-                distillation=distillation,
-                model=trained,
-                args=arguments,
-                train_dataset=dataset,
-                data_collator=collator,
+                threshold_learning_rate=settings.threshold_learning_rate, penalty=penalty, distillation=distillation,
+                model=trained, args=arguments, train_dataset=dataset, data_collator=collator,
                 callbacks=[Watch(trained, label, progress, stop_at), *callbacks],
-            )
+            )  # fmt: skip
             if sharded:
                 prepare_sharding(trainer)
             with lost_named():
@@ -236,12 +236,30 @@ def train(
         losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
         results["train_loss"] = losses[-1] if losses else math.nan
         results["steps"], results["epochs"] = float(state["global_step"]), float(state["epoch"])
-        if evaluate is not None:
-            results["eval_loss_after"] = evaluate()
+        if eval_dataset is not None:
+            results["eval_loss_after"] = mean_loss(model, eval_dataset, collator, settings.batch_size)
     finally:
         model.to(device)
     results["seconds"] = time.perf_counter() - began
     return results
+
+
+def _description(settings: Finetune, model: Any, dataset: Any, network: str) -> dict[str, Any]:
+    """Return what the result depends on, in JSON types."""
+    fields = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    more: dict[str, Any] = {}
+    if isinstance(model, ConvertedModel):
+        sites = [[asdict(site), str(model.fas_config.recipe.build(site))] for site in model.sites]
+        more = {"levels": model.levels, "sites": digest([json.dumps(sites).encode()])}
+    return {
+        **fields,
+        "data": digest_rows(dataset),
+        "model": type(model).__name__,
+        # Calibration on another number of threads may differ in the last bit of a threshold.
+        "weights": digest(pieces([{n: p for n, p in model.named_parameters() if n not in neuron_parameters(model)}])),
+        **more,
+        "network": network,
+    }
 
 
 def _run(trainer: ThresholdTrainer, checkpoint: Path | None, stop_at: int | None) -> dict[str, Any]:
@@ -299,24 +317,22 @@ def recomputing(model: Any) -> Iterator[None]:
     """Recompute the activations of each block in the backward pass while the block lasts.
 
     Blocks are replayed one by one, so neurons that layers of several blocks read (keys and values of an
-    encoder's output) encode for each reader anew.
+    encoder's output) encode again for each reader.
     """
-    shared = []
-    if isinstance(model, ConvertedModel):
-        neurons = populations(model)
-        wide = [site for site in model.sites if len({block_of(path) for path in site.layers}) > 1]
-        shared = [(neurons[site.path], neurons[site.path].readers) for site in wide]
+    sites, neurons = model.sites if isinstance(model, ConvertedModel) else (), populations(model)
+    wide = [neurons[site.path] for site in sites if len({block_of(path) for path in site.layers}) > 1]
+    shared = [population.once for population in wide]
     # transformers 5.23 renames the two methods. Reentrant checkpoints lose gradients that enter by closures.
     word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
-    for population, _ in shared:
-        population.readers = 1
+    for population in wide:
+        population.once = Once()
     try:
         yield
     finally:
         getattr(model, f"{word}_checkpointing_disable")()
-        for population, readers in shared:
-            population.readers = readers
+        for population, before in zip(wide, shared, strict=True):
+            population.once = before
 
 
 def arguments_of(settings: Finetune, directory: Path) -> TrainingArguments:

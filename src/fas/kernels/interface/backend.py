@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fas.kernels.interface.code import Code
+from fas.kernels.interface.code import Code, State
 
 OPS = (
     "encode", "counts", "decode", "emit", "pack", "unpack", "scan", "spikes",
@@ -17,7 +17,10 @@ OPS = (
 
 
 class Backend(Protocol):
-    """A kernel. ``fas.kernels.naive`` says what each operation computes.
+    """A kernel. What each operation computes is said here; ``fas.kernels.naive`` does it in plain loops.
+
+    Every operation that makes spikes adds their number by channel to ``sent`` [C], int64, if it is given; a graded
+    spike counts as many.
 
     Attributes:
         name: what it is called in ``model.kernels`` and in the environment variable FAS_KERNELS.
@@ -33,7 +36,7 @@ class Backend(Protocol):
         """Return whether an operation runs on tensors like these, and why not."""
 
     def encode(self, x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-        """Return N_T · unit + μ for even input x [*B, C]."""
+        """Return N_T · unit + μ for even input x [*B, C]: what the layers downstream receive."""
 
     def counts(self, x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
         """Return N_T for even input x [*B, C], int16."""
@@ -42,42 +45,44 @@ class Backend(Protocol):
         """Return N · unit + μ for whole counts [*B, C]."""
 
     def emit(self, x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-        """Return s_t · step_unit + μ of every step [T, *B, C] for even input x [*B, C]."""
+        """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
 
     def pack(self, x: Tensor, code: Code) -> Tensor:
-        """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C]."""
+        """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C].
+
+        Plane 0 holds positive spikes, plane 1 negative ones where the code has a sign. The spike of step t is bit
+        t − 1, counted from the low end of byte 0; a digit that stands for 2^w levels is bit w.
+        """
 
     def unpack(self, bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-        """Return the counts of packed spikes, int16 [*B, C]."""
+        """Return the counts of packed spikes, int16 [*B, C]: number of ones, or digits put together."""
 
     def scan(
-        self,
-        x: Tensor,
-        code: Code,
-        *,
-        first: int,
-        difference: bool,
-        total: Tensor | None = None,
-        count: Tensor | None = None,
+        self, x: Tensor, code: Code, *, first: int, difference: bool, state: State | None = None,
         sent: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run neurons over steps of uneven input x [n, *B, C]: what layers receive, Σ x and N after the last."""
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Run neurons over steps of uneven input.
+
+        Args:
+            x: [n, *B, C]: running means over time (``difference``) or the values of each step.
+            code: parameters.
+            first: number of the first step in ``x``, from 1.
+            difference: which of the two ``x`` is; the answer is of the same kind.
+            state: Σ x and N before the first step; zero if None.
+            sent: spikes by channel so far.
+
+        Returns:
+            What the layers receive, N_t θ/t + μ or s_t θ + μ [n, *B, C]; Σ x and N after the last step [*B, C].
+        """
 
     def spikes(
-        self,
-        x: Tensor,
-        code: Code,
-        *,
-        first: int,
-        difference: bool,
-        total: Tensor | None = None,
-        count: Tensor | None = None,
+        self, x: Tensor, code: Code, *, first: int, difference: bool, state: State | None = None,
         sent: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Do the same with the spikes s_t [n, *B, C] for an answer, int8."""
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Do as ``scan`` with the spikes s_t [n, *B, C] for an answer, int8; not for graded ones beyond ±127."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return x Wᵀ + b."""
+        """Return x Wᵀ + b: x [*B, in], W [out, in]."""
 
     def event_linear(self, counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return b + Σ_c n_c unit_c W_c over the channels that have spiked: n [in] int16, W [in, out]."""
@@ -85,7 +90,16 @@ class Backend(Protocol):
     def spike_linear(
         self, spikes: Tensor, threshold: Tensor, weight: Tensor, bias: Tensor, *, first: int, difference: bool
     ) -> Tensor:
-        """Return the response to spikes [n, *B, in]."""
+        """Return b + Σ_c s_c θ_c W_c of every step, or of the running mean (Σ_{i≤t} s_i)/t in the place of s.
+
+        Args:
+            spikes: [n, *B, in], int8: −1, 0 or 1.
+            threshold: [in].
+            weight: [out, in], contiguous as it is or transposed.
+            bias: [out].
+            first: number of the first step, from 1; nothing has been sent before.
+            difference: whether the running mean is meant.
+        """
 
     def integer_linear(self, counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
-        """Return (counts · qᵀ) · scale + bias."""
+        """Return (counts · qᵀ) · scale + bias: counts [rows, in] int16 up to ``largest``, q [out, in] int8."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from fas.kernels.interface.table import LARGEST, Table, table_of
 from fas.types import Neuron, Recursion
 
+State = tuple[Tensor, Tensor]
+"""Σ x and N of neurons before a step, each [*B, C]."""
 _TENSORS = ("scale", "unit", "step_unit", "threshold", "v_init", "offset")
 
 
@@ -20,7 +22,7 @@ class Code:
     """How activations become counts and counts become activations, for T time steps.
 
     The count of an activation x, even over time, is N = clip(⌊(x − μ) · scale + v_0⌋, lower, upper); the layers
-    behind receive N · unit + μ. All tensors are of shape (C,) or () and of one dtype. Where there is a table, N is
+    downstream receive N · unit + μ. All tensors are of shape (C,) or () and of one dtype. Where there is a table, N is
     what it has for that number.
 
     Attributes:

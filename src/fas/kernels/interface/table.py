@@ -63,7 +63,7 @@ class Table:
 
     @functools.cached_property
     def bits(self) -> Tensor:
-        """Spikes, one bit each [planes, bytes, n], uint8; see ``naive.pack``."""
+        """Spikes, one bit each [planes, bytes, n], uint8; see ``Backend.pack``."""
         out = torch.zeros(self.planes, -(-len(self.after) // 8), len(self.settled)).to(self.spikes)
         for t, sent in enumerate(self.emitted):
             for plane, fired in zip(out, (sent > 0, sent < 0), strict=False):

@@ -17,27 +17,11 @@ BINARY, TERNARY = tl.constexpr(0), tl.constexpr(1)
 
 @triton.jit
 def encode(
-    x: Any,
-    out: Any,
-    scale: Any,
-    unit: Any,
-    v_init: Any,
-    offset: Any,
-    sent: Any,
-    change: Any,
-    spikes: Any,
-    rows: Any,
-    channels: Any,
-    lower: Any,
-    upper: Any,
-    steps: Any,
-    WHOLE: tl.constexpr,
-    TALLY: tl.constexpr,
-    DIGITS: tl.constexpr,
-    TABLE: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-) -> None:
+    x: Any, out: Any, scale: Any, unit: Any, v_init: Any, offset: Any, sent: Any, change: Any, spikes: Any,
+    rows: Any, channels: Any, lower: Any, upper: Any, steps: Any,
+    WHOLE: tl.constexpr, TALLY: tl.constexpr, DIGITS: tl.constexpr, TABLE: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+) -> None:  # fmt: skip
     """Write clip(⌊(x − μ) · scale + v_0⌋) · unit + μ, or the count itself if WHOLE; with a TABLE, what it becomes."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
@@ -74,26 +58,11 @@ def encode(
 
 @triton.jit
 def scan(
-    x: Any,
-    out: Any,
-    threshold: Any,
-    v_init: Any,
-    offset: Any,
-    total: Any,
-    count: Any,
-    sent: Any,
-    rows: Any,
-    channels: Any,
-    lower: Any,
-    upper: Any,
-    first: Any,
-    steps: Any,
-    RECURSION: tl.constexpr,
-    DIFFERENCE: tl.constexpr,
-    TALLY: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-) -> None:
+    x: Any, out: Any, threshold: Any, v_init: Any, offset: Any, total: Any, count: Any, sent: Any,
+    rows: Any, channels: Any, lower: Any, upper: Any, first: Any, steps: Any,
+    RECURSION: tl.constexpr, DIFFERENCE: tl.constexpr, TALLY: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+) -> None:  # fmt: skip
     """Neurons over steps of uneven input; Σ x and N are read from and written to ``total`` and ``count``."""
     r = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]

@@ -89,7 +89,7 @@ def _block(
     start: Any, total: Any, count: Any, tally: Any, steps: Any, first: Any, carried: Any, lower: Any, upper: Any,
     size: Any, groups: Any, drive: Any, recursion: Any, answer: Any,
 ) -> Any:  # fmt: skip
-    """Run ``groups`` vectors of neurons through all steps; arguments are addresses, and whole numbers behind them.
+    """Run ``groups`` vectors of neurons through all steps; arguments are addresses, and whole numbers after them.
 
     ``divisor`` is θ, or for EVEN the scale, which multiplies. The last five are known when code is written.
     """
