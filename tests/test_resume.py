@@ -290,7 +290,7 @@ def test_a_killed_calibration_ends_alike(root):
     assert kill(root, "calibrate", trials=1, kills=2, seed=0) >= 1
 
 
-@pytest.mark.parametrize("step", [37, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [61, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_model_is_replaced_by_itself_at_whatever_moment_it_is_killed(root, step):
     done = subprocess.run(
         [sys.executable, "-c", _MOMENTS, str(root), str(step)], capture_output=True, text=True, check=False

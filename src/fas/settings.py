@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints
 
-from fas.types import Execution, Network, Operators, Schedule, check_choice, check_whole
+from fas.checks import check_choice, check_whole
+from fas.types import Execution, Network, Operators, Schedule
 
 Weights = Literal["float", "int8"]
 Kernels = Literal["auto", "torch", "cpu", "triton", "naive"]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, get_args
 
+from fas.checks import check_choice, check_whole
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -91,27 +93,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
-
-
-def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Refuse a value that is no whole number within bounds.
-
-    Raises:
-        ValueError: such a value; the message names it.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} is {value!r}; expected a whole number {bounds}")
-
-
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Refuse a value that is none of several.
-
-    Raises:
-        ValueError: such a value; the message names it.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 class Neuron(ABC):

@@ -35,7 +35,7 @@ seeds = st.integers(0, 2**32 - 1)
 # Beyond 10 steps, 16 bits do not hold the counts of balanced ternary, and no kernel knows them.
 timesteps = st.integers(1, 10)
 shapes = st.sampled_from([(7,), (3, 1), (2, 3, 7), (2, 33), (2, 51), (0, 7), (2, 0, 7)])
-few = settings(max_examples=settings.default.max_examples // 8)
+few = settings(max_examples=settings.default.max_examples // 12)
 
 
 def code_of(neuron, steps: int, channels: int, dtype: torch.dtype, seed: int) -> Code:

@@ -301,8 +301,7 @@ def test_capped_logits_are_averaged_behind_the_cap(operators):
         ("gpt2", "aot_eager", {}),
         ("gpt2", "eager", {"network": "ann"}),
         ("gpt2", "eager", {"network": "quantised"}),
-        ("gpt2", "eager", {"schedule": "online"}),
-        ("llama", "eager", {"execution": "stepped", "timesteps": 3}),
+        # Stepped, and online with the other operators: test_static_cache.
         ("llama", "aot_eager", {"schedule": "online", "operators": "instant", "timesteps": 3}),
     ],
 )

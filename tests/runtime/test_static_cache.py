@@ -14,11 +14,15 @@ NEW = 5
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"execution": "stepped"}, {"schedule": "online"}, {"schedule": "online", "operators": "instant"}],
-    ids=["collapsed", "stepped", "online", "instant"],
+    ("name", "settings"),
+    [
+        ("gpt2", {}),
+        ("llama", {"execution": "stepped"}),
+        ("gpt2", {"schedule": "online"}),
+        ("llama", {"schedule": "online", "operators": "instant"}),
+    ],
+    ids=["gpt2-collapsed", "llama-stepped", "gpt2-online", "llama-instant"],
 )
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_decoding_with_a_static_cache_is_one_graph(name, settings):
     family = FAMILIES[name]
     model = fas.convert(family.build(), fas.FAS(timesteps=4), calibration=[family.batch(seed=3)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fas.errors import CheckpointError
@@ -26,6 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("journal")
 
 
+@settings(max_examples=settings.default.max_examples // 4)
 @given(entries=st.dictionaries(st.text(), VALUES, max_size=4), data=st.data())
 def test_whatever_is_cut_off_leaves_the_lines_before(entries, data, place: Path) -> None:
     file = place / "journal.jsonl"

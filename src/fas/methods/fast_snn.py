@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fas.checks import check_whole
 from fas.methods import RateCoded
-from fas.types import Stage, check_whole
+from fas.types import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fas.checks import check_choice
 from fas.methods import RateCoded
-from fas.types import Stage, check_choice
+from fas.types import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fas.checks import check_whole
 from fas.neurons._digits import leading, ones
-from fas.types import Neuron, check_whole
+from fas.types import Neuron
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fas.types import Neuron, check_whole
+from fas.checks import check_whole
+from fas.types import Neuron
 
 # float32 holds whole numbers up to 2^24.
 _LARGEST = 2**24

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fas.calibration.teacher import Aim, Teacher, neuron_tensors
+from fas.checks import check_choice
 from fas.distributed import place
 from fas.surgery.parameters import frozen
 from fas.surgery.probe import hooked
 from fas.surgery.replace import populations, spiking_layers
 from fas.training.descent import bound_potentials, check_batches, descend, inputs_of
 from fas.training.losses import alignment, divergence
-from fas.types import Batches, Kept, Progress, Record, Stage, check_choice
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from fas.calibration.fit_uneven import fit_uneven
 from fas.calibration.sensitivity import sensitivities
 from fas.calibration.teacher import Aim, Teacher, is_corrected, neuron_tensors
 from fas.calibration.walk import Visit, walk
+from fas.checks import check_choice
 from fas.layers.population import Population
 from fas.surgery.parameters import undone_on_error
 from fas.surgery.replace import spiking_layers
-from fas.types import Batches, Kept, Progress, Record, Stage, check_choice
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+from fas.checks import check_choice, check_whole
 from fas.surgery.parameters import undone_on_error
 from fas.training.descent import check_batches
 from fas.training.finetuning import tuned
-from fas.types import Batches, Kept, Progress, Record, Stage, check_choice, check_whole
+from fas.types import Batches, Kept, Progress, Record, Stage
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
