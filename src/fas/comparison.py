@@ -20,7 +20,7 @@ from fas.energy.prices import load_prices
 from fas.errors import FASError
 from fas.evaluation.control import TRAINED, Training
 from fas.evaluation.kept import Kept
-from fas.evaluation.score import ImageScores, measure, scores_on
+from fas.evaluation.score import measure, scores_on
 from fas.loading import Loaded, loaded_of
 from fas.plain_networks import inputs_of, is_plain, photographs
 from fas.stages.align import Align
@@ -270,7 +270,7 @@ class _Data:
     @cached_property
     def counted(self) -> list[Any]:
         """Batches whose operations are counted."""
-        if isinstance(self.scores, ImageScores):
+        if is_plain(self.dense):
             return inputs_of([{name: value[:_COUNTED_IMAGES] for name, value in self.scores.images[0].items()}])
         return held_out_batches(self.dense, self.test_source, self._sample(_COUNTED))
 

@@ -118,19 +118,19 @@ def test_whole_scores_of_a_regressor(rows, classifier: Path, tmp_path: Path) -> 
 
 
 def test_a_run_that_was_interrupted_goes_on(run, rows, snn: Path, text: Path, tmp_path: Path, monkeypatch) -> None:
-    from fas.evaluation import score as _measured
+    from fas.evaluation import perplexity as scoring
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     command = ["evaluate", snn, "--data", text, "--window", 16, "--test-tokens", 64, "--timesteps", "2,3,4"]
-    whole, of, measured = rows(*command), _measured.TextScores.of, []
+    whole, perplexity, measured = rows(*command), scoring.perplexity, []
 
-    def stopping(self, loaded, *arguments):
-        measured.append(loaded.model.timesteps)
+    def stopping(model, *arguments, **options):
+        measured.append(model.timesteps)
         if measured == [2, 3]:
             raise KeyboardInterrupt
-        return of(self, loaded, *arguments)
+        return perplexity(model, *arguments, **options)
 
-    monkeypatch.setattr(_measured.TextScores, "of", stopping)
+    monkeypatch.setattr(scoring, "perplexity", stopping)
     said = run(*command, "--json", code=130).stderr
     assert "1 parts and" in said and "run the same command again to resume" in said
     (kept,) = (tmp_path / "fas").glob("*.jsonl")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fas.errors import DataError
-from fas.evaluation.glue import GLUE, as_table, glue_scores, glue_table
+from fas.evaluation.glue import GLUE, as_table, glue_table
 
 ROWS = {"cola": 1043, "sst2": 872, "mrpc": 408, "stsb": 1500, "qnli": 5463, "rte": 277, "wnli": 71}
 
@@ -19,10 +19,8 @@ def test_development_rows_of_the_archive(shared_data: Path, task: str) -> None:
 
 def test_nine_tasks_and_their_scores() -> None:
     assert set(GLUE) - {"mnli_mismatch"} == {"cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"}
-    scores = {"accuracy": 0.5, "f1": 0.4, "matthews": 0.3}
-    assert glue_scores("cola", scores) == {"matthews": 0.3}
-    assert glue_scores("qqp", scores) == {"accuracy": 0.5, "f1": 0.4}
-    assert glue_scores("stsb", {"pearson": 0.1, "spearman": 0.2}) == {"pearson": 0.1, "spearman": 0.2}
+    metrics = [GLUE[task].metrics for task in ("cola", "qqp", "stsb")]
+    assert metrics == [("matthews",), ("accuracy", "f1"), ("pearson", "spearman")]
 
 
 def test_three_classes_in_the_order_of_the_benchmark(tmp_path: Path) -> None:
@@ -34,7 +32,9 @@ def test_three_classes_in_the_order_of_the_benchmark(tmp_path: Path) -> None:
     assert table.labels == [2, 0] and table.label_names == ("entailment", "neutral", "contradiction")
     assert glue_table("mnli", tmp_path, limit=1).labels == [2]
     # The hub numbers the same classes.
-    hub = as_table({"premise": ["a", "c"], "hypothesis": ["b", "d"], "label": [2, 0]}, "mnli")
+    hub = as_table(
+        [{"premise": "a", "hypothesis": "b", "label": 2}, {"premise": "c", "hypothesis": "d", "label": 0}], "mnli"
+    )
     assert (hub.sentences, hub.pairs, hub.labels, hub.label_names) == (
         table.sentences, table.pairs, table.labels, table.label_names,
     )  # fmt: skip
@@ -45,7 +45,7 @@ def test_scores_are_a_regression(tmp_path: Path) -> None:
     place.mkdir()
     (place / "dev.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t5.0\nc\td\t2\n")
     assert glue_table("stsb", tmp_path).labels == [5.0, 2.0]
-    hub = as_table({"sentence1": ["a"], "sentence2": ["b"], "label": [5]}, "stsb")
+    hub = as_table([{"sentence1": "a", "sentence2": "b", "label": 5}], "stsb")
     assert hub.task == "regression" and hub.labels == [5.0]
 
 

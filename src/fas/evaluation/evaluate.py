@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fas.data.for_model import default_data
 from fas.evaluation.kept import Kept
-from fas.evaluation.score import PictureScores, Scores, measure, scores_on
+from fas.evaluation.score import Scores, measure, on_pictures, scores_on
 from fas.evaluation.tasks import score_task
-from fas.loading import Loaded, loaded_of
+from fas.loading import loaded_of
 from fas.types import Measurement, Network, Progress, Schedule
 
 _SETTINGS = ("network", "schedule", "timesteps", "levels")
@@ -89,7 +89,7 @@ def evaluate(
     scores: Scores | None = None
     source = None if data is None else str(data)
     if not tasks and loaded.processor is not None:
-        scores = PictureScores(
+        scores = on_pictures(
             loaded, default_data(loaded, source, held_out=True), images=images, split=split, limit=limit, prompt=prompt,
             max_new_tokens=max_new_tokens, batch_size=batch_size,
         )  # fmt: skip
@@ -105,7 +105,9 @@ def evaluate(
         )  # fmt: skip
     found: list[Measurement] = []
     steps = [timesteps] if timesteps is None or isinstance(timesteps, int) else timesteps
-    with _as_before(loaded):
+    simulation = loaded.model.simulation if loaded.converted else None
+    own = {} if simulation is None else {name: getattr(simulation, name) for name in _SETTINGS}
+    with nullcontext() if simulation is None else simulation.using(**own):
         for step in steps:
             if loaded.converted:
                 loaded.model.network = network or "snn"
@@ -121,14 +123,3 @@ def evaluate(
             for name, run in parts.items():
                 found += run() if kept is None else kept.part(f"{name} {loaded.conditions}", run)
     return found
-
-
-@contextmanager
-def _as_before(loaded: Loaded) -> Iterator[None]:
-    """Put back the settings of a converted model when the block ends."""
-    before = {name: getattr(loaded.model, name) for name in _SETTINGS} if loaded.converted else {}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(loaded.model, name, value)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fas.data.hub import hub_rows
 from fas.data.table import Table, load_table
-from fas.errors import DataError, MissingExtraError
+from fas.errors import DataError
 
 HUB = "nyu-mll/glue"
 
 
 @dataclass(frozen=True)
 class _GlueTask:
-    """One task.
+    """One task."""
 
-    Attributes:
-        file: with labels, in a folder as GLUE's own archive lays it out.
-        columns: of the sentences in the hub's data set.
-        metrics: that the benchmark reports, of those that ``classify`` gives.
-        labels: names of the classes in GLUE's order where the file has names; empty for numbers.
-        split: of the hub's data set.
-    """
-
-    file: str
-    columns: tuple[str, ...]
-    metrics: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    split: str = "validation"
+    file: str  # with labels, in a folder as GLUE's own archive lays it out
+    columns: tuple[str, ...]  # of the sentences in the hub's data set
+    metrics: tuple[str, ...]  # that the benchmark reports, of those that ``classify`` gives
+    labels: tuple[str, ...] = ()  # in GLUE's order where the file has names; empty for numbers
+    split: str = "validation"  # of the hub's data set
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -66,30 +60,23 @@ def glue_table(task: str, folder: Path | None = None, limit: int | None = None) 
         limit: rows, from the first; all if None.
 
     Raises:
-        DataError: unknown task, a missing or malformed file.
+        DataError: unknown task, a missing or malformed file, no hub.
         MissingExtraError: the hub is asked for and the package datasets is not installed.
-        OSError: no hub.
     """
     if task not in GLUE:
         raise DataError(f"{task!r} is no task of GLUE: choose among {', '.join(GLUE)}")
     return _first(_from_hub(task) if folder is None else _from_folder(task, folder), limit)
 
 
-def as_table(rows: Any, task: str) -> Table:
-    """Return a data set of the hub, with columns as ``GLUE`` names them and ``label``, as a table."""
+def as_table(rows: Sequence[Mapping[str, Any]], task: str) -> Table:
+    """Return rows of the hub, with columns as ``GLUE`` names them and ``label``, as a table."""
     found = GLUE[task]
     first, *second = found.columns
-    labels = list(rows["label"])
-    pairs = list(rows[second[0]]) if second else None
+    sentences, labels = [row[first] for row in rows], [row["label"] for row in rows]
+    pairs = [row[second[0]] for row in rows] if second else None
     if "pearson" in found.metrics:
-        return Table(list(rows[first]), pairs, [float(label) for label in labels], "regression")
-    names = found.labels or ("0", "1")
-    return Table(list(rows[first]), pairs, [int(label) for label in labels], "classification", names)
-
-
-def glue_scores(task: str, scores: dict[str, float]) -> dict[str, float]:
-    """Return those scores of ``classify`` that the benchmark reports for a task, in its order."""
-    return {name: scores[name] for name in GLUE[task].metrics}
+        return Table(sentences, pairs, [float(label) for label in labels], "regression")
+    return Table(sentences, pairs, [int(label) for label in labels], "classification", found.labels or ("0", "1"))
 
 
 def _first(table: Table, rows: int | None) -> Table:
@@ -104,9 +91,5 @@ def _from_folder(task: str, folder: Path) -> Table:
 
 
 def _from_hub(task: str) -> Table:
-    try:
-        from datasets import load_dataset
-    except ModuleNotFoundError:
-        raise MissingExtraError("GLUE from the hub needs datasets: pip install 'fas[data]', or pass a folder") from None
-    rows = load_dataset(HUB, task.removesuffix("_mismatch"), split=GLUE[task].split)
+    rows = hub_rows(f"{HUB}:{task.removesuffix('_mismatch')}", GLUE[task].split)
     return as_table(rows, task)

@@ -6,8 +6,7 @@ import contextlib
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,13 +100,7 @@ class SpikingLM(Stretches):
         ValueError: a value that a setting does not have.
     """
 
-    def __init__(
-        self,
-        pretrained: Any,
-        *,
-        device: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, pretrained: Any, *, device: str | None = None, **options: Any) -> None:
         given = {name: options.pop(name) for name in SETTINGS if options.get(name) is not None}
         options = {name: value for name, value in options.items() if name not in SETTINGS}
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -132,24 +125,6 @@ class SpikingLM(Stretches):
         """Mean spikes of a neuron over the window since the last ``forget``; None where nothing spikes."""
         return self.recording.spikes_per_neuron if self.model.network == "snn" else None
 
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return log-likelihood and whether it is the greedy answer, for each (context, continuation)."""
-        with self._counted():
-            answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
-        return answers
-
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each text."""
-        with self._counted():
-            answers: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
-        return answers
-
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return what the model writes behind each context."""
-        with self._counted():
-            answers: list[str] = super().generate_until(requests, disable_tqdm)
-        return answers
-
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes beside its results, with the settings of the spiking network."""
         model = self.model
@@ -159,11 +134,10 @@ class SpikingLM(Stretches):
         spikes = {"spikes_per_neuron": self.spikes_per_neuron}
         return {**super().get_model_info(), "fas": {**method, **settings, **spikes}}
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _answered(self, *arguments: Any) -> list[Any]:
         simulation = self.model.simulation
         with simulation.using(observers=[*simulation.observers, self.recording]):
-            yield
+            return super()._answered(*arguments)
 
 
 @dataclass(frozen=True)
@@ -193,12 +167,7 @@ class Score:
 
 
 def score(
-    lm: Any,
-    task: str,
-    *,
-    task_path: Path | None = None,
-    limit: int | None = None,
-    fewshot: int | None = None,
+    lm: Any, task: str, *, task_path: Path | None = None, limit: int | None = None, fewshot: int | None = None
 ) -> list[Score]:
     """Run a task, or a group of tasks, of lm-evaluation-harness.
 

@@ -22,17 +22,11 @@ _ONLY_ACCURACY = ("boolq", "copa")
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the rows of a file look like, and the task that they make.
-
-    Attributes:
-        columns: that every row has.
-        choices: column of the list that ``gold`` picks from, None where there is no choice.
-        config: fields of the harness's task.
-    """
+    """What the rows of a file look like, and the task that they make."""
 
     columns: tuple[str, ...]
-    choices: str | None
-    config: Mapping[str, Any]
+    choices: str | None  # column of the list that ``gold`` picks from
+    config: Mapping[str, Any]  # fields of the harness's task
 
 
 _LAYOUTS = (

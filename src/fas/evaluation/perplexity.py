@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from fas.errors import DataError
 from fas.storage.resume import Once, directly
+from fas.surgery.probe import evaluating
 from fas.types import Progress
 
 DEFAULT_WINDOW = 1024
@@ -98,21 +99,16 @@ def perplexity(
         raise ValueError(f"batch_size is {batch_size}: expected at least 1 window per call")
     spans = _spans(tokens, window, stride, bos)
     device = next((parameter.device for parameter in model.parameters()), tokens.device)
-    was_training = model.training
     total, scored, done = 0.0, 0, 0
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in _equal_lengths(spans, batch_size):
-                key = f"windows {done} to {done + len(batch)}"
-                for nll, count in once(key, partial(_scored, model, tokens, batch, bos, device)):
-                    total += nll
-                    scored += count
-                done += len(batch)
-                if progress is not None:
-                    progress("scoring windows", done, len(spans))
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for batch in _equal_lengths(spans, batch_size):
+            key = f"windows {done} to {done + len(batch)}"
+            for nll, count in once(key, partial(_scored, model, tokens, batch, bos, device)):
+                total += nll
+                scored += count
+            done += len(batch)
+            if progress is not None:
+                progress("scoring windows", done, len(spans))
     mean = total / scored
     value = math.inf if mean > LARGEST_EXPONENT else math.exp(mean)
     return Perplexity(value, mean, scored, window, stride, bos is not None)
@@ -120,19 +116,12 @@ def perplexity(
 
 @dataclass(frozen=True)
 class _Span:
-    """One window of the text.
-
-    Attributes:
-        begin: first token in the text.
-        end: after the last one.
-        first: place in the text of the first token that is scored.
-        led: whether BOS is put in front.
-    """
+    """One window of the text."""
 
     begin: int
     end: int
-    first: int
-    led: bool
+    first: int  # place in the text of the first token that is scored
+    led: bool  # whether BOS is put in front
 
     def __len__(self) -> int:
         return self.end - self.begin + self.led

@@ -1,9 +1,10 @@
-"""Measuring a model on data: its scores and its spikes, as rows with their conditions."""
+"""Scoring a model on data: its scores and its spikes, as rows with their conditions."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,37 +18,42 @@ from fas.storage.resume import Once, directly
 from fas.types import Measurement, Progress
 
 if TYPE_CHECKING:
+    from fas.data.table import Table
     from fas.recording import Recording
 
 Scored = tuple[dict[str, float], dict[str, Any]]
 """Scores by name, the chief one first, and the conditions they depend on."""
 
 
-class Scores(ABC):
+@dataclass(frozen=True)
+class Scores:
     """What a model is scored on.
 
     Attributes:
         source: name of the data.
         batch_size: windows or rows per call, where memory is enough.
+        score: returns what ``of`` returns.
+        images: labelled batches, where a network of images is scored on them.
     """
 
     source: str
     batch_size: int
+    score: Callable[[Loaded, int, Progress | None, Once], Scored]
+    images: Sequence[Any] = ()
 
-    @abstractmethod
-    def of(self, loaded: Loaded, batch_size: int, progress: Progress | None = None, once: Once = directly) -> Scored:
+    def of(
+        self, loaded: Loaded, progress: Progress | None = None, batch_size: int | None = None, once: Once = directly
+    ) -> Scored:
         """Return the scores of the network that a model is set to, the chief one first, and what they depend on.
 
         Args:
             loaded: the model.
-            batch_size: windows or rows per call.
             progress: called with batches, rows or images done and in all.
+            batch_size: windows or rows per call, in place of its own.
             once: does every batch, or returns what an earlier run has found (see ``fas.storage.resume``).
         """
-
-    def chief(self, loaded: Loaded, progress: Progress | None = None) -> float:
-        """Return the chief score of the network that a model is set to."""
-        return next(iter(self.of(loaded, self.batch_size, progress)[0].values()))
+        scores, about = self.score(loaded, batch_size or self.batch_size, progress, once)
+        return scores, {"data": self.source, **about}
 
 
 def scores_on(
@@ -77,83 +83,65 @@ def scores_on(
         DataError: text, a table or images that cannot be read.
     """
     if is_plain(loaded):
-        return ImageScores(loaded, source, split=split, images=images, batch_size=batch_size)
+        batches = photographs(loaded, source, split, limit=images, rows=max(batch_size, 64), seed=None)
+        return _on_images(source, batches, batch_size)
     if is_classifier(loaded):
-        return TableScores(loaded, source, batch_size=batch_size)
-    return TextScores(
-        loaded, source, split=split, limit=limit, window=window, stride=stride, batch_size=batch_size
-    )  # fmt: skip
+        from fas.data.table import load_table
 
+        # Whole scores look like classes; the head knows better.
+        regression = loaded.model.config.num_labels == 1
+        return on_table(source, load_table(source, task="regression" if regression else None), batch_size)
+    stream = tokens(loaded, source, split, limit=limit)
 
-class TextScores(Scores):
-    """Perplexity on the tokens of a text; arguments as ``scores_on``."""
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        source: str,
-        *,
-        split: str = "test",
-        limit: int | None = None,
-        window: int | None = None,
-        stride: int | None = None,
-        batch_size: int = 8,
-    ) -> None:
-        self.source, self.batch_size, self._split = source, batch_size, split
-        self._window, self._stride = window, stride
-        self.stream = tokens(loaded, source, split, limit=limit)
-
-    def of(self, loaded: Loaded, batch_size: int, progress: Progress | None = None, once: Once = directly) -> Scored:
-        """Return the perplexity, with window, stride and tokens."""
+    def score(loaded: Loaded, batch_size: int, progress: Progress | None, once: Once) -> Scored:
         from fas.evaluation.perplexity import perplexity
 
         found = perplexity(
-            loaded.model, self.stream, window=self._window, stride=self._stride, bos=loaded.bos,
-            batch_size=batch_size, progress=progress, once=once,
+            loaded.model, stream, window=window, stride=stride, bos=loaded.bos, batch_size=batch_size,
+            progress=progress, once=once,
         )  # fmt: skip
-        about = {"data": self.source, "split": self._split, "tokens": len(self.stream)}
-        return {"perplexity": found.value}, {**about, **found.conditions}
+        return {"perplexity": found.value}, {"split": split, "tokens": len(stream), **found.conditions}
+
+    return Scores(source, batch_size, score)
 
 
-class TableScores(Scores):
-    """Scores of a classifier, or a regressor, on a GLUE-style table."""
+def on_table(source: str, table: Table, batch_size: int) -> Scores:
+    """Return the rows of a table as what a classifier, or a regressor, is scored on (``classify``)."""
 
-    def __init__(self, loaded: Loaded, source: str, *, batch_size: int = 8) -> None:
-        from fas.data.table import load_table
-
-        self.source, self.batch_size = source, batch_size
-        # Whole scores look like classes; the head knows better.
-        regression = loaded.model.config.num_labels == 1
-        self._table = load_table(Path(source), task="regression" if regression else None)
-
-    def of(self, loaded: Loaded, batch_size: int, progress: Progress | None = None, once: Once = directly) -> Scored:
-        """Return accuracy, F1 and Matthews, or the correlations of a regressor."""
+    def score(loaded: Loaded, batch_size: int, progress: Progress | None, once: Once) -> Scored:
         from fas.evaluation.classify import classify
 
         found = classify(
-            loaded.model, self._table, loaded.need_tokenizer(), batch_size=batch_size,
-            max_length=row_length(loaded), progress=progress, once=once,
+            loaded.model, table, loaded.need_tokenizer(), batch_size=batch_size, max_length=row_length(loaded),
+            progress=progress, once=once,
         )  # fmt: skip
-        return found, {"data": self.source, "samples": len(self._table)}
+        return found, {"samples": len(table)}
+
+    return Scores(source, batch_size, score)
 
 
-class ImageScores(Scores):
-    """Accuracy of a plain network on labelled images."""
-
-    def __init__(self, loaded: Loaded, source: str, *, split: str, images: int, batch_size: int) -> None:
-        self.source, self.batch_size = source, batch_size
-        self.images = photographs(loaded, source, split, limit=images, rows=max(batch_size, 64), seed=None)
-
-    def of(self, loaded: Loaded, batch_size: int, progress: Progress | None = None, once: Once = directly) -> Scored:
-        """Return the accuracy, and among the five likeliest classes where there are more."""
+def _on_images(source: str, batches: Sequence[Any], batch_size: int) -> Scores:
+    def score(loaded: Loaded, _: int, progress: Progress | None, once: Once) -> Scored:
         from fas.evaluation.images import classify_images
 
-        found = classify_images(loaded.model, self.images, progress=progress)
-        return found, {"data": self.source, "images": sum(len(batch["labels"]) for batch in self.images)}
+        found = classify_images(loaded.model, batches, progress=progress)
+        return found, {"images": sum(len(batch["labels"]) for batch in batches)}
+
+    return Scores(source, batch_size, score, batches)
 
 
-class PictureScores(Scores):
-    """What a model that writes about images is scored on: captions, or answers to questions.
+def on_pictures(
+    loaded: Loaded,
+    source: str,
+    *,
+    images: Path | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    prompt: str = "",
+    max_new_tokens: int = 32,
+    batch_size: int = 8,
+) -> Scores:
+    """Return what a model that writes about images is scored on: captions, or answers to questions.
 
     Args:
         loaded: the model.
@@ -169,35 +157,21 @@ class PictureScores(Scores):
         CheckpointError: a model without a processor.
         DataError: rows that cannot be read.
     """
+    from fas.data.image_text import load_pictures
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        source: str,
-        *,
-        images: Path | None = None,
-        split: str = "test",
-        limit: int | None = None,
-        prompt: str = "",
-        max_new_tokens: int = 32,
-        batch_size: int = 8,
-    ) -> None:
-        from fas.data.image_text import load_pictures
+    processor, pictures = loaded.need_processor(), load_pictures(source, images=images, split=split)[:limit]
 
-        self.source, self.batch_size = source, batch_size
-        self._processor, self._prompt, self._most = loaded.need_processor(), prompt, max_new_tokens
-        self._pictures = load_pictures(source, images=images, split=split)[:limit]
-
-    def of(self, loaded: Loaded, batch_size: int, progress: Progress | None = None, once: Once = directly) -> Scored:
-        """Return the scores of captions or answers."""
+    def score(loaded: Loaded, batch_size: int, progress: Progress | None, once: Once) -> Scored:
         from fas.evaluation.captions import score_pictures
 
         found = score_pictures(
-            loaded.model, self._processor, self._pictures, prompt=self._prompt, max_new_tokens=self._most,
-            batch_size=batch_size, progress=progress,
+            loaded.model, processor, pictures, prompt=prompt, max_new_tokens=max_new_tokens, batch_size=batch_size,
+            progress=progress,
         )  # fmt: skip
-        about = {"data": self.source, "samples": len(self._pictures), "max_new_tokens": self._most}
-        return found, {**about, "prompt": self._prompt} if self._prompt else about
+        about = {"samples": len(pictures), "max_new_tokens": max_new_tokens}
+        return found, {**about, "prompt": prompt} if prompt else about
+
+    return Scores(source, batch_size, score)
 
 
 def measure(
@@ -220,8 +194,8 @@ def measure(
 
     def scored(batch_size: int) -> tuple[Scored, Recording | None]:
         with record(loaded.model) if spiking else nullcontext() as spikes:
-            once = directly if kept is None else kept.within(f"{stated}", lambda: spikes)
-            return scores.of(loaded, batch_size, progress, once), spikes
+            once = directly if kept is None else kept.within(f"{scores.source} {stated}", lambda: spikes)
+            return scores.of(loaded, progress, batch_size, once), spikes
 
     (found, where), spikes = with_fewer_rows(scores.batch_size, scored)
     stated = {**stated, **where, **about}

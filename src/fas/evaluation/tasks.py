@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fas.data.for_model import is_classifier, row_length
+from fas.data.for_model import is_classifier
 from fas.evaluation.kept import Kept
+from fas.evaluation.score import measure, on_table
 from fas.loading import Loaded
 from fas.memory import with_fewer_rows
-from fas.recording import record
-from fas.storage.resume import directly
 from fas.types import Measurement, Progress
 
 if TYPE_CHECKING:
     from fas.evaluation.harness import Score
-    from fas.recording import Recording
 
 
 def score_task(
@@ -55,10 +53,6 @@ def score_task(
     return _glue(loaded, task, task_path, limit, batch_size, kept, progress)
 
 
-def _spikes(loaded: Loaded) -> bool:
-    return loaded.converted and loaded.model.network == "snn"
-
-
 def _harness(
     loaded: Loaded,
     task: str,
@@ -77,7 +71,8 @@ def _harness(
         else:
             lm = Stretches(**options, device=str(loaded.model.device))
         if kept is not None:
-            lm.once = kept.within(_part(loaded, task), lambda: lm.recording if _spikes(loaded) else None)
+            spiking = loaded.converted and loaded.model.network == "snn"
+            lm.once = kept.within(f"{task} {loaded.conditions}", lambda: lm.recording if spiking else None)
 
         def scored(batch_size: int) -> list[Score]:
             lm.batch_size_per_gpu = batch_size
@@ -93,7 +88,8 @@ def _harness(
         }  # fmt: skip
         rows.append(Measurement(one.metric, float(one.value), "1", conditions=stated))
     if found and found[0].spikes is not None:
-        rows.append(_fired(found[0].spikes, {**about, "data": task}))
+        stated = {**about, "data": task}
+        rows.append(Measurement("spikes_per_neuron", found[0].spikes, "spikes/neuron", conditions=stated))
     return rows
 
 
@@ -106,34 +102,12 @@ def _glue(
     kept: Kept | None,
     progress: Progress | None,
 ) -> list[Measurement]:
-    from fas.evaluation.classify import classify
-    from fas.evaluation.glue import HUB, glue_scores, glue_table
+    from fas.evaluation.glue import GLUE, HUB, glue_table
 
-    table = glue_table(task, folder, limit)
-
-    def scored(batch_size: int) -> tuple[dict[str, float], Recording | None]:
-        with record(loaded.model) if _spikes(loaded) else contextlib.nullcontext() as spikes:
-            once = directly if kept is None else kept.within(_part(loaded, task), lambda: spikes)
-            found = classify(
-                loaded.model, table, loaded.need_tokenizer(), batch_size=batch_size, max_length=row_length(loaded),
-                progress=progress, once=once,
-            )  # fmt: skip
-        return found, spikes
-
-    found, spikes = with_fewer_rows(batch_size, scored)
+    scores = on_table(task, glue_table(task, folder, limit), batch_size)
     source = HUB if folder is None else str(folder)
-    stated = {**loaded.conditions, "data": task, "source": source, "samples": len(table)}
-    rows = [Measurement(name, float(value), "1", conditions=stated) for name, value in glue_scores(task, found).items()]
-    return rows if spikes is None else [*rows, _fired(spikes.spikes_per_neuron, stated)]
-
-
-def _fired(spikes: float, stated: dict[str, Any]) -> Measurement:
-    return Measurement("spikes_per_neuron", spikes, "spikes/neuron", conditions=stated)
-
-
-def _part(loaded: Loaded, task: str) -> str:
-    """Return the name of a part: a task and how the model is set."""
-    return f"{task} {loaded.conditions}"
+    rows = measure(loaded, scores, kept=kept, progress=progress, source=source)
+    return [row for row in rows if row.quantity in (*GLUE[task].metrics, "spikes_per_neuron")]
 
 
 def _source(task: str, folder: Path | None) -> str:

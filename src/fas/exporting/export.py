@@ -124,9 +124,9 @@ def _scored(loaded: Loaded, file: Path, source: str, limit: int, progress: Progr
     from fas.exporting.rounded import rounded
 
     scores, fixed = scores_on(loaded, source, limit=limit), load_fixed_point(file)
-    before, about = scores.of(loaded, scores.batch_size, progress)
+    before, about = scores.of(loaded, progress)
     with rounded(loaded.model, fixed):
-        after, _ = scores.of(loaded, scores.batch_size, progress)
+        after, _ = scores.of(loaded, progress)
     about = {**loaded.conditions, **about}
     whole = {**about, "weight_bits": 8, "membrane_bits": fixed[0].membrane_bits}
     return [

@@ -113,10 +113,12 @@ def look(
     own = network.timesteps
     steps = sorted({*(timesteps or (max(1, own // 4), max(1, own // 2))), own})
     prefill = Estimate(*count_both(network, batches, progress=progress), levels_of(network), cost_models[0])
-    score, _ = scores.of(loaded, batch_size, progress)
-    quality = measure.quality_over_time(
-        network, lambda: scores.chief(loaded, progress), steps, batches, prefill
-    )  # fmt: skip
+
+    def chief() -> tuple[str, float]:
+        return next(iter(scores.of(loaded, progress)[0].items()))
+
+    score, _ = chief()
+    quality = measure.quality_over_time(network, lambda: chief()[1], steps, batches, prefill)
     before = None
     if coarse:
         place = source if calibration_data is None else str(calibration_data)
@@ -133,7 +135,7 @@ def look(
     return Findings(
         name=Path(loaded.name).name,
         facts=_facts(loaded.conditions),
-        score=next(iter(score)),
+        score=score,
         quality=quality,
         sites=measure.site_findings(network, batches, before),
         rasters=measure.rasters(network, batches[0]),
