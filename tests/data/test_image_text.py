@@ -7,7 +7,8 @@ import torch
 from tiny_pictures import git_processor, llava_processor, write_pictures
 from tiny_vision_language import IMAGE, VISION_LANGUAGE
 
-from fas.data.image_text import load_pictures, model_inputs, open_image, picture_batches
+from fas.data.image_text import load_pictures, model_inputs, picture_batches
+from fas.data.images import open_image
 from fas.errors import DataError
 
 

@@ -45,13 +45,14 @@ def test_an_archive_is_the_same(folder, tmp_path, mode):
     assert torch.equal(read_images(archive, per_class=2).pixels, read_images(folder, per_class=2).pixels)
 
 
-def test_grey_and_transparent_become_colour_and_sizes_are_made_equal(tmp_path):
+def test_grey_and_transparent_become_colour_and_sizes_are_equal(tmp_path):
     (tmp_path / "a").mkdir()
     Image.fromarray(picture(1)[..., 0]).save(tmp_path / "a" / "grey.png")
     Image.fromarray(picture(2, (8, 6))).convert("RGBA").save(tmp_path / "a" / "large.png")
-    with pytest.raises(DataError, match=r"has images of 2 sizes, such as \(5, 4\) and \(8, 6\): pass size"):
+    with pytest.raises(DataError, match=r"has images of 2 sizes, such as \(5, 4\) and \(8, 6\): resize them"):
         read_images(tmp_path)
-    assert read_images(tmp_path, size=(3, 7)).pixels.shape == (2, 3, 3, 7)
+    Image.fromarray(picture(2)).convert("RGBA").save(tmp_path / "a" / "large.png")
+    assert read_images(tmp_path).pixels.shape == (2, 3, 5, 4)
 
 
 def test_batches():

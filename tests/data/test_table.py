@@ -79,13 +79,13 @@ def test_glue_test_files_have_no_labels(shared_data, name):
 def test_cola_without_a_header(tmp_path):
     table = load_table(written(tmp_path, 'gj04\t1\t\tA "b c.\ngj04\t0\t*\tD e.\n'))
     assert table == Table(['A "b c.', "D e."], None, [1, 0], "classification", ("0", "1"))
-    assert table.num_labels == 2
+    assert len(table.label_names) == 2
 
 
 def test_scores_are_regression(tmp_path):
     table = load_table(written(tmp_path, "sentence1\tsentence2\tscore\na\tb\t5\nc\td\t0\n"))
     assert table == Table(["a", "c"], ["b", "d"], [5.0, 0.0], "regression")
-    assert table.num_labels == 1
+    assert not table.label_names
 
 
 def test_fractional_labels_are_regression(tmp_path):
@@ -126,12 +126,6 @@ def test_other_names_are_alphabetical_unless_said(tmp_path):
 def test_pairs_by_column_name(tmp_path, first, second):
     table = load_table(written(tmp_path, f"{second}\tlabel\t{first}\nb\t0\ta\n"))
     assert (table.sentences, table.pairs) == (["a"], ["b"])
-
-
-def test_columns_can_be_said(tmp_path):
-    path = written(tmp_path, "body\treply\tstars\na\tb\t1\n")
-    table = load_table(path, sentence="body", pair="reply", label="stars")
-    assert (table.sentences, table.pairs, table.labels) == (["a"], ["b"], [1])
 
 
 def test_csv_quotes_are_quotes(tmp_path):
@@ -184,19 +178,10 @@ def test_missing_file(tmp_path):
         load_table(tmp_path / "nosuch.tsv")
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"sentence": "z"}, DataError, r"no column 'z': it has \['text', 'label'\]"),
-        ({"label": "z"}, DataError, r"no column 'z': it has \['text', 'label'\]"),
-        ({"pair": "text"}, ValueError, "pair='text' needs the column of the first sentence"),
-        ({"label_names": ["only"]}, DataError, "label 1, but label_names has only 1 names"),
-    ],
-)
-def test_misfit_options(tmp_path, options, error, message):
+def test_fewer_names_than_labels(tmp_path):
     path = written(tmp_path, "text\tlabel\na\t1\n")
-    with pytest.raises(error, match=message):
-        load_table(path, **options)
+    with pytest.raises(DataError, match="label 1, but label_names has only 1 names"):
+        load_table(path, label_names=["only"])
 
 
 def test_label_names_that_lack_a_label(tmp_path):

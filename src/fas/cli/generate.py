@@ -43,7 +43,8 @@ def generate(
         import torch
         from transformers import TextStreamer, set_seed
 
-        from fas.data.image_text import model_inputs, open_image
+        from fas.data.image_text import model_inputs
+        from fas.data.images import open_image
         from fas.data.table import check_ids
         from fas.evaluation.captions import prompt_length
         from fas.loading import load

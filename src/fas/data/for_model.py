@@ -82,17 +82,11 @@ def is_classifier(loaded: Loaded) -> bool:
     return loaded.is_for("ForSequenceClassification")
 
 
-def tokens(
-    loaded: Loaded,
-    data: str | Path | Sequence[str],
-    split: str,
-    column: str | None = None,
-    limit: int | None = None,
-) -> Tensor:
+def tokens(loaded: Loaded, data: str | Path | Sequence[str], split: str, limit: int | None = None) -> Tensor:
     """Return the token stream [N] of a text source, or of documents; ``limit`` tokens of it at most."""
     from fas.data.text import load_documents, token_stream
 
-    documents = load_documents(data, split=split, column=column) if isinstance(data, str | Path) else data
+    documents = load_documents(data, split=split) if isinstance(data, str | Path) else data
     tokenizer = loaded.need_tokenizer()
     return token_stream(documents, tokenizer, vocab_size=loaded.vocabulary, bos=loaded.bos, limit=limit)
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fas.data.hub import hub_rows
+from fas.data.images import open_image
 from fas.data.table import read_records
-from fas.errors import DataError, MissingExtraError
+from fas.errors import DataError
 
 # Names of columns here and in data sets of the hub (Flickr30k, COCO, VQAv2).
 _CAPTIONS = ("captions", "caption", "sentences")
@@ -44,26 +45,6 @@ class Picture:
             DataError: a file that is missing or no image.
         """
         return open_image(self.image) if isinstance(self.image, Path) else self.image.convert("RGB")
-
-
-def open_image(file: Path) -> Any:
-    """Return an image file as an image of Pillow, in red, green and blue.
-
-    Raises:
-        DataError: a file that is missing or no image.
-        MissingExtraError: Pillow is not installed.
-    """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise MissingExtraError("images need Pillow: pip install 'fas[vision]'") from None
-    try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"no image {file}: name a file, or the folder that images lie in") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file} is no image that can be read ({error})") from None
 
 
 def load_pictures(source: str | Path, *, images: Path | None = None, split: str = "test") -> list[Picture]:

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -50,13 +50,12 @@ class Images:
         return Images(self.pixels[index], self.labels[index], self.label_names)
 
 
-def read_images(source: str | Path, *, per_class: int | None = None, size: tuple[int, int] | None = None) -> Images:
+def read_images(source: str | Path, *, per_class: int | None = None) -> Images:
     """Read ``<class>/<name>.jpg`` (jpeg, png) from a folder, or from a tar archive in memory.
 
     Args:
         source: a folder of one folder per class, or an archive that holds one (``test/cat/0001.jpg``).
         per_class: read the first so many of every class, in the order of their names; all if None.
-        size: height and width to which every image is resized (bilinear); None demands that all are of one size.
 
     Raises:
         DataError: nothing there, no images, one that cannot be read, or sizes that differ.
@@ -74,30 +73,22 @@ def read_images(source: str | Path, *, per_class: int | None = None, size: tuple
     if not kept:
         raise DataError(f"{path} has no images: expected <class>/<name> ending in {', '.join(_ENDINGS)}")
     names = tuple(sorted(kept))
-    pixels = [_decode(name, content, size) for label in names for name, content in kept[label]]
+    pixels = [_decode(name, content) for label in names for name, content in kept[label]]
     shapes = sorted({tuple(image.shape[1:]) for image in pixels})
     if len(shapes) > 1:
-        raise DataError(f"{path} has images of {len(shapes)} sizes, such as {shapes[0]} and {shapes[1]}: pass size=(…)")
+        raise DataError(f"{path} has images of {len(shapes)} sizes, such as {shapes[0]} and {shapes[1]}: resize them")
     labels = [i for i, label in enumerate(names) for _ in kept[label]]
     return Images(torch.stack(pixels), torch.tensor(labels), names)
 
 
 def image_batches(
-    images: Images,
-    rows: int = 64,
-    *,
-    mean: tuple[float, float, float] = CIFAR10[0],
-    deviation: tuple[float, float, float] = CIFAR10[1],
-    name: str = "x",
-    seed: int | None = None,
+    images: Images, rows: int = 64, *, name: str = "x", seed: int | None = None
 ) -> list[dict[str, Tensor]]:
-    """Return batches of normalised images [B, 3, height, width], float32, with ``labels`` [B].
+    """Return batches of images [B, 3, height, width], float32, normalised as ``CIFAR10``, with ``labels`` [B].
 
     Args:
         images: what is read.
         rows: of a batch; the last one may be smaller.
-        mean: subtracted from each colour, of values from 0 to 1.
-        deviation: each colour is divided by it.
         name: of the argument that the model's forward reads images by.
         seed: shuffles; None keeps the order of the classes.
 
@@ -109,11 +100,31 @@ def image_batches(
     order = torch.arange(len(images))
     if seed is not None:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, deviation))
+    centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in CIFAR10)
     return [
         {name: (images.pixels[part].float() / 255 - centre) / spread, "labels": images.labels[part]}
         for part in order.split(rows)
     ]
+
+
+def open_image(file: str | Path, content: bytes | None = None) -> Any:
+    """Return an image file, or what was read from it, as an image of Pillow, in red, green and blue.
+
+    Raises:
+        DataError: a file that is missing or no image.
+        MissingExtraError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise MissingExtraError("images need Pillow: pip install 'fas[images]'") from None
+    try:
+        with Image.open(file if content is None else io.BytesIO(content)) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"no image {file}: name a file, or the folder that images lie in") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{file} is no image that can be read ({error})") from None
 
 
 class AugmentedBatches(Sequence[dict[str, Tensor]]):
@@ -194,18 +205,8 @@ def _members(path: Path, per_class: int | None) -> Iterator[tuple[str, bytes]]:
         yield name, found[name]
 
 
-def _decode(name: str, content: bytes, size: tuple[int, int] | None) -> Tensor:
+def _decode(name: str, content: bytes) -> Tensor:
     """Return an image as [3, height, width] uint8."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise MissingExtraError("images need Pillow: pip install pillow") from None
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            picture = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{name} is no image that can be read ({error})") from None
-    if size is not None:
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    picture = open_image(name, content)
     flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return flat.view(picture.height, picture.width, 3).permute(2, 0, 1).contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,11 +50,6 @@ class Table:
         """Return the number of rows."""
         return len(self.sentences)
 
-    @property
-    def num_labels(self) -> int:
-        """Outputs that a model's head needs: the number of classes, 1 for regression."""
-        return len(self.label_names) or 1
-
 
 def read_utf8(path: Path) -> str:
     """Return the text of ``path`` (a byte order mark is dropped).
@@ -94,15 +89,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def load_table(
-    path: str | Path,
-    *,
-    sentence: str | None = None,
-    pair: str | None = None,
-    label: str | None = None,
-    task: Task | None = None,
-    label_names: Sequence[str] | None = None,
-) -> Table:
+def load_table(path: str | Path, *, task: Task | None = None, label_names: Sequence[str] | None = None) -> Table:
     """Read labelled sentences or sentence pairs from a GLUE-style file.
 
     Knows the files of the GLUE benchmark (Wang et al. 2018, arXiv 1804.07461) by their columns,
@@ -113,9 +100,6 @@ def load_table(
 
     Args:
         path: .tsv, .csv, .json (list of objects) or .jsonl; another suffix is read as tab-separated.
-        sentence: column of the only or first sentence; found by name if None.
-        pair: column of the second sentence; needs ``sentence``.
-        label: column of the label; found by name if None.
         task: overrides what the labels look like.
         label_names: class names in the order of their indices, for named labels in another order
             or for a file that does not hold every class.
@@ -123,17 +107,23 @@ def load_table(
     Raises:
         DataError: missing file, malformed row, unknown columns, no labels, or a label that does
             not fit ``task`` or ``label_names``.
-        ValueError: ``pair`` without ``sentence``.
     """
     path = Path(path)
-    if pair is not None and sentence is None:
-        raise ValueError(f"pair={pair!r} needs the column of the first sentence too: pass sentence=")
     if not path.is_file():
         raise DataError(f"{path} is no file: expected a .tsv, .csv, .json or .jsonl file with labels")
     records = read_records(path)
-    first, second = _text_columns(path, list(records[0]), sentence, pair)
-    label = _label_column(path, list(records[0]), label)
-    values = [_cell(path, row, record, label) for row, record in enumerate(records, 1)]
+    columns = list(records[0])
+    first, second = _text_columns(path, columns)
+    label = next((name for name in LABEL_COLUMNS if name in columns), None)
+    if label is None:
+        raise DataError(
+            f"{path} has no labels (columns {columns}), as GLUE's test files: use the dev file, or call the column "
+            f"that holds them {LABEL_COLUMNS[0]!r}"
+        )
+    values = [record.get(label) for record in records]
+    for row, value in enumerate(values, 1):
+        if value is None or value == "":
+            raise DataError(f"{path} row {row} has no value in column {label!r}: fill it in or drop the row")
     kind = task or ("regression" if label == "score" or _fractional(values) else "classification")
     labels: list[int] | list[float]
     names: tuple[str, ...] = ()
@@ -141,11 +131,20 @@ def load_table(
         labels = [_score(path, row, value) for row, value in enumerate(values, 1)]
     else:
         labels, names = _classes(path, values, label_names)
-    texts = [_text(path, row, record, first) for row, record in enumerate(records, 1)]
-    seconds = None
-    if second is not None:
-        seconds = [_text(path, row, record, second) for row, record in enumerate(records, 1)]
-    return Table(texts, seconds, labels, kind, names)
+    seconds = None if second is None else texts_of(records, second, path)
+    return Table(texts_of(records, first, path), seconds, labels, kind, names)
+
+
+def texts_of(records: Sequence[Mapping[str, Any]], column: str, origin: object) -> list[str]:
+    """Return the texts of a column, one of every record.
+
+    Raises:
+        DataError: a record without a string there; ``origin`` and the row are named.
+    """
+    for row, record in enumerate(records, 1):
+        if not isinstance(record.get(column), str):
+            raise DataError(f"{origin} row {row} column {column!r} holds {record.get(column)!r}: expected a string")
+    return [record[column] for record in records]
 
 
 def tokenise_table(
@@ -240,47 +239,17 @@ def _zip_header(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[dict[
         yield dict(zip(header, row, strict=True))
 
 
-def _text_columns(path: Path, columns: list[str], sentence: str | None, pair: str | None) -> tuple[str, str | None]:
-    if sentence is not None:
-        for name in (sentence, pair):
-            if name is not None and name not in columns:
-                raise DataError(f"{path} has no column {name!r}: it has {columns}")
-        return sentence, pair
+def _text_columns(path: Path, columns: list[str]) -> tuple[str, str | None]:
     for first, second in PAIR_COLUMNS:
         if first in columns and second in columns:
             return first, second
     for name in SENTENCE_COLUMNS:
         if name in columns:
             return name, None
-    raise DataError(f"{path} has columns {columns}, none known to hold sentences: pass sentence= (and pair=)")
-
-
-def _label_column(path: Path, columns: list[str], label: str | None) -> str:
-    if label is not None:
-        if label not in columns:
-            raise DataError(f"{path} has no column {label!r}: it has {columns}")
-        return label
-    for name in LABEL_COLUMNS:
-        if name in columns:
-            return name
     raise DataError(
-        f"{path} has no labels (columns {columns}), as GLUE's test files: "
-        "use the dev file, or pass label= if a column holds them"
+        f"{path} has columns {columns}, none known to hold sentences: call them {SENTENCE_COLUMNS[0]!r}, or "
+        f"{' and '.join(map(repr, PAIR_COLUMNS[0]))}"
     )
-
-
-def _cell(path: Path, row: int, record: dict[str, Any], column: str) -> Any:
-    value = record.get(column)
-    if value is None or value == "":
-        raise DataError(f"{path} row {row} has no value in column {column!r}: fill it in or drop the row")
-    return value
-
-
-def _text(path: Path, row: int, record: dict[str, Any], column: str) -> str:
-    value = record.get(column)
-    if not isinstance(value, str):
-        raise DataError(f"{path} row {row} column {column!r} holds {value!r}: expected a string")
-    return value
 
 
 def _integer(value: Any) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fas.data.hub import hub_rows
-from fas.data.table import check_ids, read_records, read_utf8
+from fas.data.table import check_ids, read_records, read_utf8, texts_of
 from fas.errors import DataError
 
 HUB_ALIASES = {"wikitext": "Salesforce/wikitext:wikitext-2-raw-v1"}
@@ -30,13 +30,13 @@ _CONTEXT, _TRIED = 64, 16
 _GAP = re.compile(r"(?<=\S) (?=\w)|(?<=\n)(?=\w)")
 
 
-def load_documents(source: str | Path, *, split: str = "train", column: str | None = None) -> list[str]:
+def load_documents(source: str | Path, *, split: str = "train") -> list[str]:
     """Load documents from a file, a directory, the standard library or the Hugging Face hub.
 
     - the name ``stdlib``: documentation text of Python's own modules, no download. Split ``train``
       is its train part, every other split its held-out part.
-    - a .jsonl, .json, .tsv or .csv file: one document per row, from ``column`` (``text`` if there
-      is one, else the only column of strings).
+    - a .jsonl, .json, .tsv or .csv file: one document per row, from the column ``text``
+      if there is one, else from the only column of strings.
     - any other file: one document, exactly as it stands.
     - a directory: its visible files by name. Where files are named after splits (``train.txt``,
       ``wiki.valid.raw``), only those of ``split``.
@@ -51,10 +51,9 @@ def load_documents(source: str | Path, *, split: str = "train", column: str | No
         source: see above.
         split: ``train``, ``validation`` or ``test`` (``valid``, ``val``, ``dev`` mean validation);
             another value is handed to the hub as it is. Plain files have no splits: it is ignored.
-        column: column of the text; None chooses as above.
 
     Raises:
-        DataError: nothing of that name, no such split or column, or no text in it.
+        DataError: nothing of that name, no such split, several columns of text, or no text in it.
         MissingExtraError: a hub data set without the ``datasets`` library.
     """
     split = next((name for name, also in SPLIT_NAMES.items() if split in also), split)
@@ -63,13 +62,13 @@ def load_documents(source: str | Path, *, split: str = "train", column: str | No
 
         documents = stdlib_text("train" if split == "train" else "heldout")
     elif isinstance(source, str) and source in HUB_ALIASES:
-        documents = _hub(HUB_ALIASES[source], split, column)
+        documents = _hub(HUB_ALIASES[source], split)
     elif Path(source).is_dir():
-        documents = [text for file in _split_files(Path(source), split) for text in _file(file, column)]
+        documents = [text for file in _split_files(Path(source), split) for text in _file(file)]
     elif Path(source).exists():
-        documents = _file(Path(source), column)
+        documents = _file(Path(source))
     elif isinstance(source, str) and _is_hub_name(source):
-        documents = _hub(source, split, column)
+        documents = _hub(source, split)
     else:
         raise DataError(
             f"no file or directory {str(source)!r}, and it is no name of a hub data set: "
@@ -92,21 +91,19 @@ def token_stream(
     tokenizer: Any,
     *,
     vocab_size: int | None = None,
-    separator: str | None = None,
     bos: int | None = None,
     limit: int | None = None,
 ) -> Tensor:
-    r"""Tokenise documents into one stream.
+    """Tokenise documents into one stream.
 
-    Of special tokens that the tokenizer adds by itself only ``bos`` is put in front of each document. A document
-    longer than ``PIECE`` characters is tokenised in pieces, cut where the tokens on both sides stay as they are.
+    The end-of-text token stands between them where the tokenizer has one. Of special tokens that the tokenizer adds by
+    itself only ``bos`` is put in front of each document. A document longer than ``PIECE`` characters is tokenised in
+    pieces, cut where the tokens on both sides stay as they are.
 
     Args:
         documents: the texts, in order.
         tokenizer: a transformers tokenizer.
         vocab_size: entries of the model's embedding; ids are checked against it if given.
-        separator: None puts the end-of-text token between documents where the tokenizer has one;
-            a string joins the texts with it before they are tokenised (``"\n\n"``, ``""``).
         bos: first token of every document; ``leading_token`` finds it.
         limit: tokens after which nothing more is read; None reads all.
 
@@ -116,12 +113,11 @@ def token_stream(
     Raises:
         DataError: no tokens at all, or an id that the model has no embedding for.
     """
-    texts = list(documents) if separator is None else [separator.join(documents)]
     between = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     first = [] if bos is None else [bos]
     ids: list[int] = []
     words = 0
-    for number, document in enumerate(_encoded(texts, tokenizer)):
+    for number, document in enumerate(_encoded(documents, tokenizer)):
         ids.extend((between if number else []) + first)
         for piece in document:
             ids.extend(piece)
@@ -131,7 +127,7 @@ def token_stream(
         if limit is not None and len(ids) >= limit:
             break
     if not words:
-        raise DataError(f"{len(texts)} documents hold no tokens: expected text, check source, split and column")
+        raise DataError(f"{len(documents)} documents hold no tokens: expected text, check source and split")
     check_ids([ids], tokenizer, vocab_size)
     return torch.tensor(ids[:limit], dtype=torch.int64)
 
@@ -246,9 +242,9 @@ def _is_cut(text: str, place: int, ids: Callable[[list[str]], list[list[int]]]) 
     return left + right == whole
 
 
-def _file(path: Path, column: str | None) -> list[str]:
+def _file(path: Path) -> list[str]:
     if path.suffix.lower() in RECORD_SUFFIXES:
-        return _column(str(path), read_records(path), column)
+        return _column(str(path), read_records(path))
     return [read_utf8(path)]
 
 
@@ -271,21 +267,14 @@ def _split_of(path: Path) -> str | None:
     return next((name for name, also in SPLIT_NAMES.items() if last in also), None)
 
 
-def _column(origin: str, records: list[dict[str, Any]], column: str | None) -> list[str]:
+def _column(origin: str, records: list[dict[str, Any]]) -> list[str]:
     columns = list(records[0])
-    if column is None and "text" in columns:
-        column = "text"
-    if column is None:
-        strings = [name for name in columns if _is_text(records, name)]
-        if len(strings) != 1:
-            raise DataError(f"{origin} has columns {columns}, {len(strings)} of them text: pass column=")
-        column = strings[0]
-    if column not in columns:
-        raise DataError(f"{origin} has no column {column!r}: it has {columns}")
-    for row, record in enumerate(records, 1):
-        if not isinstance(record.get(column), str):
-            raise DataError(f"{origin} row {row} column {column!r} holds {record.get(column)!r}: expected a string")
-    return [record[column] for record in records]
+    strings = ["text"] if "text" in columns else [name for name in columns if _is_text(records, name)]
+    if len(strings) != 1:
+        raise DataError(
+            f"{origin} has columns {columns}, {len(strings)} of them text: call the one that is meant 'text'"
+        )
+    return texts_of(records, strings[0], origin)
 
 
 def _is_text(records: list[dict[str, Any]], name: str) -> bool:
@@ -301,7 +290,7 @@ def _is_hub_name(source: str) -> bool:
     return name is not None and not source.lower().endswith(TEXT_SUFFIXES)
 
 
-def _hub(source: str, split: str, column: str | None) -> list[str]:
-    texts = _column(source, hub_rows(source, split), column)
+def _hub(source: str, split: str) -> list[str]:
+    texts = _column(source, hub_rows(source, split))
     name = source.partition(":")[0]
     return ["\n\n".join(texts)] if name.rsplit("/", 1)[-1] == "wikitext" else texts
