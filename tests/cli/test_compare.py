@@ -33,7 +33,7 @@ def test_every_combination_has_its_rows(rows, dense: Path, text: Path, held_out:
     energies = [row for row in found if row["quantity"] == "energy"]
     assert len(energies) == 2 * len(expected) and {row["origin"] for row in energies} == {"estimated"}
     drawn = plot.read_text()
-    assert drawn.startswith("<?xml") and "T=4" in drawn
+    assert drawn.startswith("<?xml") and "spikes per neuron and window" in drawn
 
 
 def test_every_method_and_the_reasons_of_those_that_refuse(run, dense: Path, text: Path, held_out: Path) -> None:

@@ -49,7 +49,7 @@ def test_it_says_what_it_wrote_or_why_not(run, monkeypatch: pytest.MonkeyPatch, 
     quick = ("demo", "--timesteps", "2", *_SMALL[2:], "--page", page)
     assert "Wrote" not in run(*quick, "--no-report").stdout and not page.exists()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "No page will be written: the report draws with matplotlib" in run(*quick).stdout and not page.exists()
+    assert "No page will be written: figures are drawn with matplotlib" in run(*quick).stdout and not page.exists()
 
 
 def test_wrong_coverage(run) -> None:

@@ -131,8 +131,6 @@ def test_ones_own_prices(rows, snn: Path, text: Path, tmp_path: Path) -> None:
     [
         (["--prices", "7nm"], "no cost model '7nm': choose one of 22nm, 45nm"),
         (["--prices", ","], "--prices names no cost model"),
-        (["--reuse", "ever"], "--reuse is 'ever'; choose one of none, time, pass"),
-        (["--precision", "int8"], "--precision is 'int8'; choose one of fp32, fp16"),
         (["--new-tokens", "64"], "64 new tokens leave no room for a prompt"),
     ],
 )

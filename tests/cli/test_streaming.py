@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import typer
 
-from fas.cli import _streaming
+from fas.cli import convert
 
 
 @pytest.mark.parametrize(("text", "size"), [("2GiB", 2 << 30), ("512 MiB", 512 << 20), ("1.5KiB", 1536)])
 def test_sizes(text: str, size: int) -> None:
-    assert _streaming.size(text) == size
+    assert convert.size(text) == size
 
 
 @pytest.mark.parametrize("text", ["2", "2GB", "-1MiB", "much", ""])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is no size such as 512MiB or 2GiB"):
-        _streaming.size(text)
+        convert.size(text)
 
 
 def test_streaming_gives_the_files_that_memory_gives(rows, run, dense: Path, text: Path, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_each_block_is_told(run, dense: Path, text: Path, tmp_path: Path) -> Non
 def test_large_checkpoints_are_streamed_by_themselves(
     run, dense: Path, text: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(_streaming, "_ROOM", 0.0)
+    monkeypatch.setattr(convert, "_ROOM", 0.0)
     said = run("convert", dense, tmp_path / "snn", "--data", text, "--tokens", 64, "--window", 16).stderr
     assert "(1 of 2)" in said
     assert json.loads((tmp_path / "snn" / "model.safetensors.index.json").read_text())["weight_map"]

@@ -11,7 +11,7 @@ from fas.cli.program.calibrating import calibrate_and_report, report_records
 from fas.cli.program.options import BatchSize, Device, Json, Model, Seed, Tokens, Window
 from fas.cli.program.output import Output
 from fas.cli.program.session import is_alone
-from fas.data.for_model import default_data
+from fas.data.for_model import Sample, default_data
 
 
 def calibrate(
@@ -66,17 +66,8 @@ def calibrate(
             if loaded.model.is_trained:
                 raise ValueError("--spike-price moves thresholds, and these have been trained: give it to fas finetune")
             config.recipe = config.recipe.with_options(spike_price=spike_price)
-        calibrate_and_report(
-            output,
-            loaded,
-            data,
-            tokens=tokens,
-            window=window,
-            batch_size=batch_size,
-            seed=seed,
-            losses=losses,
-            keep=unfinished(place),
-        )
+        sample = Sample(tokens, window, batch_size, seed)
+        calibrate_and_report(output, loaded, data, sample, keep=unfinished(place), losses=losses)
         if in_place:
             save_in_place(loaded, place, command)
         else:

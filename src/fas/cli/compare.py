@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import json
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,24 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import fas
-from fas.cli.program.options import (
-    BatchSize,
-    Builder,
-    Data,
-    Device,
-    Json,
-    Model,
-    Seed,
-    TestData,
-    TestTokens,
-    Tokens,
-    Window,
-    whole_numbers,
-    words,
-)
-from fas.cli.program.output import Output
+from fas.cli.program import options
+from fas.cli.program.output import Output, rows_as_json
 from fas.cli.program.progress import span
-from fas.types import finite
+from fas.types import Measurement
 
 if TYPE_CHECKING:
     from fas.comparison import Comparison, Plan, Row
@@ -46,7 +31,7 @@ _PARTS: dict[str, dict[str, bool]] = {
 
 def compare(
     context: typer.Context,
-    model: Model,
+    model: options.Model,
     methods: Annotated[
         str,
         typer.Option(
@@ -68,9 +53,9 @@ def compare(
         ),
     ] = False,
     losses: Annotated[bool, typer.Option(help="With --ablate: the row with the losses, which takes minutes.")] = True,
-    data: Data = None,
-    test_data: TestData = None,
-    builder: Builder = None,
+    data: options.Data = None,
+    test_data: options.TestData = None,
+    builder: options.Builder = None,
     accounting: Annotated[
         Literal["paper", "compute", "memory", "none"],
         typer.Option(help="Of the energy column, with 45nm prices."),
@@ -87,17 +72,18 @@ def compare(
         Path | None, typer.Option(help="JSON file of all rows, written again after every combination.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw score against spikes per neuron: a file ending in svg, png or pdf.")
+        Path | None,
+        typer.Option(help="Draw score over T and against spikes per neuron: an svg, png or pdf file."),
     ] = None,
-    tokens: Tokens = 16384,
-    test_tokens: TestTokens = 16384,
+    tokens: options.Tokens = 16384,
+    test_tokens: options.TestTokens = 16384,
     images: Annotated[int, typer.Option(help="Images to calibrate on, of every class as many.", min=1)] = 256,
     test_images: Annotated[int, typer.Option(help="Images to measure on, of every class as many.", min=1)] = 1000,
-    window: Window = None,
-    batch_size: BatchSize = 8,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    as_json: Json = False,
+    window: options.Window = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Convert a dense model in every combination, measure each, and show them side by side.
 
@@ -110,17 +96,17 @@ def compare(
     Example: `fas compare embedded --ablate --timesteps 8`
     """
     with Output.opened(context, as_json) as output:
-        from fas.errors import MissingExtraError
         from fas.plain_networks import load_either
+        from fas.reporting.theme import style
         from fas.saving import check_writable
 
         for place in (plot, out):
             if place is not None:
                 check_writable(place)
-        if plot is not None and find_spec("matplotlib") is None:
-            raise MissingExtraError("--plot needs matplotlib: pip install 'fas[plot]'")
-        steps = whole_numbers(timesteps, "--timesteps")
-        plans = list(_plans(methods, steps, words(coverage), words(neuron or "")))
+        with style() if plot is not None else nullcontext():  # a missing library is said before the work
+            pass
+        steps = options.whole_numbers(timesteps, "--timesteps")
+        plans = list(_plans(methods, steps, options.words(coverage), options.words(neuron or "")))
         if ablate:
             plans = list(_parts(plans, losses))
         began = time.monotonic()
@@ -149,7 +135,7 @@ def compare(
             _write(out, output.measurements)
             output.remark(f"written to {out}")
         if plot is not None:
-            _draw(found, plot)
+            _draw(output.measurements, plot)
             output.remark(f"drawn to {plot}")
 
 
@@ -160,7 +146,7 @@ def _plans(methods: str, steps: list[int], coverages: list[str], neurons: list[s
     from fas.comparison import Plan
     from fas.config import build_method
 
-    for text in registry.available("methods") if methods.strip() == "all" else words(methods):
+    for text in registry.available("methods") if methods.strip() == "all" else options.words(methods):
         name, *settings = text.split(":")
         known = {field.name for field in fields(registry.load("methods", name))}
         given = dict(_setting(name, setting, known) for setting in settings)
@@ -169,15 +155,15 @@ def _plans(methods: str, steps: list[int], coverages: list[str], neurons: list[s
             option: values for option, values in choices.items() if option in known and values and option not in given
         }
         for values in product(*axes.values()):
-            options = {**given, **dict(zip(axes, values, strict=True))}
+            chosen = {**given, **dict(zip(axes, values, strict=True))}
             title = " ".join([name, *(s for s in settings if not s.startswith(("coverage", "neuron")))])
             try:
-                method: Any = build_method(name, options)
+                method: Any = build_method(name, chosen)
                 if "levels" not in given and method.levels is not None:
                     method = method.with_options(levels=method.timesteps)
                 yield Plan(title, method, timesteps=method.timesteps)
             except ValueError as error:
-                yield Plan(title, None, refused=str(error), timesteps=options.get("timesteps"))
+                yield Plan(title, None, refused=str(error), timesteps=chosen.get("timesteps"))
 
 
 def _parts(plans: list[Plan], losses: bool) -> Iterator[Plan]:
@@ -263,38 +249,19 @@ def _say_what_trained(output: Output, found: Comparison, train_steps: int) -> No
         output.text(f"{name} was not trained: it is made without training.")
 
 
-def _write(path: Path, rows: list[Any]) -> None:
-    from fas.storage.directory import whole_file
+def _write(path: Path, rows: list[Measurement]) -> None:
+    from fas.storage.directory import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as beside:
-        text = json.dumps([finite(row.to_dict()) for row in rows], indent=2, ensure_ascii=False, allow_nan=False)
-        beside.write_text(text + "\n", encoding="utf-8")
+    write_text(path, rows_as_json(rows) + "\n")
 
 
-def _draw(found: Comparison, path: Path) -> None:
-    """Draw the chief score against spikes per neuron, a line for each kind of network."""
-    from matplotlib.figure import Figure
+def _draw(rows: list[Measurement], path: Path) -> None:
+    """Draw the chief score over T and against spikes per neuron, a line for each kind of network."""
+    from fas.reporting.result_figures import result_figures
+    from fas.reporting.theme import save, style
 
-    from fas.storage.directory import whole_file
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    lines: dict[str, list[tuple[float, float, Any]]] = {}
-    for row in found.rows:
-        spikes = None if row.refused else row.figure("spikes_per_neuron")
-        if spikes is not None:
-            lines.setdefault(row.kind, []).append((spikes, found.relation(row), row.timesteps))
-    for kind, points in lines.items():
-        points.sort()
-        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], marker="o", label=kind)
-        for x, y, steps in points:
-            axes.annotate(f"T={steps}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axes.set_xlabel("spikes per neuron over T steps")
-    axes.set_ylabel(_relation(found))
-    axes.axhline(1.0 if found.dense.score == "perplexity" else 0.0, color="grey", linewidth=0.8, linestyle="--")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as beside:
-        figure.savefig(beside)
+    with style():
+        (drawing,) = result_figures([row for row in rows if row.quantity != "energy"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(drawing.figure, path)

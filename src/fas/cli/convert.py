@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fas.cli.program.calibrating import calibrate_and_report
+from fas.cli.program.calibrating import calibrate_and_report, report_records
 from fas.cli.program.method_options import method_options
 from fas.cli.program.options import BatchSize, Device, GGUFFile, Json, Model, Seed, Tokens, Window
 from fas.cli.program.output import Output
+from fas.cli.program.progress import span
+from fas.data.for_model import Sample
+from fas.errors import CheckpointError
+
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# Share of the machine's memory that weights may fill and still leave room for what calibration records.
+_ROOM = 0.7
+
+
+def size(text: str) -> int:
+    """Return the bytes of a size such as ``2GiB`` or ``512MiB``.
+
+    Raises:
+        typer.BadParameter: not such a size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)", text.strip())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no size such as 512MiB or 2GiB", param_hint="--activation-budget")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def is_large(model: str) -> bool:
+    """Whether the safetensors of a directory would fill most of this machine's memory."""
+    from fas.loading import location
+
+    place = Path(location(model).name)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sum(file.stat().st_size for file in place.glob("*.safetensors")) > _ROOM * memory
 
 
 @method_options
@@ -45,7 +75,6 @@ def convert(
     Example: `fas convert gpt2 gpt2-snn --data wikitext --timesteps 8 --coverage linear`
     """
     with Output.opened(context, as_json) as output:
-        from fas.cli._streaming import is_large, size, stream_and_report
         from fas.config import build_method
         from fas.conversion import convert as convert_model
         from fas.loading import load
@@ -54,14 +83,11 @@ def convert(
         model = model if gguf_file is None else f"{model}/{gguf_file}"
         check_place(out)
         recipe = build_method(method, options)
-        budget = size(activation_budget)
+        budget, sample = size(activation_budget), Sample(tokens, window, batch_size, seed)
         if stream or (stream is None and calibrate and device == "cpu" and is_large(model)):
             if not calibrate or device != "cpu":
                 raise ValueError("--stream calibrates block by block on the CPU: leave out --no-calibrate and --device")
-            stream_and_report(
-                output, model, out, recipe, data, tokens=tokens, window=window, batch_size=batch_size, seed=seed,
-                budget=budget,
-            )  # fmt: skip
+            _stream(output, model, out, recipe, data, sample, budget)
             return
         loaded = load(model, device)
         if loaded.converted:
@@ -69,9 +95,46 @@ def convert(
         check_room(out, loaded.model)
         convert_model(loaded.model, recipe)
         if calibrate:
-            calibrate_and_report(
-                output, loaded, data, tokens=tokens, window=window, batch_size=batch_size, seed=seed,
-                keep=unfinished(out),
-            )  # fmt: skip
+            calibrate_and_report(output, loaded, data, sample, keep=unfinished(out))
         save(loaded, out)
         output.remark(f"written to {out}: {len(loaded.model.sites)} sites, T = {loaded.model.timesteps}")
+
+
+def _stream(output: Output, model: str, out: Path, recipe: Any, data: str | None, sample: Sample, budget: int) -> None:
+    """Convert and calibrate a directory into another; say after each block what it took and what is to come."""
+    from fas.calibration.residence import Finished
+    from fas.data.for_model import default_data, is_classifier, training_rows
+    from fas.data.text import batches
+    from fas.loading import Loaded, location, tokenizer_of
+    from fas.memory import peak_resident
+    from fas.storage.sharded import Sharded
+    from fas.streaming import stream
+
+    found = location(model)
+    place = Path(found.name)
+    if found.gguf_file is not None or not place.is_dir():
+        raise CheckpointError(f"{model} is not a directory of safetensors, which streaming reads: download the model")
+    loaded = Loaded(model, Sharded(place).model, tokenizer_of(found))
+    if is_classifier(loaded):
+        raise CheckpointError(f"{model} labels sentences, which streaming has no data for: leave out --stream")
+    source = default_data(loaded, data)
+    rows = training_rows(loaded, source, sample)
+    about = {
+        "model": model, "network": "snn", "timesteps": recipe.timesteps, "coverage": recipe.coverage, "data": source,
+    }  # fmt: skip
+
+    def told(block: Finished) -> None:
+        output.measure("stream.block_seconds", block.seconds, "s", block=block.path, **about)
+        output.remark(
+            f"{block.path} ({block.done} of {block.total}): {block.seconds:.1f} s, about {span(block.remaining)} to "
+            f"come, peak memory {block.peak / 2**30:.2f} GiB"
+        )
+
+    with output.progress("streaming") as progress:
+        records = stream(
+            place, out, recipe, calibration=batches(rows, sample.batch_size), tokenizer=loaded.tokenizer, budget=budget,
+            told=told, progress=progress,
+        )  # fmt: skip
+    output.measure("stream.peak_resident", peak_resident(), "B", **about)
+    report_records(output, records, about)
+    output.remark(f"written to {out}: T = {recipe.timesteps}")

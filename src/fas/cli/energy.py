@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 import fas
-from fas.cli.program.options import (
-    BatchSize,
-    Builder,
-    Data,
-    Device,
-    Json,
-    MeasuredImages,
-    MeasuredTokens,
-    Model,
-    Seed,
-    SpikingNetwork,
-    Tokens,
-    Window,
-    words,
-)
+from fas.cli.program import options
 from fas.cli.program.output import Output
 from fas.plain_networks import inputs_of, load_either, photographs
 
 
 def energy(
     context: typer.Context,
-    model: Model,
+    model: options.Model,
     data: Annotated[
         str | None, typer.Option(help="Text source, table, or folder of images, to run on: its test part.")
     ] = None,
-    test_tokens: MeasuredTokens = 2048,
+    test_tokens: options.MeasuredTokens = 2048,
     new_tokens: Annotated[
         int | None, typer.Option(help="Tokens to generate behind each window; 16 where the model writes text.", min=0)
     ] = None,
@@ -41,17 +27,17 @@ def energy(
         str, typer.Option(help="Cost models, several with commas: 45nm, 45nm-dram, 22nm, loihi, or TOML files.")
     ] = "45nm",
     reuse: Annotated[
-        str,
-        typer.Option(help="How long a weight stays where it is used: none, time (all steps of a position), pass."),
+        Literal["none", "time", "pass"],
+        typer.Option(help="How long a weight stays where it is used; time: for all steps of a position."),
     ] = "time",
-    precision: Annotated[str, typer.Option(help="Of the dense network: fp32 or fp16.")] = "fp32",
+    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Of the dense network.")] = "fp32",
     by_layer: Annotated[bool, typer.Option("--by-layer", help="Show every site.")] = False,
     neurobench: Annotated[
         bool, typer.Option("--neurobench", help="Add NeuroBench's metrics, by its key names.")
     ] = False,
-    builder: Builder = None,
-    spiking: SpikingNetwork = None,
-    test_images: MeasuredImages = 32,
+    builder: options.Builder = None,
+    spiking: options.SpikingNetwork = None,
+    test_images: options.MeasuredImages = 32,
     coverage: Annotated[
         str | None,
         typer.Option(
@@ -59,14 +45,14 @@ def energy(
         ),
     ] = None,
     timesteps: Annotated[int, typer.Option(help="Of a dense model: T.", min=1)] = 8,
-    tokens: Tokens = 4096,
+    tokens: options.Tokens = 4096,
     images: Annotated[int, typer.Option(help="Images to calibrate on.", min=1)] = 256,
-    calibration_data: Data = None,
-    window: Window = None,
-    batch_size: BatchSize = 8,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    as_json: Json = False,
+    calibration_data: options.Data = None,
+    window: options.Window = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Count additions, multiply-adds, events and fetched weights per token or image, and estimate their energy.
 
@@ -81,10 +67,9 @@ def energy(
         from fas.energy.estimate import Estimate, count_both, levels_of
         from fas.energy.prices import load_prices
 
-        cost_models = [load_prices(name) for name in words(prices)]
+        cost_models = [load_prices(name) for name in options.words(prices)]
         if not cost_models:
             raise ValueError("--prices names no cost model: pass 45nm, or another one")
-        _check(reuse, precision)
         loaded = load_either(model, device, builder, spiking)
         source = default_data(loaded, data, held_out=True)
         plain, calibration, new = builder is not None, list[dict[str, Any]](), 0
@@ -95,16 +80,14 @@ def energy(
             batches = held_out_batches(loaded, source, Sample(test_tokens, window, batch_size, seed), new_tokens=new)
         if plain and not loaded.converted:
             place = calibration_data or source
-            calibration = inputs_of(
-                photographs(loaded, place, "train", limit=images, rows=64, seed=seed)
-            )  # fmt: skip
+            calibration = inputs_of(photographs(loaded, place, "train", limit=images, rows=64, seed=seed))
         elif not loaded.converted:
             calibration = calibration_batches(
                 loaded, calibration_data or source, Sample(tokens, window, batch_size, seed)
             )
         covered = coverage or ("linear" if plain else "mlp,linear,full")
         per = "image" if plain else "token"
-        for name in [""] if loaded.converted else words(covered):
+        for name in [""] if loaded.converted else options.words(covered):
             if name:
                 _convert(output, loaded, name, timesteps, calibration, plain=plain)
             about = {**loaded.conditions, "data": source}
@@ -112,23 +95,12 @@ def energy(
                 counts, dense = count_both(loaded.model, batches, new_tokens=new, progress=progress)
             _counts(output, counts, dense, about, per, by_layer=by_layer)
             for cost in cost_models:
-                found = Estimate(counts, dense, levels_of(loaded.model), cost, reuse, precision)  # type: ignore[arg-type]
+                found = Estimate(counts, dense, levels_of(loaded.model), cost, reuse, precision)
                 _estimates(output, found, about, per)
             if neurobench:
                 _neurobench(output, loaded, batches[0], about)
             if name:
                 fas.revert(loaded.model)
-
-
-def _check(reuse: str, precision: str) -> None:
-    from typing import get_args
-
-    from fas.energy.estimate import Precision
-    from fas.energy.operations import Reuse
-
-    for name, value, choices in (("reuse", reuse, get_args(Reuse)), ("precision", precision, get_args(Precision))):
-        if value not in choices:
-            raise ValueError(f"--{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 def _convert(

@@ -6,18 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli.program.options import (
-    BatchSize,
-    Builder,
-    Device,
-    Json,
-    MeasuredImages,
-    MeasuredTokens,
-    Model,
-    Seed,
-    SpikingNetwork,
-    Window,
-)
+from fas.cli.program import options
 from fas.cli.program.output import Output
 from fas.data.for_model import Sample, calibration_batches
 from fas.plain_networks import inputs_of, load_either, photographs
@@ -25,19 +14,19 @@ from fas.plain_networks import inputs_of, load_either, photographs
 
 def inspect(
     context: typer.Context,
-    model: Model,
+    model: options.Model,
     data: Annotated[
         str | None, typer.Option(help="Text source, or folder of images, to fire on: adds firing rates.")
     ] = None,
-    tokens: MeasuredTokens = 2048,
-    builder: Builder = None,
-    spiking: SpikingNetwork = None,
-    images: MeasuredImages = 32,
-    window: Window = None,
-    batch_size: BatchSize = 8,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    as_json: Json = False,
+    tokens: options.MeasuredTokens = 2048,
+    builder: options.Builder = None,
+    spiking: options.SpikingNetwork = None,
+    images: options.MeasuredImages = 32,
+    window: options.Window = None,
+    batch_size: options.BatchSize = 8,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Show sites, thresholds, firing rates and what stays float in a converted model; a dense one's possible sites.
 
@@ -52,9 +41,7 @@ def inspect(
             batches = inputs_of(photographs(loaded, data, "test", limit=images, rows=batch_size, seed=seed))
             probe = {name: value[:1] for name, value in batches[0].items()}
         elif data is not None and loaded.converted:
-            batches = calibration_batches(
-                loaded, data, Sample(tokens, window, batch_size, seed)
-            )  # fmt: skip
+            batches = calibration_batches(loaded, data, Sample(tokens, window, batch_size, seed))
         if not loaded.converted:
             _dense(output, loaded, probe)
             return
@@ -105,18 +92,8 @@ def _converted(output: Output, loaded: Any, fired: Any) -> None:
     for site in loaded.model.sites:
         threshold = neurons[site.path].threshold.detach()
         low, mean, high = (float(value) for value in (threshold.min(), threshold.mean(), threshold.max()))
-        error = errors.get(site.path, {}).get("relative_error")
-        row = [
-            site.path,
-            site.role,
-            site.channels,
-            len(site.layers),
-            "±" if site.signed else "+",
-            low,
-            mean,
-            high,
-        ]
-        row.append(error)
+        sign, error = "±" if site.signed else "+", errors.get(site.path, {}).get("relative_error")
+        row = [site.path, site.role, site.channels, len(site.layers), sign, low, mean, high, error]
         output.measure("threshold_mean", mean, "activation", site=site.path, **about)
         if fired is not None:
             seen = fired.sites[site.path]
@@ -144,13 +121,7 @@ def _operations(output: Output, loaded: Any, probe: Any) -> None:
         [[o.path, o.what, o.count, o.arrives, o.left, o.amount] for o in found],
     )
     for o in found:
-        described: dict[str, Any] = {
-            "path": o.path,
-            "operation": o.what,
-            "arrives": o.arrives,
-            "left": o.left,
-            "floats": o.floats,
-        }
-        output.measure("operations", o.amount, f"1/{per}", **described, **about)
+        stated = {**about, "path": o.path, "operation": o.what, "arrives": o.arrives, "left": o.left}
+        output.measure("operations", o.amount, f"1/{per}", **stated, floats=o.floats)
     floats = [f"{o.what} {'' if o.path.startswith('in ') else 'at '}{o.path} ({o.left})" for o in found if o.floats]
     output.text(f"Stays float: {'; '.join(floats)}." if floats else "Nothing stays float.")

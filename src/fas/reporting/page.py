@@ -52,7 +52,7 @@ def write_report(findings: Findings, page: Path, *, figures: Path | None = None)
         if figures is not None:
             figures.mkdir(parents=True, exist_ok=True)
             for drawing in drawings:
-                written += save(drawing.figure, figures / drawing.name)
+                written += [save(drawing.figure, figures / f"{drawing.name}.{kind}") for kind in ("svg", "png")]
     return written
 
 

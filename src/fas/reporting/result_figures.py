@@ -12,7 +12,7 @@ from fas.types import Measurement
 
 _LINES = ("spiking", "quantised", "green", "violet", "rose", "sand")
 _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1))
-_SCORES = ("perplexity", "accuracy")
+_SCORES = ("perplexity", "accuracy", "pearson")
 
 
 @dataclass

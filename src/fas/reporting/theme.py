@@ -66,7 +66,7 @@ def style() -> Iterator[None]:
     try:
         import matplotlib
     except ImportError:
-        raise MissingExtraError("the report draws with matplotlib: pip install 'fas[plot]'") from None
+        raise MissingExtraError("figures are drawn with matplotlib: pip install 'fas[plot]'") from None
     with matplotlib.rc_context(_STYLE):
         yield
 
@@ -104,19 +104,14 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def save(figure: Any, stem: Path) -> list[Path]:
-    """Write a figure as SVG and PNG, in light colours on white, and return the files."""
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure in the format of the file's ending, in light colours on white, and return the file."""
     import matplotlib
 
-    written = []
-    with matplotlib.rc_context({"svg.hashsalt": stem.name}):
-        for kind in ("svg", "png"):
-            path = stem.with_name(f"{stem.name}.{kind}")
-            metadata = {"Date": None} if kind == "svg" else None
-            with whole_file(path) as beside:
-                figure.savefig(beside, dpi=160, facecolor="white", metadata=metadata)
-            written.append(path)
-    return written
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}), whole_file(path) as beside:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(beside, dpi=160, facecolor="white", metadata=metadata)
+    return path
 
 
 def inline(figure: Any, name: str, description: str) -> str:

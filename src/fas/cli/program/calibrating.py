@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,7 @@ from fas.memory import fewer_rows
 
 
 def calibrate_and_report(
-    output: Output,
-    loaded: Loaded,
-    data: str | None,
-    *,
-    tokens: int,
-    window: int | None,
-    batch_size: int,
-    seed: int,
-    keep: Path,
-    losses: bool = False,
+    output: Output, loaded: Loaded, data: str | None, sample: Sample, *, keep: Path, losses: bool = False
 ) -> None:
     """Run the stages of the model's method on data, and the losses if asked for; sites done are kept at a place."""
     from fas.calibration.teacher import Teacher
@@ -38,15 +30,15 @@ def calibrate_and_report(
     records: list[Any] = []
     teacher = Teacher(loaded.model, "auto")
     while not records:
-        batches = calibration_batches(loaded, source, Sample(tokens, window, batch_size, seed))
+        batches = calibration_batches(loaded, source, sample)
         try:
             with output.progress("calibrating") as progress:
                 records = calibrate(loaded.model, batches, keep=keep, progress=progress)
         except (RuntimeError, MemoryError) as error:
-            batch_size = fewer_rows(batch_size if alone else 1, error)
+            sample = replace(sample, batch_size=fewer_rows(sample.batch_size if alone else 1, error))
     if losses:
         with output.progress("aligning") as progress:
-            record = Align(seed=seed).follow(teacher, loaded.model, batches, progress)
+            record = Align(seed=sample.seed).follow(teacher, loaded.model, batches, progress)
         loaded.model.records.append(record)
         records.append(record)
     report_records(output, records, {**loaded.conditions, "data": source})

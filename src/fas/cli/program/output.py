@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -51,14 +50,13 @@ class Output:
         stream = sys.stdout if is_first() else open(os.devnull, "w", encoding="utf-8")
         output = cls(context.obj, as_json=as_json, stream=stream)
         # Whatever another library prints must not stand between the rows.
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
             try:
                 yield output
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(output._resumable()) from None
         if as_json:
-            rows = [finite(row.to_dict()) for row in output.measurements]
-            print(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False), file=output._stream)
+            print(rows_as_json(output.measurements), file=output._stream)
         # A full disk behind stdout is an error of this command, not of the interpreter's end.
         output._stream.flush()
         if output._kept is not None:
@@ -134,6 +132,11 @@ class Output:
         else:
             with bar(title) as show:
                 yield show
+
+
+def rows_as_json(rows: Sequence[Measurement]) -> str:
+    """Return rows as a JSON list that ``read_rows`` reads."""
+    return json.dumps([finite(row.to_dict()) for row in rows], indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def read_rows(path: Path, *, finite: bool = False) -> list[Measurement]:
