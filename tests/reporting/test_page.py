@@ -8,11 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from fas.reporting.drawing import short
+from fas.reporting.drawing import COLOURS, PAGE, ROLES, short, style
 from fas.reporting.page import write_report
 from fas.reporting.result_figures import gather, pareto, result_figures
 from fas.reporting.tables import significant, table
-from fas.reporting.theme import COLOURS, PAGE, ROLES, style
 
 from .tiny_findings import Page, conversions, everything, findings, result
 

@@ -168,18 +168,14 @@ def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], per
 
 def _estimates(output: Output, found: Any, about: dict[str, Any], per: str) -> None:
     from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES
+    from fas.reporting.tables import energy_cells
 
     for row in found.measurements(**about):
         output.add(replace(row, unit=row.unit.replace("token", per)))
     energies, limits = [], []
     for phase in found.spiking.phases:
         for accounting in ACCOUNTINGS:
-            cells = []
-            for network in NAMES:
-                value = found.energy(phase, accounting, network)
-                partial = bool(found.unpriced(phase, accounting, network))
-                cells.append("" if value is None else f"{'> ' if partial else ''}{value / 1e6:.3g}")
-            energies.append([phase, accounting, *cells])
+            energies.append([phase, accounting, *energy_cells(found, phase, accounting)])
             points = [found.break_even(phase, accounting, baseline) for baseline in BASELINES]
             if any(point is not None for point in points):
                 limits.append([phase, accounting, found.spikes_per_neuron(phase), *map(_point, points)])

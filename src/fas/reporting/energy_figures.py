@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Accounting, Estimate, Network
-from fas.reporting.drawing import Drawing, named_rows, note
+from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Estimate
+from fas.reporting.drawing import LIGHT, PAGE, Drawing, named_rows, new_figure, note
 from fas.reporting.findings import Findings
-from fas.reporting.theme import LIGHT, PAGE, new_figure
 
 _GROUPS = {
     "driven by spikes": ("spiking", ("additions", "graded multiply-adds", "resets")),
@@ -112,13 +111,3 @@ def _break_even(found: Estimate) -> Drawing:
         "What spikes cause is thought to grow in proportion to them.",
         figure,
     )
-
-
-_RATIOS: tuple[tuple[str, Accounting, Network], ...] = (
-    ("as in papers, of dense", "paper", "ann"),
-    ("compute, of dense", "compute", "ann"),
-    ("compute, of dense, zeros skipped", "compute", "ann_zeros_skipped"),
-    ("compute, of integer twin", "compute", "twin"),
-    ("memory and events, of dense", "memory", "ann"),
-    ("memory and events, of integer twin", "memory", "twin"),
-)

@@ -113,12 +113,14 @@ def look(
     own = network.timesteps
     steps = sorted({*(timesteps or (max(1, own // 4), max(1, own // 2))), own})
     prefill = Estimate(*count_both(network, batches, progress=progress), levels_of(network), cost_models[0])
+    names: list[str] = []
 
-    def chief() -> tuple[str, float]:
-        return next(iter(scores.of(loaded, progress)[0].items()))
+    def chief() -> float:
+        (name, value), *_ = scores.of(loaded, progress)[0].items()
+        names.append(name)
+        return value
 
-    score, _ = chief()
-    quality = measure.quality_over_time(network, lambda: chief()[1], steps, batches, prefill)
+    quality = measure.quality_over_time(network, chief, steps, batches, prefill)
     before = None
     if coarse:
         place = source if calibration_data is None else str(calibration_data)
@@ -135,7 +137,7 @@ def look(
     return Findings(
         name=Path(loaded.name).name,
         facts=_facts(loaded.conditions),
-        score=score,
+        score=names[0],
         quality=quality,
         sites=measure.site_findings(network, batches, before),
         rasters=measure.rasters(network, batches[0]),

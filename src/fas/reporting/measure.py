@@ -122,12 +122,7 @@ def coarse_thresholds(model: Any, batches: Sequence[Batch], progress: Progress |
             # A part of fine calibration.
             layer.correction.data.zero_()
         Calibrate(coarse=True, fine=False).run(model, batches, progress)
-        return mean_thresholds(model)
-
-
-def mean_thresholds(model: Any) -> dict[str, float]:
-    """Return the mean threshold of every site, by path."""
-    return {path: float(p.threshold.detach().mean()) for path, p in populations(model).items()}
+        return {path: float(p.threshold.detach().mean()) for path, p in populations(model).items()}
 
 
 def output_errors(model: Any, batch: Batch) -> dict[str, float]:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fas.reporting.drawing import Drawing, logarithmic, note
-from fas.reporting.theme import LIGHT, new_figure
+from fas.reporting.drawing import LIGHT, Drawing, logarithmic, new_figure, note
 from fas.types import Measurement
 
 _LINES = ("spiking", "quantised", "green", "violet", "rose", "sand")

@@ -41,8 +41,10 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _section(name: str, title: str, text: str, content: str) -> str:
-    return f'<section id="{name}"><h2>{escape(title)}</h2><p>{escape(text)}</p>{content}</section>'
+def section(name: str, title: str, content: str, text: str = "") -> str:
+    """Return a section of the page; ``content`` is HTML, ``text`` in front of it is not."""
+    lead = f"<p>{escape(text)}</p>" if text else ""
+    return f'<section id="{name}"><h2>{escape(title)}</h2>{lead}{content}</section>'
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -58,13 +60,11 @@ def _results(findings: Findings) -> str:
     points = [point for curve in found.curves.values() for point in curve]
     if not points:
         return ""
-    return _section(
-        "results",
-        "Methods in numbers",
+    text = (
         f"{found.score.capitalize()} of other conversions of this model, measured; dense "
-        f"{significant(found.dense, 4)}. The quantised network has as many levels and no spikes.",
-        _conversions(points, found.dense, found.score, "method"),
+        f"{significant(found.dense, 4)}. The quantised network has as many levels and no spikes."
     )
+    return section("results", "Methods in numbers", _conversions(points, found.dense, found.score, "method"), text)
 
 
 def _conversions(points: Sequence[Point], dense: float | None, score: str, title: str) -> str:
@@ -106,13 +106,11 @@ def _sites(findings: Findings) -> str:
         "site", "role", "spikes per neuron", "firing rate", "silent", "θ before (coarse)", "θ after, median",
         "error of its code", "error of its output",
     ]  # fmt: skip
-    return (
-        '<section id="sites"><h2>Sites in numbers</h2><details><summary>'
-        f"{len(rows)} sites: firing, thresholds, errors</summary>{table(titles, rows)}</details></section>"
-    )
+    summary = f"<summary>{len(rows)} sites: firing, thresholds, errors</summary>"
+    return section("sites", "Sites in numbers", f"<details>{summary}{table(titles, rows)}</details>")
 
 
-def _cells(found: Estimate, phase: Phase, accounting: Accounting) -> list[str]:
+def energy_cells(found: Estimate, phase: Phase, accounting: Accounting) -> list[str]:
     """Return µJ per token of every network; where operations have no price the number is a lower bound."""
     cells = []
     for network in NAMES:
@@ -127,18 +125,15 @@ def _cells(found: Estimate, phase: Phase, accounting: Accounting) -> list[str]:
 def _energies(findings: Findings) -> str:
     estimates = findings.estimates
     rows = [
-        [found.prices.name, phase, accounting, *_cells(found, phase, accounting)]
+        [found.prices.name, phase, accounting, *energy_cells(found, phase, accounting)]
         for found in estimates
         for phase in found.spiking.phases
         for accounting in ACCOUNTINGS
     ]
     details = "".join(_sources(found) for found in estimates)
-    return _section(
-        "energies",
-        "Energy in numbers",
-        "µJ per token, estimated; where a number has > in front, some operations have no price and are left out.",
-        table(["prices", "phase", "accounting", *NAMES.values()], rows) + details,
-    )
+    shown = table(["prices", "phase", "accounting", *NAMES.values()], rows) + details
+    text = "µJ per token, estimated; where a number has > in front, some operations have no price and are left out."
+    return section("energies", "Energy in numbers", shown, text)
 
 
 def _sources(found: Estimate) -> str:
