@@ -26,7 +26,7 @@ from torch import Tensor
 import fas
 from benchmarks.by_step import accuracy_by_step
 from fas.data.images import AugmentedBatches, image_batches
-from fas.evaluation.images import classify_images
+from fas.evaluation.classify import classify_images
 from fas.methods.fast_snn import FastSNN
 from fas.methods.las import LAS
 from fas.methods.qcfs_only import QCFSOnly

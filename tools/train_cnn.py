@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fas.data.images import AugmentedBatches, Images, image_batches, read_images
-from fas.evaluation.images import classify_images
+from fas.evaluation.classify import classify_images
 
 
 def _stage(ins: int, outs: int) -> list[nn.Module]:

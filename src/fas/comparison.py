@@ -201,9 +201,8 @@ def compare(
     named = [plan if isinstance(plan, Plan) else Plan(name_of(plan), plan, timesteps=plan.timesteps) for plan in plans]
     if not named:
         raise ValueError("no combination is possible: no method was named")
-    seen = _Data(
-        dense, source, str(test_data or source), tokens, test_tokens, window, batch_size, images, test_images, seed
-    )  # fmt: skip
+    sample = Sample(tokens, window, batch_size, seed)
+    seen = _Data(dense, source, str(test_data or source), sample, test_tokens, images, test_images)
     bench = _Bench(seen, accounting, train_steps, kept, progress)
     reference = Row("dense", None, bench.part("dense", partial(measure, dense, seen.scores, progress=progress)))
     rows: list[Row] = []
@@ -237,13 +236,10 @@ class _Data:
     dense: Loaded
     source: str
     test_source: str
-    tokens: int
+    sample: Sample
     test_tokens: int
-    window: int | None
-    batch_size: int
     images: int
     test_images: int
-    seed: int
 
     @property
     def per(self) -> str:
@@ -254,28 +250,24 @@ class _Data:
     def scores(self) -> Any:
         """What is measured."""
         return scores_on(
-            self.dense, self.test_source, limit=self.test_tokens, window=self.window, batch_size=self.batch_size,
-            images=self.test_images,
+            self.dense, self.test_source, limit=self.test_tokens, window=self.sample.window,
+            batch_size=self.sample.batch_size, images=self.test_images,
         )  # fmt: skip
 
     @cached_property
     def calibration(self) -> list[Any]:
         """Batches of calibration."""
         if is_plain(self.dense):
-            return inputs_of(
-                photographs(self.dense, self.source, "train", limit=self.images, rows=64, seed=self.seed)
-            )  # fmt: skip
-        return calibration_batches(self.dense, self.source, self._sample(self.tokens))
+            seed = self.sample.seed
+            return inputs_of(photographs(self.dense, self.source, "train", limit=self.images, rows=64, seed=seed))
+        return calibration_batches(self.dense, self.source, self.sample)
 
     @cached_property
     def counted(self) -> list[Any]:
         """Batches whose operations are counted."""
         if is_plain(self.dense):
             return inputs_of([{name: value[:_COUNTED_IMAGES] for name, value in self.scores.images[0].items()}])
-        return held_out_batches(self.dense, self.test_source, self._sample(_COUNTED))
-
-    def _sample(self, tokens: int) -> Sample:
-        return Sample(tokens, self.window, self.batch_size, self.seed)
+        return held_out_batches(self.dense, self.test_source, replace(self.sample, tokens=_COUNTED))
 
 
 class _Bench:
@@ -286,9 +278,7 @@ class _Bench:
     ) -> None:
         self.data, self.accounting, self.train_steps = data, accounting, train_steps
         self.kept, self._progress = kept, progress
-        self.training = Training(
-            data.dense, data.source, steps=train_steps, window=data.window, batch_size=data.batch_size, seed=data.seed
-        )  # fmt: skip
+        self.training = Training(data.dense, data.source, train_steps, data.sample)
         # Counts of the dense network, by what they depend on.
         self._dense_counts: dict[str, Any] = {}
 
@@ -323,7 +313,7 @@ class _Bench:
             # Neurons refuse a T that their method cannot know of: no reason to lose the other rows.
             raise FASError(str(error)) from error
         if plan.losses:
-            aligned = Align(seed=data.seed).run(loaded.model, data.calibration, progress("aligning"))
+            aligned = Align(seed=data.sample.seed).run(loaded.model, data.calibration, progress("aligning"))
             loaded.model.records.append(aligned)
         seconds, training = time.perf_counter() - began, None
         stated: dict[str, Any] = {"plan": plan.name}

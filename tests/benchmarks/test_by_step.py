@@ -3,7 +3,7 @@ import tiny_cnns
 from benchmarks.by_step import accuracy_by_step
 
 import fas
-from fas.evaluation.images import classify_images
+from fas.evaluation.classify import classify_images
 from fas.methods.threshold_balancing import ThresholdBalancing
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fas.errors import DataError
-from fas.evaluation.images import classify_images
+from fas.evaluation.classify import classify_images
 
 
 class Copy(nn.Module):

@@ -14,8 +14,7 @@ from torch import nn
 
 import fas
 from fas.errors import DataError, FASError, SiteError
-from fas.exporting.chip import Chip, available_chips, load_chip
-from fas.exporting.mapping import map_to_chip
+from fas.exporting.mapping import Chip, available_chips, load_chip, map_to_chip
 
 TOY = Chip("toy", "a toy", "nobody", 4, 40, 40 * 32 * 8, 8, 10, 1, {}, ())
 
@@ -185,11 +184,12 @@ def test_chips(name, tmp_path):
     [
         (('title = "', "titel = '"), "is no TOML file"),
         (('title = "', 'name = "'), "chip own has no title"),
-        (("[constants.weight_bits]", "[constants.bits]"), "expected tables .* for cores_per_chip"),
+        (("[constants.weight_bits]", "[constants.bits]"), "constant bits of chip own is unknown"),
+        (("[constants.weight_bits]", "[other]"), "chip own lacks weight_bits"),
         (("value = 128", "value = 0"), "cores_per_chip of chip own is 0; expected a whole number above zero"),
         (("value = 128", "value = true"), "is True; expected a whole number"),
         (("value = 1\n", "value = 2\n"), "shared_kernels of chip own is 2; expected 0 or 1"),
-        (('unit = "cores"', 'unit = "chips"'), "is in 'chips'; expected 'cores'"),
+        (('unit = "cores"', 'unit = "chips"'), "is in 'chips'; expected cores"),
         (
             ('source = "open-neuromorphic.org', 'sauce = "'),
             "cores_per_chip of chip own needs value, unit and source",
@@ -199,7 +199,7 @@ def test_chips(name, tmp_path):
     ],
 )
 def test_files_that_describe_no_chip(tmp_path, change, message):
-    from fas.exporting.chip import _folder
+    from fas.exporting.mapping import _folder
 
     text = (_folder() / "loihi2.toml").read_text()
     assert change[0] in text

@@ -20,7 +20,7 @@ from fas.data.text import load_documents
 from fas.energy.prices import load_prices
 from fas.errors import DataError
 from fas.evaluation.local_tasks import local_task
-from fas.exporting.chip import load_chip
+from fas.exporting.mapping import load_chip
 
 here = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -126,10 +126,7 @@ class _Counter:
                     # Always inside of a unit; a hook in front of it would look like calibration.
                     hooks.callback(module.register_forward_hook(self._dense_input).remove)
                     continue
-                for handle in (
-                    module.register_forward_pre_hook(self._enter(path, module)),
-                    module.register_forward_hook(self._leave(path, module)),
-                ):
+                for handle in self._follow(path, module):
                     hooks.callback(handle.remove)
             yield
 
@@ -149,18 +146,14 @@ class _Counter:
             self._fired.clear()
             self.counts.tokens[self._phase] += tokens
 
-    def _enter(self, path: str, module: nn.Module) -> Callable[..., None]:
+    def _follow(self, path: str, module: nn.Module) -> list[Any]:
+        """Hook a module, so that the place of what it computes is known."""
         unit = _is_unit(module)
 
         def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             self._stack.append(path)
             self.arithmetic.place = path
             self.arithmetic.opaque += unit
-
-        return enter
-
-    def _leave(self, path: str, module: nn.Module) -> Callable[..., None]:
-        unit = _is_unit(module)
 
         def leave(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             if unit and self.arithmetic.opaque == 1:
@@ -169,7 +162,7 @@ class _Counter:
             self.arithmetic.place = self._stack[-1] if self._stack else ""
             self.arithmetic.opaque -= unit
 
-        return leave
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
     def _unit(self, path: str, module: nn.Module, values: Tensor, output: Tensor) -> None:
         """Count a module as a whole."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -100,7 +100,13 @@ class Estimate:
 
     def bill(self, phase: Phase, network: Network) -> list[Line]:
         """Return every item of a network, per token."""
-        return self._spiking(phase, network) if network in ("snn", "snn_int8") else self._dense(phase, network)
+        spikes = network in ("snn", "snn_int8")
+        lines = self._spiking(phase, network) if spikes else self._dense(phase, network)
+        tokens = (self.spiking if spikes else self.dense).tokens[phase]
+        return [replace(line, number=line.number / tokens) for line in lines]
+
+    def _counted(self, phase: Phase, accounting: Accounting, network: Network) -> list[Line]:
+        return [line for line in self.bill(phase, network) if accounting == "memory" or not line.memory]
 
     def energy(self, phase: Phase, accounting: Accounting, network: Network) -> float | None:
         """Return pJ per token, without what has no price; None where an accounting does not know a network.
@@ -110,15 +116,14 @@ class Estimate:
         """
         if accounting == "paper":
             return self._paper(phase, network)
-        lines = self.bill(phase, network)
-        return math.fsum(line.energy for line in lines if accounting == "memory" or not line.memory)
+        return math.fsum(line.energy for line in self._counted(phase, accounting, network))
 
     def unpriced(self, phase: Phase, accounting: Accounting, network: Network) -> dict[str, float]:
         """Return what the cost model has no price for, by item, per token."""
         if accounting == "paper":
             return {}
-        wanted = (line for line in self.bill(phase, network) if accounting == "memory" or not line.memory)
-        return {line.item: line.number for line in wanted if line.price is None and line.number}
+        lines = self._counted(phase, accounting, network)
+        return {line.item: line.number for line in lines if line.price is None and line.number}
 
     def ratio(self, phase: Phase, accounting: Accounting, baseline: Network) -> float | None:
         """Return the spiking network's energy over a dense one's, None where either is not fully priced."""
@@ -142,9 +147,9 @@ class Estimate:
             return self.spikes_per_neuron(phase) * theirs / own if own and theirs is not None else None
         if self.unpriced(phase, accounting, mine) != self.unpriced(phase, accounting, baseline):
             return None
-        wanted = [line for line in self.bill(phase, mine) if accounting == "memory" or not line.memory]
-        falling = math.fsum(line.energy for line in wanted if line.scales)
-        fixed = math.fsum(line.energy for line in wanted if not line.scales)
+        lines = self._counted(phase, accounting, mine)
+        falling = math.fsum(line.energy for line in lines if line.scales)
+        fixed = math.fsum(line.energy for line in lines if not line.scales)
         theirs = self.energy(phase, accounting, baseline)
         if not falling or theirs is None:
             return None
@@ -188,42 +193,34 @@ class Estimate:
         integer, price = network == "snn_int8", self.prices.get
         add = price("int32_add") if integer else price(f"{self.precision}_add")
         own, rest = _split(self.spiking, phase)
-        tokens = self.spiking.tokens[phase]
         operation, update, event = price("synaptic_operation"), price("neuron_update"), price("event")
         weight = self._bits(price("weight_read"), _WEIGHT_BITS["int8" if integer else self.precision])
         if operation is not None:
             weight = 0.0
         state = _STATE_BITS if integer else _WEIGHT_BITS[self.precision]
         transported = (own.event_bits, price("event_transport")) if event is None else (own.events, event)
-        lines = [
-            Line(
-                "additions", own.additions + own.shift_additions, add if operation is None else operation, scales=True
-            ),
+        product, sums = self._multiply_add(integer), own.additions + own.shift_additions
+        stored = self._bits(price("state_access"), 2 * state) if update is None else 0.0
+        return [
+            Line("additions", sums, add if operation is None else operation, scales=True),
             Line(
                 "graded multiply-adds",
                 own.graded_multiply_adds,
-                self._multiply_add(integer) if operation is None else operation,
+                product if operation is None else operation,
                 scales=True,
             ),
             Line("membrane updates", own.membrane_updates, self._bits(add, 2) if update is None else update),
             # An update that has one price for all it does resets as well.
             Line("resets", own.events, add if update is None else 0.0, scales=True),
             Line("weights", own.words(self.reuse), weight, memory=True, scales=True),
-            Line(
-                "membrane potentials",
-                own.membrane_updates,
-                self._bits(price("state_access"), 2 * state) if update is None else 0.0,
-                memory=True,
-            ),
+            Line("membrane potentials", own.membrane_updates, stored, memory=True),
             Line("events", *transported, memory=True, scales=True),
             *self._remainder(rest),
         ]
-        return [_per(line, tokens) for line in lines]
 
     def _dense(self, phase: Phase, network: Network) -> list[Line]:
         integer, skips = network.startswith("twin"), network.endswith("zeros_skipped")
         own, rest = _split(self.dense, phase)
-        tokens = self.dense.tokens[phase]
         number: float = own.dense_multiply_adds
         useful: float = own.nonzero_multiply_adds
         words: float = own.words(self.reuse)
@@ -231,7 +228,7 @@ class Estimate:
         if integer:
             # The twin computes with integers what spikes drive, the products of attention among it.
             sites, _ = _split(self.spiking, phase)
-            share = tokens / self.spiking.tokens[phase]
+            share = self.dense.tokens[phase] / self.spiking.tokens[phase]
             moved = sites.dense_multiply_adds * share - number
             number, useful = number + moved, sites.nonzero_multiply_adds * share
             windows = sites.windows * share
@@ -242,13 +239,12 @@ class Estimate:
             words = multiply_adds
         width = self.activation_bits if integer else _WEIGHT_BITS[self.precision]
         weight = _WEIGHT_BITS["int8" if integer else self.precision]
-        lines = [
+        return [
             Line("multiply-adds behind the sites", multiply_adds, self._multiply_add(integer)),
             Line("weights", words, self._bits(self.prices.get("weight_read"), weight), memory=True),
             Line("activations", windows, self._bits(self.prices.get("activation_transport"), width), memory=True),
             *self._remainder(rest),
         ]
-        return [_per(line, tokens) for line in lines]
 
     def _remainder(self, rest: Operations) -> list[Line]:
         """Return what every network computes on floats, in the precision of the dense one."""
@@ -263,13 +259,11 @@ class Estimate:
         ]
 
     def _multiply_add(self, integer: bool) -> float | None:
-        """Return the price of w·a + v.
-
-        An 8-bit weight times b bits takes b/8 of an 8-bit product: an array multiplier has a row per bit.
-        """
+        """Return the price of w·a + v."""
         if not integer:
             return self.prices.get(f"{self.precision}_multiply", f"{self.precision}_add")
         product, add = self.prices.get("int8_multiply"), self.prices.get("int32_add")
+        # An 8-bit weight times b bits takes b/8 of an 8-bit product: an array multiplier has a row per bit.
         return None if product is None or add is None else product * self.activation_bits / 8 + add
 
     @staticmethod
@@ -385,7 +379,3 @@ def _without(rest: Operations, number: float) -> Operations:
     less.weight_words -= round(number)
     less.weight_words_time -= round(number)
     return less
-
-
-def _per(line: Line, tokens: int) -> Line:
-    return Line(line.item, line.number / tokens, line.price, line.memory, line.scales)

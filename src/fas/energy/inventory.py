@@ -107,7 +107,7 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
     finally:
         for handle in handles:
             handle.remove()
-    return watch.found()
+    return list(watch.notes.values())
 
 
 class _Watch(TorchDispatchMode):
@@ -142,15 +142,15 @@ class _Watch(TorchDispatchMode):
                 arrives = alphabet(module.population.neuron, self.simulation)
                 amount = output[:, 0].numel() * module.weight.numel() / self.tokens
                 self._note(path, "convolution", arrives, "additions", amount, floats=False)
-            elif isinstance(module, GatedActivation) or (is_activation(module) and not _is_relu(module)):
-                self._activation(path, module, output.numel() / self.tokens)
-            if isinstance(module, GatedActivation):
+            elif isinstance(module, GatedActivation):
+                name = f"activation {module.function.name}"
+                self._note(path, name, self.between, DIGITS, output.numel() / self.tokens, floats=False)
                 self.digits = output
+            elif is_activation(module) and not isinstance(module, nn.ReLU | nn.Identity):
+                name = f"activation {type(module).__name__}"
+                self._note(path, name, self.between, "evaluations", output.numel() / self.tokens, floats=True)
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-
-    def found(self) -> list[Operation]:
-        return list(self.notes.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -224,14 +224,6 @@ class _Watch(TorchDispatchMode):
         if isinstance(operands, AttentionOperands):
             self._attention(path, operands)
 
-    def _activation(self, path: str, module: nn.Module, amount: float) -> None:
-        if isinstance(module, GatedActivation):
-            name = f"activation {module.function.name}"
-            self._note(path, name, self.between, DIGITS, amount, floats=False)
-        else:
-            name = f"activation {type(module).__name__}"
-            self._note(path, name, self.between, "evaluations", amount, floats=True)
-
     def _attention(self, path: str, operands: AttentionOperands) -> None:
         def sent(role: str) -> str:
             operand = getattr(operands, role, None)
@@ -261,7 +253,3 @@ def _accounted(module: nn.Module) -> bool:
     known = isinstance(module, SpikingLayer | Population | GatedNorm | GatedActivation)
     norm = type(module).__name__.endswith("Norm") and next(module.children(), None) is None
     return known or is_linear(module) or is_activation(module) or norm
-
-
-def _is_relu(module: nn.Module) -> bool:
-    return isinstance(module, nn.ReLU | nn.Identity)

@@ -85,8 +85,7 @@ class Operations:
 
     def words(self, reuse: Reuse) -> int:
         """Return the weight words fetched under an assumption on reuse."""
-        by = {"none": self.weight_words, "time": self.weight_words_time, "pass": self.weight_words_pass}
-        return by[reuse]
+        return {"none": self.weight_words, "time": self.weight_words_time, "pass": self.weight_words_pass}[reuse]
 
 
 @dataclass
@@ -141,16 +140,11 @@ class Counts:
                 value = getattr(found, entry.name)
                 if value:
                     stated = {**conditions, "phase": phase, "place": path, "tokens": self.tokens[phase]}
-                    yield Measurement(
-                        entry.name, value / self.tokens[phase], f"{_unit(entry.name)}/token", **_at(stated)
-                    )
+                    unit = f"{_unit(entry.name)}/token"
+                    yield Measurement(entry.name, value / self.tokens[phase], unit, conditions=stated)
 
 
 def _unit(name: str) -> str:
     if name == "event_bits":
         return "bit"
     return "words" if name.startswith("weight_words") else name
-
-
-def _at(stated: dict[str, Any]) -> dict[str, Any]:
-    return {"origin": "measured", "conditions": stated}

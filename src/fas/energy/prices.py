@@ -1,18 +1,19 @@
-"""Prices of operations: constants with their sources, read from a file."""
+"""Prices of operations: constants with units and sources, in TOML files of the library or the user's own."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fas.energy.constants import check_described, read_described, shipped
 from fas.errors import DataError
 
+_NEEDED = frozenset({"value", "unit", "source"})
 _UNITS = {
     **dict.fromkeys(
         ("fp32_add", "fp32_multiply", "fp16_add", "fp16_multiply", "int8_add", "int8_multiply", "int32_add"), "pJ"
@@ -90,31 +91,74 @@ def load_prices(name: str | Path) -> Prices:
         >>> load_prices("45nm").constants["fp32_add"].value
         0.9
     """
-    return _prices(*read_described(name, _folder(), "cost model"))
+    stem, title, reference, constants = read_described(name, _folder(), "cost model", _UNITS, ("unverified", "why"))
+    for key, entry in constants.items():
+        where, value = f"constant {key} of cost model {stem}", entry["value"]
+        # Whole numbers can be larger than any real one.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+            raise DataError(f"{where} has value {value!r}; expected a number of at least 0")
+        if entry.get("unverified") and not entry.get("why"):
+            raise DataError(f"{where} is unverified: say why it is there in an entry 'why'")
+    found = {key: Constant(**{**entry, "value": float(entry["value"])}) for key, entry in constants.items()}
+    return Prices(stem, title, reference, found)
 
 
 def _folder() -> Any:
     return files("fas") / "energy" / "models"
 
 
-def _prices(name: str, table: dict[str, Any]) -> Prices:
+def shipped(folder: Any) -> list[str]:
+    """Return the names of the files in a folder of a package, sorted."""
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_described(
+    name: str | Path, folder: Any, kind: str, units: Mapping[str, str], further: Collection[str]
+) -> tuple[str, str, str, dict[str, Any]]:
+    """Read a file with ``title``, ``reference`` and tables ``constants.<name>``.
+
+    Args:
+        name: of a file in the folder, or the path of another one.
+        folder: of a package (``importlib.resources``).
+        kind: what the file describes, for errors.
+        units: of the constants that there may be, by name.
+        further: entries that a constant may have besides value, unit and source.
+
+    Returns:
+        Name of the file without its ending, title, reference, and the tables of the constants by name.
+
+    Raises:
+        ValueError: neither a known name nor a file; the known ones are listed.
+        DataError: no TOML file, one without title, reference or constants, or a constant that is unknown, lacks value,
+            unit or source, or has another unit or entries that nobody reads.
+    """
+    own: Any = Path(name)
+    stem, known = own.stem, shipped(folder)
+    if str(name) in known:
+        own = folder / f"{name}.toml"
+    elif not own.is_file():
+        raise ValueError(f"no {kind} {str(name)!r}: choose one of {', '.join(known)}, or name a TOML file")
+    try:
+        table = tomllib.loads(own.read_text(encoding="utf-8"))
+    # RecursionError: brackets in brackets.
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{name} is no TOML file: {error}") from None
+    for key in ("title", "reference"):
+        if not isinstance(table.get(key), str):
+            raise DataError(f"{kind} {stem} has no {key}: say what it stands for, as a string")
     constants = table.get("constants")
     if not isinstance(constants, dict) or not constants:
-        raise DataError(f"cost model {name} has no constants: give tables [constants.<name>] for {', '.join(_UNITS)}")
-    return Prices(name, table["title"], table["reference"], {k: _constant(name, k, v) for k, v in constants.items()})
-
-
-def _constant(model: str, name: str, entry: Any) -> Constant:
-    where = f"constant {name} of cost model {model}"
-    if name not in _UNITS:
-        raise DataError(f"{where} is unknown; the known ones are {', '.join(_UNITS)}")
-    check_described(where, entry, ("unverified", "why"))
-    value = entry["value"]
-    # Whole numbers can be larger than any real one.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
-        raise DataError(f"{where} has value {value!r}; expected a number of at least 0")
-    if entry["unit"] != _UNITS[name]:
-        raise DataError(f"{where} is in {entry['unit']!r}; expected {_UNITS[name]}")
-    if entry.get("unverified") and not entry.get("why"):
-        raise DataError(f"{where} is unverified: say why it is there in an entry 'why'")
-    return Constant(**{**entry, "value": float(value)})
+        raise DataError(f"{kind} {stem} has no constants: give tables [constants.<name>] for {', '.join(units)}")
+    for key, entry in constants.items():
+        where = f"constant {key} of {kind} {stem}"
+        if key not in units:
+            raise DataError(f"{where} is unknown; the known ones are {', '.join(units)}")
+        if not isinstance(entry, dict) or not set(entry) >= _NEEDED:
+            raise DataError(f"{where} needs value, unit and source, got {entry!r}")
+        if extra := set(entry) - _NEEDED - set(further):
+            raise DataError(f"{where} has unknown entries {', '.join(sorted(extra))}")
+        if not str(entry["source"]).strip():
+            raise DataError(f"{where} has no source: say where the figure is from")
+        if entry["unit"] != units[key]:
+            raise DataError(f"{where} is in {entry['unit']!r}; expected {units[key]}")
+    return stem, table["title"], table["reference"], constants

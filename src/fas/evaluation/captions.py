@@ -18,26 +18,14 @@ _ARTICLES = frozenset(("a", "an", "the"))
 _AGREEING = 3
 
 
-def score_pictures(
-    model: Any,
-    processor: Any,
-    pictures: Sequence[Picture],
-    *,
-    prompt: str = "",
-    max_new_tokens: int = 32,
-    batch_size: int = 8,
-    progress: Progress | None = None,
-) -> dict[str, float]:
+def score_pictures(model: Any, processor: Any, pictures: Sequence[Picture], **options: Any) -> dict[str, float]:
     """Let a model describe pictures, or answer the questions that come with them, and score what it says.
 
     Args:
-        model: generates text from an image; dense or converted.
+        model: see ``describe``.
         processor: its processor.
         pictures: all with a question, or all without.
-        prompt: said in front of a caption; for questions, a pattern with ``{}`` for the question.
-        max_new_tokens: at which a text is cut.
-        batch_size: images per call.
-        progress: called with what is done, images done and in all, after each call.
+        options: those of ``describe``.
 
     Returns:
         See ``caption_scores`` and ``answer_scores``.
@@ -49,10 +37,7 @@ def score_pictures(
     """
     if len({picture.question is None for picture in pictures}) > 1:
         raise DataError("some pictures have a question and some have none: score captions and answers one by one")
-    said = describe(
-        model, processor, pictures, prompt=prompt, max_new_tokens=max_new_tokens, batch_size=batch_size,
-        progress=progress,
-    )  # fmt: skip
+    said = describe(model, processor, pictures, **options)
     references = [picture.references for picture in pictures]
     return caption_scores(said, references) if pictures[0].question is None else answer_scores(said, references)
 
@@ -70,7 +55,18 @@ def describe(
 ) -> list[str]:
     """Return what a model says about each picture, by the likeliest token at every place.
 
-    Args and errors: see ``score_pictures``.
+    Args:
+        model: generates text from an image; dense or converted.
+        processor: its processor.
+        pictures: at least one.
+        prompt: said in front of a caption; for questions, a pattern with ``{}`` for the question.
+        max_new_tokens: at which a text is cut.
+        batch_size: images per call.
+        progress: called with what is done, images done and in all, after each call.
+
+    Raises:
+        DataError: no pictures, or images that cannot be read.
+        ValueError: a model that generates no text.
     """
     if not pictures:
         raise DataError("no pictures: expected at least one")

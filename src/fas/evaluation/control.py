@@ -45,20 +45,15 @@ class Training:
         dense: the dense model.
         source: name of the training data.
         steps: optimiser steps.
-        window: tokens per row of text.
-        batch_size: rows of a step; of a plain network at least 64 images.
-        seed: of the order of the data.
+        sample: window of text, rows of a step (of a plain network at least 64 images), and seed of their order.
 
     Attributes:
         control: the dense network that was trained beside the last method, None where none was.
         has_control: a control has been measured, and no other is trained.
     """
 
-    def __init__(
-        self, dense: Loaded, source: str, *, steps: int, window: int | None, batch_size: int, seed: int
-    ) -> None:
-        self.dense, self.source, self.steps = dense, source, steps
-        self.window, self.batch_size, self.seed = window, batch_size, seed
+    def __init__(self, dense: Loaded, source: str, steps: int, sample: Sample) -> None:
+        self.dense, self.source, self.steps, self.sample = dense, source, steps, sample
         self.control: Control | None = None
         self.has_control = False
 
@@ -92,11 +87,12 @@ class Training:
         from fas.stages.finetune_rates import FinetuneRates
         from fas.training.finetuning import finetune, language_modelling
 
-        limit = self.steps * self.batch_size * (self.window or 512)
-        rows = training_rows(self.dense, self.source, Sample(limit, self.window, seed=self.seed))
+        sample = self.sample
+        limit = self.steps * sample.batch_size * (sample.window or 512)
+        rows = training_rows(self.dense, self.source, replace(sample, tokens=limit))
         dataset = rows if is_classifier(loaded) else language_modelling(rows)
         kind = FinetuneRates if rates else Finetune
-        settings = kind(max_steps=self.steps, batch_size=self.batch_size, seed=self.seed)
+        settings = kind(max_steps=self.steps, batch_size=sample.batch_size, seed=sample.seed)
         with tempfile.TemporaryDirectory() as directory:
             record, dense = finetune(
                 loaded.model, dataset, settings, output_dir=directory, tokenizer=loaded.tokenizer,
@@ -136,13 +132,11 @@ class Training:
         """Return a batch for every step, images mirrored and shifted; the same ones for each that trains."""
         from fas.data.images import AugmentedBatches
 
-        rows = max(self.batch_size, _ROWS)
-        batches = photographs(
-            self.dense, self.source, "train", limit=self.steps * rows, rows=rows, seed=self.seed
-        )  # fmt: skip
+        rows, seed = max(self.sample.batch_size, _ROWS), self.sample.seed
+        batches = photographs(self.dense, self.source, "train", limit=self.steps * rows, rows=rows, seed=seed)
         name = next(key for key in batches[0] if key != "labels")
         shift = min(4, batches[0][name].shape[-1] // 8)
-        return _Repeated(AugmentedBatches(batches, shift=shift, name=name, seed=self.seed), self.steps)
+        return _Repeated(AugmentedBatches(batches, shift=shift, name=name, seed=seed), self.steps)
 
 
 class _Repeated(Sequence[Any]):

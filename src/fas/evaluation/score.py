@@ -122,7 +122,7 @@ def on_table(source: str, table: Table, batch_size: int) -> Scores:
 
 def _on_images(source: str, batches: Sequence[Any], batch_size: int) -> Scores:
     def score(loaded: Loaded, _: int, progress: Progress | None, once: Once) -> Scored:
-        from fas.evaluation.images import classify_images
+        from fas.evaluation.classify import classify_images
 
         found = classify_images(loaded.model, batches, progress=progress)
         return found, {"images": sum(len(batch["labels"]) for batch in batches)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fas import registry
 from fas.errors import SiteError
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
@@ -168,12 +170,28 @@ def blocks(
                 log_threshold=_wide(population.log_threshold, site.channels),
                 v_init=_wide(population.v_init, site.channels),
                 offset=_wide(population.offset, site.channels),
-                layers=tuple(_affine(path, layers[path]) for path in site.layers),
+                layers=tuple(affine(path, layers[path]) for path in site.layers),
                 before=None if run is None else run.before,
                 trace=None if run is None else run.trace,
             )
         )
     return found
+
+
+def entry_of(neuron: Neuron) -> dict[str, Any]:
+    """Return what a file says of a neuron model, JSON types."""
+    return {"neuron": type(neuron).__module__.rpartition(".")[2], "signed": neuron.signed}
+
+
+def neuron_of(entry: Mapping[str, Any]) -> Any:
+    """Return the neuron model that ``entry_of`` describes."""
+    neuron: Any = registry.load("neurons", entry["neuron"])
+    return neuron(**({"signed": entry["signed"]} if "signed" in {field.name for field in fields(neuron)} else {}))
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Return ‖found − wanted‖ / ‖wanted‖."""
+    return float((found - wanted).norm() / wanted.norm().clamp_min(torch.finfo(wanted.dtype).tiny))
 
 
 def left_out(model: Any) -> dict[str, str]:
@@ -192,7 +210,7 @@ def _wide(parameter: Tensor, channels: int) -> Tensor:
     return parameter.detach().float().cpu().expand(channels).clone()
 
 
-def _affine(path: str, layer: nn.Module) -> Affine:
+def affine(path: str, layer: nn.Module) -> Affine:
     """Return a linear layer of whichever kind, on the CPU."""
     weight: Any = layer.weight
     bias: Any = layer.bias
@@ -229,14 +247,16 @@ def _traces(model: Any, inputs: Mapping[str, Tensor], sites: Sequence[str], rows
         if run.current is None or run.decoded is None:
             raise SiteError(f"{path} was not reached by the inputs: pass inputs that use it, or leave the site out")
         trains = recording.sites[path].trains[0].flatten(1, -2)[:, :rows]
-        by_step = _by_step if online else _even
-        difference = online and model.operators == "difference"
-        current = by_step(run.current, trains, rows, difference)
+        by_step = partial(
+            _by_step, steps=len(trains) if online else 1, rows=rows,
+            difference=online and model.operators == "difference",
+        )  # fmt: skip
+        current = by_step(run.current)
         # Even input is answered by spikes of its own sign only.
-        emitted = by_step(run.decoded, trains, rows, difference) if online else current
+        emitted = by_step(run.decoded) if online else current
         sign = (emitted - population.offset).sign()
-        outputs = [by_step(run.outputs[name], trains, rows, difference) for name in run.outputs]
-        source = None if run.source is None else by_step(run.source, trains, rows, difference).cpu()
+        outputs = [by_step(output) for output in run.outputs.values()]
+        source = None if run.source is None else by_step(run.source).cpu()
         run.trace = Trace(
             current=current.cpu(),
             spikes=(trains.to(sign.dtype) * sign).to(torch.int8).cpu(),
@@ -246,14 +266,8 @@ def _traces(model: Any, inputs: Mapping[str, Tensor], sites: Sequence[str], rows
     return runs
 
 
-def _even(x: Tensor, trains: Tensor, rows: int, difference: bool) -> Tensor:
-    """[*B, C] to [1, rows, C]."""
-    return x.flatten(0, -2)[:rows].unsqueeze(0).float()
-
-
-def _by_step(x: Tensor, trains: Tensor, rows: int, difference: bool) -> Tensor:
+def _by_step(x: Tensor, steps: int, rows: int, difference: bool) -> Tensor:
     """[T·B, …, C], running means or values of each step, to values of each step [T, rows, C]."""
-    steps = len(trains)
     each = x.unflatten(0, (steps, -1)).flatten(1, -2)[:, :rows].float()
     if not difference:
         return each
@@ -313,7 +327,7 @@ def _find_before(
         if output is run.current:
             layer = model.get_submodule(path)
             spiking = isinstance(layer, SpikingLinear)
-            run.before = _affine(path, layer)
+            run.before = affine(path, layer)
             run.source = _values(layer.population, decoded[layer.population.path]) if spiking else received
 
 

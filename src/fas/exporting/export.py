@@ -139,8 +139,7 @@ def _scored(loaded: Loaded, file: Path, source: str, limit: int, progress: Progr
 def _on_chip(
     loaded: Loaded, to: str, source: str | None, tokens: int, window: int | None, seed: int
 ) -> list[Measurement]:
-    from fas.exporting.chip import load_chip
-    from fas.exporting.mapping import map_to_chip
+    from fas.exporting.mapping import load_chip, map_to_chip
 
     chip = load_chip(to)
     loaded.need_converted()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fas import __version__, registry
+from fas import __version__
 from fas.errors import CheckpointError, FASError
-from fas.exporting.blocks import Affine, Block, blocks
+from fas.exporting.blocks import Affine, Block, blocks, entry_of, neuron_of, relative_error
 from fas.storage.directory import write_tensors
 from fas.types import RateNeuron
 
@@ -241,9 +241,9 @@ def cost(block: Block, fixed: FixedBlock) -> Cost:
     return Cost(
         site=block.path,
         threshold_error=float(((used - theta) / theta).abs().max()),
-        weight_error=_relative(whole, folded),
+        weight_error=relative_error(whole, folded),
         spike_errors=float((run.spikes != trace.spikes).double().mean()),
-        relative_error=_relative(answer, wanted),
+        relative_error=relative_error(answer, wanted),
         saturated=run.saturated,
         accumulator_bits=max(layer.accumulator_bits for layer in fixed.layers),
     )
@@ -260,8 +260,7 @@ def save_fixed_point(fixed: Sequence[FixedBlock], file: str | Path) -> None:
         entries.append(
             {
                 "site": block.path,
-                "neuron": type(block.neuron).__module__.rpartition(".")[2],
-                "signed": block.neuron.signed,
+                **entry_of(block.neuron),
                 "timesteps": block.timesteps,
                 "even": block.even,
                 "membrane_bits": block.membrane_bits,
@@ -302,12 +301,10 @@ _LAYER_TENSORS = ("weight", "bias", "exponent")
 
 
 def _loaded(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FixedBlock:
-    neuron: Any = registry.load("neurons", entry["neuron"])
-    options = {"signed": entry["signed"]} if "signed" in {field.name for field in fields(neuron)} else {}
     path = entry["site"]
     return FixedBlock(
         path=path,
-        neuron=neuron(**options),
+        neuron=neuron_of(entry),
         timesteps=entry["timesteps"],
         even=entry["even"],
         membrane_bits=entry["membrane_bits"],
@@ -338,7 +335,3 @@ def _fixed(layer: Affine, theta: Tensor, offset: Tensor) -> FixedLayer:
             "the bias is too large beside the weights"
         )
     return fixed
-
-
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm().clamp_min(torch.finfo(torch.float64).tiny))

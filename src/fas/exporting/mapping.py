@@ -6,18 +6,101 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fas.errors import FASError, SiteError
-from fas.exporting.chip import Chip
+from fas.energy.prices import read_described, shipped
+from fas.errors import DataError, FASError, SiteError
 from fas.layers.conv import convolution_fan_out
 from fas.layers.linear import SpikingLinear
 from fas.recording import record
 from fas.surgery.replace import spiking_layers
 from fas.types import OPERANDS, Measurement
+
+_UNITS = {
+    "cores_per_chip": "cores",
+    "neurons_per_core": "neurons",
+    "memory_per_core": "bits",
+    "weight_bits": "bits",
+    "message_bits": "bits",
+    "shared_kernels": "1",
+}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a chip offers, as far as a mapping estimate asks.
+
+    Attributes:
+        name: of its file.
+        title: what it stands for.
+        reference: publication.
+        cores_per_chip: cores of one chip.
+        neurons_per_core: units with a state (neurons, or accumulators of a layer) that a core holds.
+        memory_per_core: bits for weights.
+        weight_bits: of one weight.
+        message_bits: of one spike between chips.
+        shared_kernels: 1 if a core keeps the kernel of a convolution once for all positions, else 0.
+        sources: where each figure is from.
+        assumptions: names of the figures for which no source has been read.
+    """
+
+    name: str
+    title: str
+    reference: str
+    cores_per_chip: int
+    neurons_per_core: int
+    memory_per_core: int
+    weight_bits: int
+    message_bits: int
+    shared_kernels: int
+    sources: Mapping[str, str]
+    assumptions: tuple[str, ...]
+
+
+def available_chips() -> list[str]:
+    """Return the names of the chips that come with the library, sorted."""
+    return shipped(_folder())
+
+
+def load_chip(name: str | Path) -> Chip:
+    """Read a chip.
+
+    Args:
+        name: one of ``available_chips()``, or a TOML file of the same form.
+
+    Raises:
+        ValueError: neither a known name nor a file.
+        DataError: a file that describes no chip: the figure and the rule are named.
+
+    Example:
+        >>> load_chip("loihi2").neurons_per_core
+        8192
+    """
+    stem, title, reference, constants = read_described(name, _folder(), "chip", _UNITS, ("assumption",))
+    if missing := [key for key in _UNITS if key not in constants]:
+        raise DataError(f"chip {stem} lacks {', '.join(missing)}: give tables [constants.<name>] for them")
+    for key, entry in constants.items():
+        value, is_choice = entry["value"], _UNITS[key] == "1"
+        if type(value) is not int or value < (not is_choice) or (is_choice and value > 1):
+            wanted = "0 or 1" if is_choice else "a whole number above zero"
+            raise DataError(f"constant {key} of chip {stem} is {value!r}; expected {wanted}")
+    return Chip(
+        stem,
+        title,
+        reference,
+        **{key: entry["value"] for key, entry in constants.items()},
+        sources={key: entry["source"] for key, entry in constants.items()},
+        assumptions=tuple(key for key, entry in constants.items() if entry.get("assumption")),
+    )
+
+
+def _folder() -> Any:
+    return files("fas") / "exporting" / "chips"
 
 
 @dataclass(frozen=True)

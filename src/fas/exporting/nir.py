@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fas import __version__, registry
+from fas import __version__
 from fas.errors import CheckpointError, MissingExtraError
-from fas.exporting.blocks import Affine, Block, Trace, blocks, left_out
+from fas.exporting.blocks import (
+    Affine,
+    Block,
+    Trace,
+    blocks,
+    entry_of,
+    left_out,
+    neuron_of,
+    relative_error,
+)  # fmt: skip
 from fas.exporting.folded import TIE, Folded, fold
 from fas.exporting.simulators import SETTINGS
 from fas.layers.population import Population
@@ -57,11 +66,7 @@ class Exported:
 
     def population(self) -> Population:
         """Return the population as it stood in the model, to the last bit of its parameters."""
-        own = Block(
-            self.block.path, self.block.neuron, self.block.timesteps, self.block.even, self.log_threshold,
-            self.block.v_init, self.offset, (),
-        )  # fmt: skip
-        return own.modules()[0]
+        return replace(self.block, log_threshold=self.log_threshold, offset=self.offset, layers=()).modules()[0]
 
 
 @dataclass(frozen=True)
@@ -286,9 +291,8 @@ def _checked(block: Block, folded: Folded) -> Check:
     spikes, output = folded.run(folded.received(block))
     wanted, answer = folded.fired(block.trace.spikes), block.trace.output
     output = output.mean(0, keepdim=True) if block.even else output
-    error = float((output - answer).norm() / answer.norm().clamp_min(torch.finfo(answer.dtype).tiny))
     differing = int((spikes.to(torch.uint8) != wanted).sum())
-    return Check(block.path, int(wanted.sum()), differing, wanted.numel(), error)
+    return Check(block.path, int(wanted.sum()), differing, wanted.numel(), relative_error(output, answer))
 
 
 def _entry(block: Block, folded: Folded, file: str) -> dict[str, Any]:
@@ -296,8 +300,7 @@ def _entry(block: Block, folded: Folded, file: str) -> dict[str, Any]:
     return {
         "site": block.path,
         "file": file,
-        "neuron": type(block.neuron).__module__.rpartition(".")[2],
-        "signed": block.neuron.signed,
+        **entry_of(block.neuron),
         "channels": block.channels,
         "mirrored": folded.mirrored,
         "tie": TIE if folded.mirrored else 0.0,
@@ -333,12 +336,10 @@ def _exported(
     into = None if entered is None else (_tensor(entered.weight), _tensor(entered.bias))
     folded = Folded(own["v_init"], weight, bias, bool(entry["mirrored"]), into)
     channels = entry["channels"]
-    neuron: Any = registry.load("neurons", entry["neuron"])
-    options = {"signed": entry["signed"]} if "signed" in {field.name for field in fields(neuron)} else {}
     before = None if into is None else Affine(entry["before"], into[0][:channels], into[1][:channels])
     block = Block(
         path=path,
-        neuron=neuron(**options),
+        neuron=neuron_of(entry),
         timesteps=timesteps,
         even=schedule == "layerwise",
         log_threshold=torch.zeros(channels),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fas.errors import FASError, MissingExtraError
-from fas.exporting.blocks import Affine, Block
+from fas.exporting.blocks import Block, affine
 from fas.exporting.folded import TIE, fold
 from fas.neurons.soft_reset_if import SoftResetIF
 
@@ -189,7 +190,7 @@ def _plain(
 ) -> Block:
     """Return a block of plain neurons with one threshold; ``v_init`` of the module is in the threshold's unit."""
     before, threshold, layers = parts
-    channels = layers.in_features
+    channels, behind = layers.in_features, affine("layers", layers)
     started = torch.as_tensor(getattr(module, "v_init", 0.0)).detach().float().cpu().expand(channels)
     return Block(
         path=path,
@@ -199,16 +200,10 @@ def _plain(
         log_threshold=torch.full((channels,), threshold).log(),
         v_init=started / threshold - tie,
         offset=torch.zeros(channels),
-        layers=(_affine("layers", layers, threshold),),
-        before=None if before is None else _affine("before", before, 1.0),
+        # Spikes weigh θ here and 1 there.
+        layers=(replace(behind, weight=behind.weight / threshold),),
+        before=None if before is None else affine("before", before),
     )
-
-
-def _affine(path: str, layer: nn.Linear, threshold: float) -> Affine:
-    """Return a layer whose spikes weigh θ here and 1 there."""
-    weight = layer.weight.detach().float().cpu() / threshold
-    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().float().cpu()
-    return Affine(path, weight.clone(), bias.clone())
 
 
 def _spikingjelly() -> tuple[Any, Any]:
