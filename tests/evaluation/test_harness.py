@@ -75,7 +75,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def figures(lm: Any, task: str, places: Path, **options: Any) -> dict[str, float]:
-    return {one.metric: one.value for one in score(lm, task, task_path=places / "data", **options)}
+    rows = score(lm, task, task_path=places / "data", **options)
+    return {row.quantity: row.value for row in rows if row.quantity != "spikes_per_neuron"}
 
 
 def raw(lm: Any, task: str, places: Path, **options: Any) -> dict[str, float]:
@@ -147,24 +148,25 @@ def test_settings_have_an_effect(places: Path) -> None:
 
 def test_spikes_are_those_of_the_recording(places: Path) -> None:
     lm = SpikingLM(str(places / "snn"), device="cpu", batch_size=1)
-    (first, *_) = score(lm, "texts", task_path=places / "data", limit=1)
+    (*_, first) = score(lm, "texts", task_path=places / "data", limit=1)
     ids = [256, *tokenizer()(json.loads((places / "data/texts.jsonl").read_text().splitlines()[0])["text"]).input_ids]
     with fas.record(lm.model) as spikes, torch.no_grad():
         lm.model(input_ids=torch.tensor([ids[:-1]]))
-    assert first.spikes == spikes.spikes_per_neuron
+    assert (first.quantity, first.value) == ("spikes_per_neuron", spikes.spikes_per_neuron)
     score(lm, "texts", task_path=places / "data", limit=1)
     # A second task does not add to the first one's.
-    assert lm.spikes_per_neuron == first.spikes
+    assert lm.spikes_per_neuron == first.value
 
 
 def test_scores_state_their_conditions(places: Path) -> None:
     lm = SpikingLM(str(places / "snn"), device="cpu", batch_size=4)
-    scores = score(lm, "piqa", task_path=places / "data", limit=4, fewshot=1)
-    assert {one.metric for one in scores} == {"acc", "acc_norm"}
+    *scores, spikes = score(lm, "piqa", task_path=places / "data", limit=4, fewshot=1)
+    assert {one.quantity for one in scores} == {"acc", "acc_norm"} and spikes.quantity == "spikes_per_neuron"
     for one in scores:
-        assert (one.task, one.samples, one.fewshot, one.version) == ("piqa", 4, 1, 1.0)
+        stderr, stated = one.conditions["stderr"], {**one.conditions, "stderr": None}
+        assert stated == {"data": "piqa", "samples": 4, "fewshot": 1, "task_version": 1.0, "stderr": None}
         # √(p (1 − p)/(n − 1)) for n = 4 answers.
-        assert one.stderr == pytest.approx(math.sqrt(one.value * (1 - one.value) / 3), abs=1e-12)
+        assert stderr == pytest.approx(math.sqrt(one.value * (1 - one.value) / 3), abs=1e-12)
     info = lm.get_model_info()["fas"]
     assert info["timesteps"] == 4 and info["network"] == "snn" and info["coverage"] == "linear"
 
@@ -190,8 +192,8 @@ def test_generation_uses_the_cache(places: Path, tmp_path: Path) -> None:
     lm.model.register_forward_pre_hook(
         lambda _, __, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
     )
-    (one,) = score(lm, "writes", task_path=tmp_path)
-    assert one.metric.startswith("exact_match") and one.value == 0.0
+    one, _ = score(lm, "writes", task_path=tmp_path)
+    assert one.quantity.startswith("exact_match") and one.value == 0.0
     # The prompt once, then one token at a time.
     assert lengths[0] == 7 and set(lengths[1:]) == {1}
     assert lm.spikes_per_neuron

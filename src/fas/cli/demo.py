@@ -42,6 +42,8 @@ def demo(
     with Output.opened(context, as_json) as output:
         from fas.data.for_model import Sample, calibration_batches
         from fas.evaluation.score import measure, scores_on
+        from fas.reporting.look import look
+        from fas.reporting.page import write_report
 
         # Every combination is checked before the first is measured.
         plans = [fas.FAS(coverage=c, timesteps=t) for c in coverages for t in steps]  # type: ignore[arg-type]
@@ -69,7 +71,10 @@ def demo(
                 if plan is shown:
                     text = _write(loaded, prompt)
                 if plan is shown and report:
-                    findings = _look(context, loaded, progress, seed, test_tokens)
+                    findings = look(
+                        loaded, "stdlib", test_tokens=min(test_tokens, 2048), prices=("45nm", "45nm-dram", "loihi"),
+                        window=256, seed=seed, command=context.obj.command, progress=progress,
+                    )  # fmt: skip
                 fas.revert(loaded.model)
         output.table(
             f"Perplexity on {test_tokens} held-out tokens of the standard library",
@@ -80,7 +85,11 @@ def demo(
         if findings is not None:
             seconds, sample = time.perf_counter() - began, (prompt, text.removeprefix(prompt))
             planned = [row for row in output.measurements if row.unit == "1" or "plan" in row.conditions]
-            _publish(output, replace(findings, seconds=seconds, sample=sample, results=planned), page)
+            findings = replace(findings, seconds=seconds, sample=sample, results=planned)
+            figures = page.parent / "figures"
+            about = {"model": EMBEDDED, "network": "snn", "page": str(page)}
+            output.measure("demo_time", seconds, "s", **about, files=len(write_report(findings, page, figures=figures)))
+            output.text(f"\nWrote {page}, which opens in any browser, and its figures to {figures} (SVG, PNG).")
 
 
 def _shown(plans: list[Any]) -> Any:
@@ -99,15 +108,6 @@ def _write(loaded: Any, prompt: str) -> str:
     return text
 
 
-def _look(context: typer.Context, loaded: Any, progress: Any, seed: int, tokens: int) -> Any:
-    from fas.reporting.look import look
-
-    return look(
-        loaded, "stdlib", test_tokens=min(tokens, 2048), prices=("45nm", "45nm-dram", "loihi"), window=256, seed=seed,
-        command=context.obj.command, progress=progress,
-    )  # fmt: skip
-
-
 def _can_draw(output: Output) -> bool:
     """Say on both ends of a long run that there will be no page where the library for it is missing."""
     from fas.errors import MissingExtraError
@@ -119,12 +119,3 @@ def _can_draw(output: Output) -> bool:
     except MissingExtraError as error:
         output.text(f"No page will be written: {error}")
         return False
-
-
-def _publish(output: Output, findings: Any, page: Path) -> None:
-    from fas.reporting.page import write_report
-
-    written = write_report(findings, page, figures=page.parent / "figures")
-    about: dict[str, Any] = {"model": EMBEDDED, "network": "snn", "page": str(page), "files": len(written)}
-    output.measure("demo_time", findings.seconds, "s", **about)
-    output.text(f"\nWrote {page}, which opens in any browser, and its figures to {page.parent / 'figures'} (SVG, PNG).")

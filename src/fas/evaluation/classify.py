@@ -190,11 +190,8 @@ def _scores(logits: Tensor, labels: list[Any], class_map: list[int] | None) -> d
     if any(isinstance(label, float) for label in labels):
         if outputs != 1:
             raise DataError(f"labels are scores, but the model has {outputs} outputs: load it with num_labels=1")
-        predictions = logits[:, 0].numpy()
-        return {
-            "pearson": metrics.pearson(predictions, labels),
-            "spearman": metrics.spearman(predictions, labels),
-        }
+        values = logits[:, 0].numpy()
+        return {"pearson": metrics.pearson(values, labels), "spearman": metrics.spearman(values, labels)}
     low, high = min(labels), max(labels)
     if outputs == 1:
         raise DataError(
@@ -210,12 +207,6 @@ def _scores(logits: Tensor, labels: list[Any], class_map: list[int] | None) -> d
     classes = logits.argmax(dim=-1)
     if class_map is not None:
         classes = torch.tensor(class_map)[classes]
-    predictions = classes.numpy()
-    f1 = (
-        {"f1": metrics.f1(predictions, labels)} if outputs == 2 else {"f1_macro": metrics.f1_macro(predictions, labels)}
-    )
-    return {
-        "accuracy": metrics.accuracy(predictions, labels),
-        **f1,
-        "matthews": metrics.matthews(predictions, labels),
-    }
+    found = classes.numpy()
+    f1 = {"f1": metrics.f1(found, labels)} if outputs == 2 else {"f1_macro": metrics.f1_macro(found, labels)}
+    return {"accuracy": metrics.accuracy(found, labels), **f1, "matthews": metrics.matthews(found, labels)}

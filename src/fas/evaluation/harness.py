@@ -7,7 +7,6 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fas.runtime.transformers_ import ConvertedModel
 from fas.settings import SETTINGS
 from fas.storage.resume import Once, directly
 from fas.surgery.replace import populations, spiking_layers
+from fas.types import Measurement
 
 try:
     from lm_eval import simple_evaluate
@@ -140,35 +140,9 @@ class SpikingLM(Stretches):
             return super()._answered(*arguments)
 
 
-@dataclass(frozen=True)
-class Score:
-    """One figure of one task.
-
-    Attributes:
-        task: its name; of the parts of a group too.
-        metric: as the harness calls it (acc, acc_norm, perplexity, …), with the filter behind a comma where
-            one was applied.
-        value: the figure.
-        stderr: its standard error; None where the harness has none.
-        samples: rows that were scored; None for a group.
-        fewshot: examples in the prompt.
-        version: of the task.
-        spikes: per neuron over the window, during the whole task; None where nothing spikes.
-    """
-
-    task: str
-    metric: str
-    value: float
-    stderr: float | None
-    samples: int | None
-    fewshot: int | None
-    version: float | str | None
-    spikes: float | None
-
-
 def score(
     lm: Any, task: str, *, task_path: Path | None = None, limit: int | None = None, fewshot: int | None = None
-) -> list[Score]:
+) -> list[Measurement]:
     """Run a task, or a group of tasks, of lm-evaluation-harness.
 
     Args:
@@ -181,7 +155,10 @@ def score(
             task of a jsonl file has test rows only, and takes its examples from the others of these.
 
     Returns:
-        Every figure that the harness reports.
+        Every figure that the harness reports, by its own name of the metric (acc, acc_norm, perplexity, …; the filter
+        behind a comma where one was applied), for every part of a group. Its conditions are ``data`` (the task),
+        ``samples`` (rows scored; None for a group), ``fewshot``, ``stderr`` (None where there is none) and
+        ``task_version``. Last, where anything spikes, ``spikes_per_neuron`` over the whole task.
 
     Raises:
         DataError: no task of that name; local files that make none.
@@ -196,27 +173,25 @@ def score(
             model=lm, tasks=[found], task_manager=manager, num_fewshot=fewshot, limit=limit, bootstrap_iters=DRAWS,
             log_samples=False,
         )  # fmt: skip
-    spikes = lm.spikes_per_neuron if isinstance(lm, SpikingLM) else None
-    scores = []
+    rows = []
     for name, figures in results["results"].items():
         for key, value in figures.items():
             metric, _, filtered = key.partition(",")
             if not filtered or metric.endswith("_stderr") or isinstance(value, str):
                 continue
             stderr = figures.get(f"{metric}_stderr,{filtered}")
-            scores.append(
-                Score(
-                    task=name,
-                    metric=metric if filtered == "none" else key,
-                    value=float(value),
-                    stderr=None if stderr is None or isinstance(stderr, str) else float(stderr),
-                    samples=results["n-samples"].get(name, {}).get("effective"),
-                    fewshot=results["n-shot"].get(name),
-                    version=results["versions"].get(name),
-                    spikes=spikes,
-                )
-            )
-    return scores
+            about = {
+                "data": name,
+                "samples": results["n-samples"].get(name, {}).get("effective"),
+                "fewshot": results["n-shot"].get(name),
+                "stderr": None if stderr is None or isinstance(stderr, str) else float(stderr),
+                "task_version": results["versions"].get(name),
+            }
+            rows.append(Measurement(metric if filtered == "none" else key, float(value), "1", conditions=about))
+    spikes = lm.spikes_per_neuron if isinstance(lm, SpikingLM) else None
+    if spikes is not None:
+        rows.append(Measurement("spikes_per_neuron", spikes, "spikes/neuron", conditions={"data": task}))
+    return rows
 
 
 def _find(task: str, task_path: Path | None) -> tuple[Any, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fas.data.for_model import is_classifier
 from fas.evaluation.kept import Kept
@@ -14,9 +15,6 @@ from fas.evaluation.score import measure, on_table
 from fas.loading import Loaded
 from fas.memory import with_fewer_rows
 from fas.types import Measurement, Progress
-
-if TYPE_CHECKING:
-    from fas.evaluation.harness import Score
 
 
 def score_task(
@@ -74,23 +72,16 @@ def _harness(
             spiking = loaded.converted and loaded.model.network == "snn"
             lm.once = kept.within(f"{task} {loaded.conditions}", lambda: lm.recording if spiking else None)
 
-        def scored(batch_size: int) -> list[Score]:
+        def scored(batch_size: int) -> list[Measurement]:
             lm.batch_size_per_gpu = batch_size
             return score(lm, task, task_path=task_path, limit=limit, fewshot=fewshot)
 
         found = with_fewer_rows(lm.batch_size_per_gpu, scored)
     about = loaded.conditions
-    rows = []
-    for one in found:
-        stated = {
-            **about, "data": one.task, "samples": one.samples, "fewshot": one.fewshot, "stderr": one.stderr,
-            "task_version": one.version, "source": _source(one.task, task_path),
-        }  # fmt: skip
-        rows.append(Measurement(one.metric, float(one.value), "1", conditions=stated))
-    if found and found[0].spikes is not None:
-        stated = {**about, "data": task}
-        rows.append(Measurement("spikes_per_neuron", found[0].spikes, "spikes/neuron", conditions=stated))
-    return rows
+    return [
+        replace(row, conditions={**about, **row.conditions, "source": _source(row.conditions["data"], task_path)})
+        for row in found
+    ]
 
 
 def _glue(

@@ -282,9 +282,11 @@ def _watching(model: Any, runs: dict[str, _Run]) -> Iterator[None]:
     decoded: dict[str, Tensor] = {}
     replaced = {site.path for site in model.sites if site.activation is not None}
 
-    def see_linear(path: str) -> Callable[..., None]:
+    def see_layer(path: str, run: _Run | None) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             latest[path] = arguments[0], output
+            if run is not None:
+                run.outputs.setdefault(path, output)
 
         return hook
 
@@ -300,22 +302,13 @@ def _watching(model: Any, runs: dict[str, _Run]) -> Iterator[None]:
 
         return hook
 
-    def see_output(path: str, run: _Run) -> Callable[..., None]:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            run.outputs.setdefault(path, output)
-
-        return hook
-
     with ExitStack() as hooks:
         for path, module in model.named_modules():
             if is_linear(module) or isinstance(module, SpikingLinear):
-                hooks.callback(module.register_forward_hook(see_linear(path)).remove)
+                run = runs.get(module.population.path) if isinstance(module, SpikingLinear) else None
+                hooks.callback(module.register_forward_hook(see_layer(path, run)).remove)
         for path, population in populations(model).items():
             hooks.callback(population.register_forward_hook(see_population(path)).remove)
-        for path, layer in spiking_layers(model).items():
-            if layer.population.path in runs:
-                run = runs[layer.population.path]
-                hooks.callback(layer.register_forward_hook(see_output(path, run)).remove)
         yield
 
 

@@ -103,18 +103,10 @@ def from_spikingjelly(module: nn.Module, timesteps: int, *, even: bool = True) -
 
 
 def from_snntorch(module: nn.Module, timesteps: int, *, even: bool = True) -> Block:
-    """Return the block that an snnTorch module is.
+    """Return the block that an snnTorch module is, as ``from_spikingjelly``.
 
-    Args:
-        module: a ``TorchBlock``, or any module whose parts are, in order, (a linear layer,) ``Leaky`` with β = 1
-            and reset by subtraction, and a linear layer. Its neurons start from ``v_init``, from zero without such
-            an attribute.
-        timesteps: T.
-        even: whether its input is the same at every step.
-
-    Returns:
-        A block of ``soft_reset_if`` neurons, a signed pair as two. They fire at the threshold, ``Leaky`` above it:
-        potentials start ``TIE`` lower here.
+    Its neurons are ``Leaky`` with β = 1, one threshold and reset by subtraction. They fire above the threshold, ours at
+    it: potentials start ``TIE`` lower here.
 
     Raises:
         MissingExtraError: snnTorch cannot be imported.

@@ -8,7 +8,7 @@ from html import escape
 from fas.energy.estimate import ACCOUNTINGS, NAMES, Accounting, Estimate
 from fas.energy.operations import Phase
 from fas.reporting.findings import Findings
-from fas.reporting.result_figures import Point, gather
+from fas.reporting.result_figures import gather
 
 
 def tables(findings: Findings) -> str:
@@ -64,25 +64,22 @@ def _results(findings: Findings) -> str:
         f"{found.score.capitalize()} of other conversions of this model, measured; dense "
         f"{significant(found.dense, 4)}. The quantised network has as many levels and no spikes."
     )
-    return section("results", "Methods in numbers", _conversions(points, found.dense, found.score, "method"), text)
-
-
-def _conversions(points: Sequence[Point], dense: float | None, score: str, title: str) -> str:
-    relative = "× dense" if score == "perplexity" else "− dense"
+    score = found.score
     columns = {
-        title: [point.plan for point in points],
+        "method": [point.plan for point in points],
         **{
             name: [str(point.conditions.get(key, "")) for point in points]
             for name, key in (("coverage", "coverage"), ("neuron", "neuron"), ("T", "timesteps"), ("levels", "levels"))
         },
         f"{score}, spiking": [significant(point.value, 4) for point in points],
         f"{score}, quantised": [significant(point.quantised, 4) for point in points],
-        relative: [_relation(point.value, dense, score) for point in points],
+        "× dense" if score == "perplexity" else "− dense": [_relation(p.value, found.dense, score) for p in points],
         "spikes per neuron": [significant(point.spikes) for point in points],
         "µJ per token, estimated": ["" if p.energy is None else significant(p.energy / 1e6) for p in points],
     }
     kept = {name: cells for name, cells in columns.items() if any(cells)}
-    return table(list(kept), zip(*kept.values(), strict=True))
+    shown = table(list(kept), zip(*kept.values(), strict=True))
+    return section("results", "Methods in numbers", shown, text)
 
 
 def _relation(value: float, dense: float | None, score: str) -> str:
