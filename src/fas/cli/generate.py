@@ -10,7 +10,7 @@ import typer
 
 from fas.cli.program.options import Device, Json, Model, OwnSchedule, OwnTimesteps, Seed
 from fas.cli.program.output import Output
-from fas.cli.program.terminal import printable
+from fas.cli.program.session import printable
 
 
 def generate(

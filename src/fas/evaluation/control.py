@@ -7,14 +7,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fas.data.for_model import Sample, is_classifier, training_rows
 from fas.loading import Loaded
 from fas.plain_networks import is_plain, photographs
-
-if TYPE_CHECKING:
-    from fas.types import Progress, Stage
+from fas.types import Progress, Stage
 
 # Methods whose papers train a network on labels or text.
 TRAINED = ("fas", "qcfs_only", "fast_snn", "rate_norm")

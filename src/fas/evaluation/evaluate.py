@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fas.data.for_model import default_data
+from fas.data.for_model import default_data, is_classifier
 from fas.evaluation.kept import Kept
-from fas.evaluation.score import Scores, measure, on_pictures, scores_on
-from fas.evaluation.tasks import score_task
-from fas.loading import loaded_of
+from fas.evaluation.score import Scores, measure, on_pictures, on_table, scores_on
+from fas.loading import Loaded, loaded_of
+from fas.memory import with_fewer_rows
 from fas.types import Measurement, Network, Progress, Schedule
 
 _SETTINGS = ("network", "schedule", "timesteps", "levels")
@@ -116,10 +118,63 @@ def evaluate(
                     loaded.set(step)
             parts = {"": partial(measure, loaded, scores, kept=kept, progress=progress)} if scores is not None else {}
             for task in tasks:
-                parts[task] = partial(
-                    score_task, loaded, task, task_path=task_path, limit=limit, fewshot=fewshot, batch_size=batch_size,
-                    kept=kept, progress=progress,
-                )  # fmt: skip
+                parts[task] = partial(_score_task, loaded, task, task_path, limit, fewshot, batch_size, kept, progress)
             for name, run in parts.items():
                 found += run() if kept is None else kept.part(f"{name} {loaded.conditions}", run)
     return found
+
+
+def _score_task(
+    loaded: Loaded, task: str, task_path: Path | None, limit: int | None, fewshot: int | None, batch_size: int,
+    kept: Kept | None, progress: Progress | None,
+) -> list[Measurement]:  # fmt: skip
+    """Score a model, set to the network that is meant, on one task of the harness or of GLUE, and count its spikes."""
+    if is_classifier(loaded):
+        from fas.evaluation.glue import GLUE, HUB, glue_table
+
+        if fewshot is not None:
+            raise ValueError(f"few-shot examples stand in a prompt, and {loaded.name} is a classifier: leave them out")
+        scores = on_table(task, glue_table(task, task_path, limit), batch_size)
+        rows = measure(loaded, scores, kept=kept, progress=progress, source=str(task_path or HUB))
+        return [row for row in rows if row.quantity in (*GLUE[task].metrics, "spikes_per_neuron")]
+    with _quiet_harness():
+        from fas.evaluation.harness import SpikingLM, Stretches, score
+
+        options = {"pretrained": loaded.model, "tokenizer": loaded.need_tokenizer(), "batch_size": batch_size}
+        if loaded.converted:
+            lm: Any = SpikingLM(**options, network=loaded.model.network)
+        else:
+            lm = Stretches(**options, device=str(loaded.model.device))
+        if kept is not None:
+            spiking = loaded.converted and loaded.model.network == "snn"
+            lm.once = kept.within(f"{task} {loaded.conditions}", lambda: lm.recording if spiking else None)
+
+        def scored(batch_size: int) -> list[Measurement]:
+            lm.batch_size_per_gpu = batch_size
+            return score(lm, task, task_path=task_path, limit=limit, fewshot=fewshot)
+
+        found = with_fewer_rows(lm.batch_size_per_gpu, scored)
+    about = loaded.conditions
+    return [
+        replace(row, conditions={**about, **row.conditions, "source": _source(row.conditions["data"], task_path)})
+        for row in found
+    ]
+
+
+def _source(task: str, folder: Path | None) -> str:
+    from fas.evaluation.local_tasks import local_names
+
+    local = folder is not None and task in local_names(folder)
+    return str(folder) if local else "lm-evaluation-harness"
+
+
+@contextmanager
+def _quiet_harness() -> Iterator[None]:
+    """Keep what the harness logs about every default to itself, errors apart."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -13,13 +13,12 @@ from fas.evaluation.kept import Kept
 from fas.loading import Loaded
 from fas.memory import with_fewer_rows
 from fas.plain_networks import is_plain, photographs
-from fas.recording import record
+from fas.recording import Recording, record
 from fas.storage.resume import Once, directly
 from fas.types import Measurement, Progress
 
 if TYPE_CHECKING:
     from fas.data.table import Table
-    from fas.recording import Recording
 
 Scored = tuple[dict[str, float], dict[str, Any]]
 """Scores by name, the chief one first, and the conditions they depend on."""

@@ -175,18 +175,17 @@ class Mapped:
     def measurements(self, **conditions: Any) -> Iterator[Measurement]:
         """Yield every figure as a row of origin ``estimated``: per site, then in all; spikes are ``measured``."""
         about = {**conditions, "chip": self.chip.name, "assumptions": list(self.chip.assumptions)}
-        units = {"cores": "cores", "synapses": "synapses", "weights": "weights", "neurons": "neurons"}
-        names = ["neurons", "outputs", "synapses", "weights", "cores"]
+        names = ("neurons", "outputs", "synapses", "weights", "cores")
+        units = {name: "units" if name == "outputs" else name for name in names}
         if self.unit is not None:
-            units |= {name: f"messages/{self.unit}" for name in ("deliveries", "off_chip")}
             units["spikes"] = f"spikes/{self.unit}"
-            names += ["spikes", "deliveries", "off_chip"]
-        for name in names:
+            units |= {name: f"messages/{self.unit}" for name in ("deliveries", "off_chip")}
+        for name, unit in units.items():
             origin: Any = "measured" if name == "spikes" else "estimated"
             for placement in self.placements:
                 value = float(getattr(placement, name))
-                yield Measurement(name, value, units.get(name, "units"), origin, {**about, "site": placement.site})
-            yield Measurement(name, self.total(name), units.get(name, "units"), origin, about)
+                yield Measurement(name, value, unit, origin, {**about, "site": placement.site})
+            yield Measurement(name, self.total(name), unit, origin, about)
         yield Measurement("chips", self.chips, "chips", "estimated", about)
         yield Measurement("memory_used", self.memory_used, "1", "estimated", about)
         yield Measurement("units_used", self.units_used, "1", "estimated", about)

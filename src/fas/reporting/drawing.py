@@ -199,13 +199,24 @@ def logarithmic(axis: Any) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def role_legend(figure: Any, sites: Sequence[SiteFinding]) -> None:
-    """Say above a figure which colour stands for which role."""
+def site_rows(figure: Any, axes: Any, sites: Sequence[SiteFinding]) -> None:
+    """Put the name of a site beside every row, and say above the figure which colour stands for which role."""
+    named_rows(axes, [site.path for site in sites])
     from matplotlib.patches import Patch
 
     shown = dict.fromkeys(site.role for site in sites)
     handles = [Patch(color=LIGHT[ROLES[role]], label=role.replace("_", " ")) for role in shown]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), borderaxespad=0.0)
+
+
+def over_time(axes: Any, steps: Sequence[int], score: str) -> None:
+    """Make axes that show a score over time steps, of which each has its mark."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(steps, [str(step) for step in steps])
+    axes.minorticks_off()
+    if score == "perplexity":
+        logarithmic(axes.yaxis)
+    axes.set(xlabel="time steps T", ylabel=score, title="Quality over time steps")
 
 
 def note(axes: Any, text: str, at: tuple[float, float], offset: tuple[float, float], **options: Any) -> None:

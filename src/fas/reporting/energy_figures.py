@@ -59,8 +59,7 @@ def _bill(found: Estimate) -> Drawing:
         axes.set_xlabel("µJ per token")
         axes.margins(x=0.2)
         axes.grid(axis="y", visible=False)
-    grid[0].set_yticks(range(len(NAMES)), list(NAMES.values()))
-    grid[0].set_ylim(len(NAMES) - 0.4, -0.6)
+    named_rows(grid[0], list(NAMES.values()))
     from matplotlib.patches import Patch
 
     handles = [Patch(color=LIGHT[colour], label=label) for label, (colour, _) in _GROUPS.items()]

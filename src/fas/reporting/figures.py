@@ -14,12 +14,12 @@ from fas.reporting.drawing import (
     Drawing,
     height,
     logarithmic,
-    named_rows,
     new_figure,
     note,
-    role_legend,
+    over_time,
     short,
-)
+    site_rows,
+)  # fmt: skip
 from fas.reporting.findings import Findings
 
 _MARKS = "The middle half of a site's channels is thick, the middle 90 % thin, the median a dot"
@@ -49,16 +49,12 @@ def _quality(findings: Findings) -> Drawing:
     if dense is not None:
         left.axhline(dense, color=LIGHT["dense"], linewidth=1.4, label="dense network")
     steps = sorted({q.timesteps for q in findings.quality if q.timesteps})
-    left.set_xscale("log", base=2)
-    left.set_xticks(steps, [str(step) for step in steps])
-    left.minorticks_off()
     left.margins(y=0.12)
+    over_time(left, steps, findings.score)
     _energies(findings, right, dense)
     if findings.score == "perplexity":
-        logarithmic(left.yaxis)
         logarithmic(right.yaxis)
     estimate = findings.estimates[0]
-    left.set(xlabel="time steps T", ylabel=findings.score, title="Quality over time steps")
     right.set(xlabel=f"µJ per token, estimated ({estimate.prices.name}, compute, FP32)", title="Quality against energy")
     left.legend(loc="best")
     lower = "lower is better" if findings.score == "perplexity" else "higher is better"
@@ -108,8 +104,7 @@ def _firing(findings: Findings) -> Drawing:
         )  # fmt: skip
         if silent:
             grid[0, 1].barh(place, 100 * site.silent, height=0.66, color=LIGHT["dense"])
-    named_rows(axes, [site.path for site in sites])
-    role_legend(figure, sites)
+    site_rows(figure, axes, sites)
     axes.margins(x=0.1)
     axes.set_xlabel(f"spikes per neuron over T = {findings.timesteps} steps")
     rate = axes.secondary_xaxis(
@@ -141,8 +136,7 @@ def _errors(findings: Findings) -> Drawing | None:
         axes.barh(place, 100 * (site.error or 0), height=0.66, color=LIGHT[ROLES[site.role]])
         if site.code_error is not None:
             axes.plot(100 * site.code_error, place, "D", color=LIGHT["ink"], markersize=4, markerfacecolor="none")
-    named_rows(axes, [site.path for site in sites])
-    role_legend(figure, sites)
+    site_rows(figure, axes, sites)
     logarithmic(axes.xaxis)
     axes.set_xlabel("error of the output, % of the dense output's variance (diamond: error of the site's code alone)")
     worst = max(sites, key=lambda site: site.error or 0)
@@ -240,8 +234,7 @@ def _thresholds(findings: Findings) -> Drawing:
         _spread(axes, place, site.threshold, ROLES[site.role])
         if site.coarse is not None:
             axes.plot(site.coarse, place, "|", color=LIGHT["ink"], markersize=13, markeredgewidth=1.6)
-    named_rows(axes, [site.path for site in sites])
-    role_legend(figure, sites)
+    site_rows(figure, axes, sites)
     logarithmic(axes.xaxis)
     axes.set_xlabel("threshold θ, in the unit of the activation")
     before = " The upright stroke is the one threshold of the layer before that, after coarse calibration alone."
@@ -270,8 +263,7 @@ def _potentials(findings: Findings) -> Drawing:
         grid[0, 1].axvline(0, color=LIGHT["ink"], linewidth=1.2, linestyle="--")
         grid[0, 1].set_xlabel("bias current μ / θ")
         grid[0, 1].grid(axis="y", visible=False)
-    named_rows(grid[0, 0], [site.path for site in sites])
-    role_legend(figure, sites)
+    site_rows(figure, grid[0, 0], sites)
     after = (
         "Calibration has left all of them there"
         if still

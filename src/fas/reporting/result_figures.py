@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fas.reporting.drawing import LIGHT, Drawing, logarithmic, new_figure, note
+from fas.reporting.drawing import LIGHT, Drawing, new_figure, note, over_time
 from fas.types import Measurement
 
 _LINES = ("spiking", "quantised", "green", "violet", "rose", "sand")
@@ -126,7 +126,7 @@ def _comparison(found: Results) -> Drawing:
         for cost, value, steps in known:
             # Each line has its own side of the points: others are near.
             across, up = _SIDES[number % len(_SIDES)]
-            note(
+            note, over_time(
                 right, str(steps), (cost, value), (5 * across, 7 * up), fontsize=7.5, color=colour, va="center",
                 ha="left" if across > 0 else "right",
             )  # fmt: skip
@@ -137,19 +137,13 @@ def _comparison(found: Results) -> Drawing:
         left.axhline(found.dense, color=LIGHT["dense"], linewidth=1.4, label="dense")
         if priced and found.dense_energy is not None:
             right.plot(found.dense_energy / 1e6, found.dense, "s", markersize=8, color=LIGHT["dense"])
-            note(right, "dense", (found.dense_energy / 1e6, found.dense), (8, -13))
+            note, over_time(right, "dense", (found.dense_energy / 1e6, found.dense), (8, -13))
         else:
             right.axhline(found.dense, color=LIGHT["dense"], linewidth=1.4)
-    left.set_xscale("log", base=2)
-    ticks = sorted({point.timesteps for point in everything})
-    left.set_xticks(ticks, [str(tick) for tick in ticks])
-    left.minorticks_off()
     left.margins(y=0.1)
     right.margins(x=0.1)
-    if found.score == "perplexity":
-        logarithmic(left.yaxis)
+    over_time(left, sorted({point.timesteps for point in everything}), found.score)
     unit = "µJ per token, estimated (compute)" if priced else "spikes per neuron and window"
-    left.set(xlabel="time steps T", ylabel=found.score, title="Quality over time steps")
     right.set(xlabel=unit, title=f"Quality against {'energy' if priced else 'spikes'}, with T")
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(found.curves) + 1),

@@ -11,8 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from fas.cli.program.session import Session
-from fas.cli.program.terminal import printable
+from fas.cli.program.session import Session, printable
 from fas.errors import FASError
 
 _INTERRUPTED = "interrupted, nothing was written"

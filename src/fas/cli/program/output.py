@@ -16,8 +16,7 @@ import typer
 
 from fas import __version__
 from fas.cli.program.progress import Log, bar
-from fas.cli.program.session import Session, is_first
-from fas.cli.program.terminal import printable
+from fas.cli.program.session import Session, is_first, printable
 from fas.errors import DataError
 from fas.types import Measurement, Origin, Progress, finite
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fas.cli.program.terminal import printable
+from fas.cli.program.session import printable
 from fas.types import Progress
 
 # Seconds between two lines of a log.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -12,10 +13,16 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from fas.cli.program.terminal import printable
-
+# Control characters but tab and line feed, those of the second block, marks that turn the direction of writing, and
+# halves of characters that no encoding has.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Commands that share their work where torchrun or accelerate starts several processes.
 _SHARED = ("calibrate", "convert", "finetune")
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters written out as Python writes them."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def is_first() -> bool:
