@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,19 @@ def converted(
     batches = [family.batch(seed=seed) for seed in seeds]
     options = {"timesteps": 4, **options}
     return fas.convert(family.build(**(build or {})), method(**options), calibration=batches or None).to(dtype)
+
+
+_KEPT: dict[str, tuple[Any, Tensor]] = {}
+
+
+def copied(name: str = "gpt2", **options: Any) -> Any:
+    """Return a copy of what ``converted`` makes of these arguments, which is made once; random numbers go on alike."""
+    key = repr((name, sorted(options.items())))
+    if key not in _KEPT:
+        _KEPT[key] = converted(name, **options), torch.get_rng_state()
+    model, state = _KEPT[key]
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
 
 
 def converted_chain(method: Method, batches: Sequence[Mapping[str, Tensor]]) -> Any:

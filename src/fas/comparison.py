@@ -93,11 +93,6 @@ class Row:
         return dict(self.measurements[0].conditions)
 
     @property
-    def kind(self) -> str:
-        """What a line in a plot stands for: everything but T."""
-        return f"{self.plan}, {self.about.get('coverage')}, {self.about.get('neuron')}"
-
-    @property
     def floats(self) -> tuple[str, ...]:
         """Kinds of operations that stay float."""
         found = self._of("float_operations")

@@ -13,8 +13,8 @@ from urllib.parse import urlparse
 
 import pytest
 
-from fas.reporting.drawing import PAGE
 from fas.reporting.page import write_report
+from fas.reporting.theme import PAGE
 
 from .test_page import FIGURES
 from .tiny_findings import everything

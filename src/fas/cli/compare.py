@@ -97,7 +97,7 @@ def compare(
     """
     with Output.opened(context, as_json) as output:
         from fas.plain_networks import load_either
-        from fas.reporting.drawing import style
+        from fas.reporting.theme import style
         from fas.saving import check_writable
 
         for place in (plot, out):
@@ -258,8 +258,8 @@ def _write(path: Path, rows: list[Measurement]) -> None:
 
 def _draw(rows: list[Measurement], path: Path) -> None:
     """Draw the chief score over T and against spikes per neuron, a line for each kind of network."""
-    from fas.reporting.drawing import save, style
     from fas.reporting.result_figures import result_figures
+    from fas.reporting.theme import save, style
 
     with style():
         (drawing,) = result_figures([row for row in rows if row.quantity != "energy"])

@@ -111,7 +111,7 @@ def _write(loaded: Any, prompt: str) -> str:
 def _can_draw(output: Output) -> bool:
     """Say on both ends of a long run that there will be no page where the library for it is missing."""
     from fas.errors import MissingExtraError
-    from fas.reporting.drawing import style
+    from fas.reporting.theme import style
 
     try:
         with style():

@@ -50,9 +50,9 @@ def report(
     """
     with Output.opened(context, as_json) as output:
         from fas.data.for_model import Sample, calibration_batches, default_data
-        from fas.reporting.drawing import style
         from fas.reporting.look import look
         from fas.reporting.page import write_report
+        from fas.reporting.theme import style
         from fas.saving import check_writable
 
         page = out or Path(f"{Path(model).name}-report.html")

@@ -23,7 +23,7 @@ from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.probe import evaluating, probe_inputs
 from fas.surgery.sites import is_spiking
 from fas.surgery.trace import is_activation, is_convolution, is_linear
-from fas.types import Neuron
+from fas.types import OPERANDS, Neuron
 
 FLOATS = "floats"
 SUMS = "sums of weighted spikes"
@@ -225,27 +225,19 @@ class _Watch(TorchDispatchMode):
             self._attention(path, operands)
 
     def _attention(self, path: str, operands: AttentionOperands) -> None:
-        def sent(role: str) -> str:
-            operand = getattr(operands, role, None)
-            return FLOATS if operand is None else alphabet(operand.neuron.neuron, self.simulation)
-
-        def channels(role: str) -> int:
-            operand = getattr(operands, role, None)
-            return 0 if operand is None else int(operand.neuron.channels)
-
-        for what, driver, store in (
-            ("query · key", "query", "key"),
-            ("weights · values", "attention_weight", "value"),
-        ):
-            spiking = sent(driver) != FLOATS
-            kept = f"{store} {'counts' if sent(store) != FLOATS else 'floats'}"
+        factors = {role: getattr(operands, role, None) for role in OPERANDS}
+        sent = {r: FLOATS if f is None else alphabet(f.neuron.neuron, self.simulation) for r, f in factors.items()}
+        channels = {role: 0 if factor is None else factor.neuron.channels for role, factor in factors.items()}
+        for what, driver, store in (("query · key", "query", "key"), ("weights · values", "attention_weight", "value")):
+            spiking = sent[driver] != FLOATS
+            kept = f"{store} {'counts' if sent[store] != FLOATS else 'floats'}"
             left = f"additions of stored {kept}" if spiking else f"multiply-adds with stored {kept}"
-            self._note(path, what, sent(driver), left, max(channels("query"), channels(store)), floats=not spiking)
-        gates, heads = operands.softmax_gated, channels("attention_weight")
+            self._note(path, what, sent[driver], left, max(channels["query"], channels[store]), floats=not spiking)
+        gates, heads = operands.softmax_gated, channels["attention_weight"]
         left = DIGITS if gates else "an exponential a key, a reciprocal a query"
         self._note(path, "softmax", self.between, left, heads, floats=not gates)
         arrives, left = (DIGITS, _SHIFTED) if gates else (self.between, "multiplications")
-        self._note(path, "division by the sum", arrives, left, channels("query"), floats=not gates)
+        self._note(path, "division by the sum", arrives, left, channels["query"], floats=not gates)
 
 
 def _accounted(module: nn.Module) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Estimate
-from fas.reporting.drawing import LIGHT, PAGE, Drawing, named_rows, new_figure, note
 from fas.reporting.findings import Findings
+from fas.reporting.theme import LIGHT, PAGE, Drawing, named_rows, new_figure, note
 
 _GROUPS = {
     "driven by spikes": ("spiking", ("additions", "graded multiply-adds", "resets")),

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fas.reporting.drawing import (
+from fas.reporting.findings import Findings
+from fas.reporting.theme import (
     LIGHT,
     ROLES,
     Drawing,
@@ -20,7 +21,6 @@ from fas.reporting.drawing import (
     short,
     site_rows,
 )  # fmt: skip
-from fas.reporting.findings import Findings
 
 _MARKS = "The middle half of a site's channels is thick, the middle 90 % thin, the median a dot"
 

@@ -8,12 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from fas.reporting.drawing import COLOURS, PAGE, Drawing, inline, save, style
 from fas.reporting.energy_figures import energy_figures
 from fas.reporting.figures import network_figures
 from fas.reporting.findings import Findings
 from fas.reporting.result_figures import result_figures
 from fas.reporting.tables import section, tables
+from fas.reporting.theme import COLOURS, PAGE, Drawing, inline, save, style
 from fas.storage.directory import write_text
 
 # From what one wants to know first to what one looks up.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fas.reporting.drawing import LIGHT, Drawing, new_figure, note, over_time
+from fas.reporting.theme import LIGHT, Drawing, new_figure, note, over_time
 from fas.types import Measurement
 
 _LINES = ("spiking", "quantised", "green", "violet", "rose", "sand")
