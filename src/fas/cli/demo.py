@@ -87,8 +87,10 @@ def demo(
             planned = [row for row in output.measurements if row.unit == "1" or "plan" in row.conditions]
             findings = replace(findings, seconds=seconds, sample=sample, results=planned)
             figures = page.parent / "figures"
-            about = {"model": EMBEDDED, "network": "snn", "page": str(page)}
-            output.measure("demo_time", seconds, "s", **about, files=len(write_report(findings, page, figures=figures)))
+            stated = {"model": EMBEDDED, "network": "snn", "page": str(page)}
+            output.measure(
+                "demo_time", seconds, "s", **stated, files=len(write_report(findings, page, figures=figures))
+            )
             output.text(f"\nWrote {page}, which opens in any browser, and its figures to {figures} (SVG, PNG).")
 
 

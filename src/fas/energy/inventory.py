@@ -225,7 +225,7 @@ class _Watch(TorchDispatchMode):
             self._attention(path, operands)
 
     def _attention(self, path: str, operands: AttentionOperands) -> None:
-        factors = {role: getattr(operands, role, None) for role in OPERANDS}
+        factors: dict[str, Any] = {role: getattr(operands, role, None) for role in OPERANDS}
         sent = {r: FLOATS if f is None else alphabet(f.neuron.neuron, self.simulation) for r, f in factors.items()}
         channels = {role: 0 if factor is None else factor.neuron.channels for role, factor in factors.items()}
         for what, driver, store in (("query · key", "query", "key"), ("weights · values", "attention_weight", "value")):

@@ -126,7 +126,7 @@ def _comparison(found: Results) -> Drawing:
         for cost, value, steps in known:
             # Each line has its own side of the points: others are near.
             across, up = _SIDES[number % len(_SIDES)]
-            note, over_time(
+            note(
                 right, str(steps), (cost, value), (5 * across, 7 * up), fontsize=7.5, color=colour, va="center",
                 ha="left" if across > 0 else "right",
             )  # fmt: skip
@@ -137,7 +137,7 @@ def _comparison(found: Results) -> Drawing:
         left.axhline(found.dense, color=LIGHT["dense"], linewidth=1.4, label="dense")
         if priced and found.dense_energy is not None:
             right.plot(found.dense_energy / 1e6, found.dense, "s", markersize=8, color=LIGHT["dense"])
-            note, over_time(right, "dense", (found.dense_energy / 1e6, found.dense), (8, -13))
+            note(right, "dense", (found.dense_energy / 1e6, found.dense), (8, -13))
         else:
             right.axhline(found.dense, color=LIGHT["dense"], linewidth=1.4)
     left.margins(y=0.1)
