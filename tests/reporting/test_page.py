@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -14,6 +15,7 @@ from fas.reporting.page import render, write_report
 from fas.reporting.result_figures import gather, pareto, result_figures
 from fas.reporting.tables import significant, table
 from fas.reporting.theme import COLOURS, PAGE, ROLES, short, style
+from fas.types import Role
 
 from .tiny_findings import Page, conversions, everything, findings, result
 
@@ -151,7 +153,7 @@ def test_colours_stand_out(mode):
             # WCAG 2 asks 4.5 of text and 3 of marks; of marks only where they are drawn, on a card.
             asked = 4.5 if name in ("ink", "muted") else 3 if place is PAGE["card"] and name != "grid" else 1
             assert (light + 0.05) / (dark + 0.05) >= asked, name
-    assert set(ROLES.values()) <= set(COLOURS)
+    assert set(ROLES.values()) <= set(COLOURS) and set(ROLES) == set(get_args(Role))
 
 
 def test_a_comparison():

@@ -87,10 +87,9 @@ def demo(
             planned = [row for row in output.measurements if row.unit == "1" or "plan" in row.conditions]
             findings = replace(findings, seconds=seconds, sample=sample, results=planned)
             figures = page.parent / "figures"
-            stated = {"model": EMBEDDED, "network": "snn", "page": str(page)}
-            output.measure(
-                "demo_time", seconds, "s", **stated, files=len(write_report(findings, page, figures=figures))
-            )
+            stated: dict[str, Any] = {"model": EMBEDDED, "network": "snn", "page": str(page)}
+            written = write_report(findings, page, figures=figures)
+            output.measure("demo_time", seconds, "s", **stated, files=len(written))
             output.text(f"\nWrote {page}, which opens in any browser, and its figures to {figures} (SVG, PNG).")
 
 

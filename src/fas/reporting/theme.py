@@ -38,6 +38,7 @@ LIGHT = {name: light for name, (light, _) in COLOURS.items()}
 ROLES = {
     "mlp": "spiking",
     "linear_input": "green",
+    "conv_input": "rose",
     "query": "violet",
     "key": "rose",
     "value": "sand",
