@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fas.exporting.simulators import SETTINGS
+from fas.exporting.nir import SETTINGS
 
 
 def need(*modules: str) -> list[Any]:

@@ -14,8 +14,7 @@ import fas
 from fas.errors import CheckpointError, FASError, MissingExtraError
 from fas.exporting.blocks import blocks
 from fas.exporting.folded import fold
-from fas.exporting.nir import export_nir, import_nir
-from fas.exporting.simulators import SETTINGS
+from fas.exporting.nir import SETTINGS, export_nir, import_nir
 from fas.surgery.replace import populations
 
 nir = pytest.importorskip("nir", reason="nir is not installed: pip install 'fas[nir]'")

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.data.hub import hub_rows
 from fas.data.images import open_image
-from fas.data.table import read_records
+from fas.data.table import hub_rows, read_records
 from fas.errors import DataError
 
 # Names of columns here and in data sets of the hub (Flickr30k, COCO, VQAv2).

@@ -1,4 +1,4 @@
-"""Labelled sentences and sentence pairs from GLUE-style files."""
+"""Rows of files and of data sets of the hub; labelled sentences and sentence pairs from GLUE-style files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fas.errors import DataError
+from fas.errors import DataError, MissingExtraError
 
 Task = Literal["classification", "regression"]
 
@@ -87,6 +87,36 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not records:
         raise DataError(f"{path} has no rows: expected at least one row of data")
     return records
+
+
+def hub_rows(source: str, split: str) -> list[Any]:
+    """Return the rows of one split of a data set.
+
+    Args:
+        source: ``name`` or ``name:config``.
+        split: its part.
+
+    Raises:
+        DataError: no such data set, or no rows.
+        MissingExtraError: the datasets library is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            f"hub data set {source!r} needs the datasets library: pip install 'fas[data]'"
+        ) from error
+    name, _, config = source.partition(":")
+    try:
+        rows = list(datasets.load_dataset(name, config or None, split=split))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{source!r}: no such file or directory here, and hub data set {name!r} "
+            f"(config {config or None!r}, split {split!r}) cannot be loaded: {error}"
+        ) from error
+    if not rows:
+        raise DataError(f"hub data set {source!r} has no rows in split {split!r}")
+    return rows
 
 
 def load_table(path: str | Path, *, task: Task | None = None, label_names: Sequence[str] | None = None) -> Table:

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.data.hub import hub_rows
-from fas.data.table import check_ids, read_records, read_utf8, texts_of
+from fas.data.table import check_ids, hub_rows, read_records, read_utf8, texts_of
 from fas.errors import DataError
 
 HUB_ALIASES = {"wikitext": "Salesforce/wikitext:wikitext-2-raw-v1"}

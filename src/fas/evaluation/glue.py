@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fas.data.hub import hub_rows
-from fas.data.table import Table, load_table
+from fas.data.table import Table, hub_rows, load_table
 from fas.errors import DataError
 
 HUB = "nyu-mll/glue"
