@@ -9,67 +9,50 @@ from pathlib import Path
 from typing import Any
 
 from fas.errors import CheckpointError, DataError
-from fas.loading import Loaded, _to
+from fas.loading import Loaded, _to, load
 
 _FUNCTION = "load_network"
 
 
-def load_either(name: str, device: str, builder: Path | None, spiking: Path | None = None) -> Loaded:
-    """Load a transformers model, or a plain network where a file is named that builds it.
+def load_either(name: str, device: str = "cpu", builder: Path | None = None, spiking: Path | None = None) -> Loaded:
+    """Load a transformers model, or a plain network by the user's own code where a file is named that builds it.
 
     Args:
-        name: of the model, or the directory of the plain network.
+        name: of the model, or the directory that the code is given.
         device: where to put it.
-        builder: the file of ``load_plain``.
-        spiking: see ``load_plain``.
-
-    Raises:
-        ValueError: ``spiking`` without ``builder``.
-        CheckpointError: as ``load`` and ``load_plain``.
-    """
-    from fas.loading import load
-
-    if builder is not None:
-        return load_plain(name, builder, device, spiking)
-    if spiking is not None:
-        raise ValueError("--spiking is for plain networks (--builder): a converted transformers model is MODEL itself")
-    return load(name, device)
-
-
-def load_plain(directory: str, file: Path, device: str = "cpu", spiking: Path | None = None) -> Loaded:
-    """Load a network that is no transformers model by the user's own code.
-
-    Args:
-        directory: what the function is given.
-        file: a Python file with ``load_network(directory)``, which returns the module, alone or first in a tuple.
-        device: where to put it.
+        builder: a Python file with ``load_network(directory)``, which returns the module, alone or first in a tuple.
         spiking: what ``save_pretrained`` wrote of that network, converted; None leaves it dense.
 
     Raises:
-        CheckpointError: no such file or function, something else than a module with convolutions, or a damaged
-            directory.
+        ValueError: ``spiking`` without ``builder``.
+        CheckpointError: as ``load``; no such file or function, something else than a module with convolutions, or a
+            damaged directory.
         SiteError: ``spiking`` was made of another network.
     """
+    if builder is None:
+        if spiking is not None:
+            raise ValueError("--spiking is for plain networks (--builder): a converted transformers model is MODEL")
+        return load(name, device)
     from torch import nn
 
     from fas.storage.foreign import check_parameters
     from fas.surgery.probe import is_convolutional
 
-    spec = importlib.util.spec_from_file_location(file.stem, file) if file.is_file() else None
+    spec = importlib.util.spec_from_file_location(builder.stem, builder) if builder.is_file() else None
     if spec is None or spec.loader is None:
-        raise CheckpointError(f"--builder {file} is no Python file")
+        raise CheckpointError(f"--builder {builder} is no Python file")
     code = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(code)
     function = getattr(code, _FUNCTION, None)
     if function is None:
-        raise CheckpointError(f"{file} has no function {_FUNCTION}(directory) that returns the network")
-    if not Path(directory).is_dir():
-        raise CheckpointError(f"no directory {directory} for {file} to load from")
-    made = function(Path(directory))
+        raise CheckpointError(f"{builder} has no function {_FUNCTION}(directory) that returns the network")
+    if not Path(name).is_dir():
+        raise CheckpointError(f"no directory {name} for {builder} to load from")
+    made = function(Path(name))
     model = made[0] if isinstance(made, tuple) else made
     if not isinstance(model, nn.Module) or not is_convolutional(model):
         raise CheckpointError(
-            f"{_FUNCTION} of {file} returned a {type(model).__name__}; expected a plain module with convolutions"
+            f"{_FUNCTION} of {builder} returned a {type(model).__name__}; expected a plain module with convolutions"
         )
     if spiking is not None:
         from fas.runtime.plain import load_module
@@ -77,8 +60,8 @@ def load_plain(directory: str, file: Path, device: str = "cpu", spiking: Path | 
 
         check_sums(spiking)
         model = load_module(model, spiking)
-    check_parameters(model, directory)
-    return Loaded(directory if spiking is None else str(spiking), _to(model.eval(), device), None)
+    check_parameters(model, name)
+    return Loaded(name if spiking is None else str(spiking), _to(model.eval(), device), None)
 
 
 def is_plain(loaded: Loaded) -> bool:

@@ -66,14 +66,12 @@ def generate(
         check_ids(inputs["input_ids"].tolist(), tokenizer, loaded.vocabulary)
         _check_length(loaded, inputs["input_ids"].shape[1], max_new_tokens)
         set_seed(seed)
-        arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-        if temperature > 0:
-            arguments |= {"do_sample": True, "temperature": temperature, "top_p": top_p}
-        else:
-            arguments["do_sample"] = False
-        anytime = None
-        if margin is not None:
-            anytime = Anytime(margin)
+        samples = temperature > 0
+        arguments: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": samples}
+        if samples:
+            arguments |= {"temperature": temperature, "top_p": top_p}
+        anytime = None if margin is None else Anytime(margin)
+        if anytime is not None:
             arguments["custom_generate"] = anytime
         if tokenizer.pad_token_id is None:
             arguments["pad_token_id"] = tokenizer.eos_token_id

@@ -92,20 +92,18 @@ def _options(method: str) -> tuple[Any, ...]:
     def holder(**arguments: Any) -> None:
         """Hold the options."""
 
-    signature, annotations = [], {}
+    parameters = []
     for field in fields(cls):
         kind = _type(field.name, hints[field.name])
         dashed = field.name.replace("_", "-")
         flags = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
         shown, panel = _shown(field.default), f"Method {method}"
         option = typer.Option(flags, help=help_of.get(field.name, ""), show_default=shown, rich_help_panel=panel)
-        annotations[field.name] = Annotated[kind | None, option]
-        signature.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None))
+        kinds = Annotated[kind | None, option]
+        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kinds))
     described: Any = holder
-    described.__signature__ = inspect.Signature(
-        [parameter.replace(annotation=annotations[parameter.name]) for parameter in signature]
-    )
-    described.__annotations__ = annotations
+    described.__signature__ = inspect.Signature(parameters)
+    described.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app = typer.Typer(add_completion=False)
     app.command()(holder)
     return tuple(typer.main.get_command(app).params)
