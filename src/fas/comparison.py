@@ -238,12 +238,10 @@ class _Data:
 
     @property
     def per(self) -> str:
-        """What energies are counted for."""
         return "image" if is_plain(self.dense) else "token"
 
     @cached_property
     def scores(self) -> Any:
-        """What is measured."""
         return scores_on(
             self.dense, self.test_source, limit=self.test_tokens, window=self.sample.window,
             batch_size=self.sample.batch_size, images=self.test_images,
@@ -251,7 +249,6 @@ class _Data:
 
     @cached_property
     def calibration(self) -> list[Any]:
-        """Batches of calibration."""
         if is_plain(self.dense):
             seed = self.sample.seed
             return inputs_of(photographs(self.dense, self.source, "train", limit=self.images, rows=64, seed=seed))
@@ -259,7 +256,6 @@ class _Data:
 
     @cached_property
     def counted(self) -> list[Any]:
-        """Batches whose operations are counted."""
         if is_plain(self.dense):
             return inputs_of([{name: value[:_COUNTED_IMAGES] for name, value in self.scores.images[0].items()}])
         return held_out_batches(self.dense, self.test_source, replace(self.sample, tokens=_COUNTED))
@@ -282,7 +278,6 @@ class _Bench:
         return run() if self.kept is None else self.kept.part(name, run)
 
     def measured(self, plan: Plan, place: str) -> list[Measurement]:
-        """Return every figure of a plan, and of the control that was trained beside it."""
         reason = plan.refused
         if plan.method is not None:
             try:
@@ -329,7 +324,6 @@ class _Bench:
             yield from self._energy(loaded, method, about, progress("counting"))
 
     def _control(self) -> Iterator[Measurement]:
-        """Measure the control the first time that there is one."""
         control = self.training.control
         if control is None or self.training.has_control:
             return

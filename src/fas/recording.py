@@ -90,7 +90,6 @@ class _Trains:
     recording: Recording
 
     def observe(self, path: str, spikes: Tensor, timesteps: int) -> None:
-        """Keep the spikes of one call of one site (see ``Observer``)."""
         self.recording.sites.setdefault(path, SiteSpikes()).trains.append(spikes.to(torch.uint8))
 
 

@@ -183,7 +183,6 @@ def _parts(plans: list[Plan], losses: bool) -> Iterator[Plan]:
 
 
 def _setting(method: str, text: str, known: set[str]) -> tuple[str, Any]:
-    """Return a field and its value from ``name=value``."""
     name, equals, value = text.partition("=")
     if not equals or name not in known:
         raise ValueError(f"--methods says {method}:{text}; expected FIELD=VALUE with one of {', '.join(sorted(known))}")
@@ -194,7 +193,6 @@ def _setting(method: str, text: str, known: set[str]) -> tuple[str, Any]:
 
 
 def _show(output: Output, found: Comparison, accounting: str | None, train_steps: int) -> None:
-    """Print the table and what must be said beside it."""
     shown = [row for row in found.rows if row.refused is None]
     kinds = list(dict.fromkeys(row.floats for row in shown if row.floats))
     per = "image" if "images" in found.dense.about else "token"

@@ -203,7 +203,6 @@ def batches(rows: Tensor, batch_size: int) -> list[dict[str, Tensor]]:
 
 
 def _encoded(texts: Sequence[str], tokenizer: Any) -> Iterator[Iterator[list[int]]]:
-    """Yield the ids of each text, piece by piece."""
 
     def ids(parts: list[str]) -> list[list[int]]:
         # verbose=False: texts longer than the model's context are meant here, no cause to warn.

@@ -115,7 +115,6 @@ class _Counter:
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
-        """Follow the passes and modules of a model."""
         with ExitStack() as hooks:
             for part in model.modules():
                 if isinstance(part, Folding):
@@ -165,7 +164,6 @@ class _Counter:
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
     def _unit(self, path: str, module: nn.Module, values: Tensor, output: Tensor) -> None:
-        """Count a module as a whole."""
         if isinstance(module, SpikingLayer):
             if self._simulation.network != "snn":
                 found = self._at(path)
@@ -204,7 +202,6 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _is_unit(module: nn.Module) -> bool:
-    """Whether a module is counted as a whole and not by the functions it calls."""
     own = isinstance(module, SpikingLayer | Operand)
     return own or _is_norm(module) or is_activation(module)
 

@@ -205,7 +205,6 @@ class _Watch(TorchDispatchMode):
             self._note(here, name, FLOATS, "evaluations", amount, floats=True)
 
     def _module(self, path: str, module: nn.Module) -> None:
-        """Note what a known module stands for."""
         if isinstance(module, SpikingLinear):
             arrives = alphabet(module.population.neuron, self.simulation)
             self._note(path, "linear", arrives, "additions", module.in_features * module.out_features, floats=False)

@@ -15,8 +15,6 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class _GlueTask:
-    """One task."""
-
     file: str  # with labels, in a folder as GLUE's own archive lays it out
     columns: tuple[str, ...]  # of the sentences in the hub's data set
     metrics: tuple[str, ...]  # that the benchmark reports, of those that ``classify`` gives

@@ -7,14 +7,14 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from fas.recording import Recording
 from fas.storage.digest import digest, states
 from fas.storage.resume import Once, Run
 from fas.types import Measurement
-
-if TYPE_CHECKING:
-    from fas.recording import Recording
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,6 @@ class Kept:
         """
 
         def once(key: str, work: Callable[[], Any]) -> Any:
-            import torch
-
             key, counted = f"{part}: {key}", recording()
             if key in self._run.entries:
                 value, spikes, windows = self._run.entries[key]

@@ -116,8 +116,6 @@ def perplexity(
 
 @dataclass(frozen=True)
 class _Span:
-    """One window of the text."""
-
     begin: int
     end: int
     first: int  # place in the text of the first token that is scored
@@ -152,7 +150,6 @@ def _scored(
 
 
 def _spans(tokens: Tensor, window: int, stride: int, bos: int | None) -> list[_Span]:
-    """Return the windows of a text."""
     length = len(tokens)
     starts = [True] * length if bos is None else (tokens == bos).tolist()
     spans: list[_Span] = []

@@ -236,7 +236,6 @@ class _Run:
 
 
 def _traces(model: Any, inputs: Mapping[str, Tensor], sites: Sequence[str], rows: int) -> dict[str, _Run]:
-    """Run the model once and return what happened at sites."""
     runs = {path: _Run() for path in sites}
     online = model.schedule == "online"
     spiking = model.simulation.using(network="snn", weights="float")

@@ -50,7 +50,6 @@ def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(error: BaseException, arguments: dict[str, Any]) -> NoReturn:
-    """End the command with its message and exit code 1."""
     place = next((arguments[name] for name in ("out", "plot", "page") if arguments.get(name) is not None), None)
     again = "" if _starts_anew(arguments) or not _is_full(error) else "; a second run goes on from where this one was"
     _say(f"error: {message(error, place)}{again}")

@@ -71,7 +71,6 @@ class MethodCommand(TyperCommand):
 
 
 def _named(args: Sequence[str]) -> str:
-    """Return the method that a command line names."""
     for i, arg in enumerate(args):
         if arg == "--method" and i + 1 < len(args):
             return args[i + 1]

@@ -79,7 +79,6 @@ class Output:
         return self._kept
 
     def _resumable(self) -> str:
-        """Return what to say of an interrupted command whose figures are kept."""
         kept = self._kept
         if kept is None or not (kept.parts or kept.batches):
             return ""
