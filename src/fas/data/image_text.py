@@ -65,16 +65,15 @@ def load_pictures(source: str | Path, *, images: Path | None = None, split: str 
     path = Path(source)
     if path.is_file():
         folder = path.parent if images is None else images
-        records = [{**record, "image": _file(folder, record.get("image"))} for record in read_records(path)]
+        records = read_records(path)
+        for record in records:
+            name = record.get("image")
+            record["image"] = folder / name if isinstance(name, str) else None
     elif path.is_dir() or path.suffix:
         raise DataError(f"{path} is no jsonl file: expected rows with image and captions, or question and answers")
     else:
         records = hub_rows(str(source), split)
     return [_picture(f"{source}, row {i}", record) for i, record in enumerate(records, 1)]
-
-
-def _file(folder: Path, name: Any) -> Path | None:
-    return folder / name if isinstance(name, str) else None
 
 
 def _picture(where: str, record: Mapping[str, Any]) -> Picture:

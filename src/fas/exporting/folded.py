@@ -43,7 +43,8 @@ class Folded:
 
     def drive(self, block: Block, current: Tensor) -> Tensor:
         """Return d_t [n, N, C'] for currents x_t [n, N, C]."""
-        return self._both((current - block.offset) / block.threshold)
+        drive = (current - block.offset) / block.threshold
+        return torch.cat([drive, -drive], -1) if self.mirrored else drive
 
     def received(self, block: Block) -> Tensor:
         """Return what goes into the folded block in the trace of the block, [T, N, in or C']."""
@@ -78,9 +79,6 @@ class Folded:
             potential = potential - spikes[t]
         weight, bias = self.weight.to(received.dtype), self.bias.to(received.dtype)
         return spikes, torch.nn.functional.linear(spikes, weight, bias)
-
-    def _both(self, drive: Tensor) -> Tensor:
-        return torch.cat([drive, -drive], -1) if self.mirrored else drive
 
 
 def fold(block: Block) -> Folded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fas.cli.program.session import printable
@@ -36,21 +36,15 @@ def bar(title: str) -> Iterator[Progress]:
 
 
 class Log:
-    """Writes what is being done, its rate and the time left, once in a while.
+    """Writes what is being done, its rate and the time left, once in a while; ``title`` in front of every line."""
 
-    Args:
-        title: of the work, in front of every line.
-        clock: seconds.
-    """
-
-    def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._title, self._clock = title, clock
-        self._what, self._began, self._start = "", clock(), 0
-        self._shown = clock()
+    def __init__(self, title: str) -> None:
+        self._title, self._what, self._start = title, "", 0
+        self._began = self._shown = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Take note of parts done and in all; write a line if the last one is old."""
-        now = self._clock()
+        now = time.monotonic()
         if what != self._what or done < self._start:
             self._what, self._began, self._start = what, now, done
         if now - self._shown < _EVERY:
