@@ -98,7 +98,7 @@ def _options(method: str) -> tuple[Any, ...]:
         flags = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
         shown, panel = _shown(field.default), f"Method {method}"
         option = typer.Option(flags, help=help_of.get(field.name, ""), show_default=shown, rich_help_panel=panel)
-        kinds = Annotated[kind | None, option]
+        kinds: Any = Annotated[kind | None, option]
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kinds))
     described: Any = holder
     described.__signature__ = inspect.Signature(parameters)
