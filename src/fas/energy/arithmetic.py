@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
+from fas.energy.operands import Operands, Scores
 from fas.energy.operations import Operations
 
 # No score of a trained model is as low; masks are, in half precision too.
@@ -26,39 +27,6 @@ _EVALUATED = frozenset({"gelu", "silu", "tanh", "sigmoid", "softplus", "elu"})
 _UNKNOWN = frozenset(
     {"einsum", "bilinear", "grouped_mm", "_grouped_mm", "tensordot", "conv_transpose1d", "conv_transpose2d", "vmap"}
 )
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a softmax of attention received.
-
-    Attributes:
-        place: the module that computed it.
-        size: entries, masked ones included.
-        visible: entries by query [..., queries] that the mask lets through, integers.
-    """
-
-    place: str
-    size: int
-    visible: Tensor
-
-    @property
-    def pairs(self) -> int:
-        """Number of pairs of query and key that the mask lets through."""
-        return int(self.visible.sum())
-
-
-class Drives(Protocol):
-    """What is known of spikes that take part in the products of attention."""
-
-    def driven(self, place: str, product: str) -> bool:
-        """Say whether spikes drive a product, ``scores`` or ``values``, of the module at a place."""
-
-    def scored(self, scores: Scores, words: int) -> None:
-        """Hear that the scores of a module are known; ``words`` are the entries of its keys."""
-
-    def valued(self, place: str, width: int, words: int) -> None:
-        """Hear that values of a width were weighed; ``words`` are the entries of the values."""
 
 
 @dataclass
@@ -84,11 +52,11 @@ class Arithmetic(TorchFunctionMode):
         uncounted: products that this class does not know, by name and number of calls.
     """
 
-    def __init__(self, at: Callable[[str], Operations], drives: Drives) -> None:
+    def __init__(self, at: Callable[[str], Operations], operands: Operands) -> None:
         super().__init__()
         self.place, self.opaque = "", 0
         self.uncounted: dict[str, int] = {}
-        self._at, self._drives = at, drives
+        self._at, self._operands = at, operands
         self._scores: Scores | None = None
         self._product: _Product | None = None
 
@@ -133,6 +101,12 @@ class Arithmetic(TorchFunctionMode):
         found.weight_words_time += number
         found.weight_words_pass += words
 
+    def _normalise(self, pairs: int, rows: int, *, fused: bool = True) -> None:
+        found = self._at(self.place)
+        found.exponentials += pairs
+        found.divisions += rows
+        found.multiplications += pairs * fused
+
     def _convolve(self, function: Any, args: Any, named: Any) -> None:
         """Count a convolution; what padding adds is not multiplied."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation")
@@ -147,10 +121,7 @@ class Arithmetic(TorchFunctionMode):
         pairs = query.numel() // width * heads * keys
         self._count((2 * query.numel() + key.numel() + value.numel()) * width, 4 * width * width)
         self._count(2 * pairs * (width // heads), key.numel() + value.numel())
-        found = self._at(self.place)
-        found.exponentials += pairs
-        found.multiplications += pairs
-        found.divisions += pairs // keys
+        self._normalise(pairs, pairs // keys)
 
     def _multiply(self, left: Tensor, right: Tensor, result: Tensor) -> None:
         inner = left.shape[-1]
@@ -163,12 +134,12 @@ class Arithmetic(TorchFunctionMode):
             # Weights of attention times values.
             self._scores = None
             width = result.shape[-1]
-            if self._drives.driven(self.place, "values"):
-                self._drives.valued(self.place, width, right.numel())
+            if self._operands.driven(self.place, "values"):
+                self._operands.valued(self.place, width, right.numel())
             else:
                 self._count(scores.pairs * width, right.numel())
             return
-        counted = not self._drives.driven(self.place, "scores")
+        counted = not self._operands.driven(self.place, "scores")
         if counted:
             self._count(number, right.numel())
         self._product = _Product(self.place, result.numel(), inner, right.numel(), counted)
@@ -185,21 +156,14 @@ class Arithmetic(TorchFunctionMode):
         self._product = None
         visible = (values > _MASKED).sum(-1)
         scores = Scores(self.place, values.numel(), visible)
-        found = self._at(self.place)
-        found.exponentials += scores.pairs
-        found.divisions += visible.numel()
-        if fused:
-            found.multiplications += scores.pairs
+        self._normalise(scores.pairs, visible.numel(), fused=fused)
         if product is None or not attends:
             return
         self._scores = scores
         if product.counted:
-            hidden = (product.size - scores.pairs) * product.inner
-            found.multiply_adds -= hidden
-            found.weight_words -= hidden
-            found.weight_words_time -= hidden
+            self._count((scores.pairs - product.size) * product.inner, 0)
         else:
-            self._drives.scored(scores, product.words)
+            self._operands.scored(scores, product.words)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Any, _: Any, causal: Any) -> None:
         rows, keys = query.shape[:-1], key.shape[-2]
@@ -212,10 +176,7 @@ class Arithmetic(TorchFunctionMode):
         else:
             pairs = rows.numel() * keys
         self._count(pairs * (query.shape[-1] + value.shape[-1]), key.numel() + value.numel())
-        found = self._at(self.place)
-        found.exponentials += pairs
-        found.multiplications += pairs
-        found.divisions += rows.numel()
+        self._normalise(pairs, rows.numel())
 
     def _is_mask(self, result: Tensor) -> bool:
         """Whether an addition puts a mask or a position bias on scores."""

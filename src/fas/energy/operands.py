@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fas.energy.arithmetic import Scores
+from torch import Tensor
+
 from fas.energy.emission import Emission
 from fas.energy.operations import Operations
 from fas.layers.simulation import Simulation
@@ -13,6 +14,26 @@ from fas.surgery.replace import attention_of
 from fas.types import OPERANDS, Role, Site
 
 _DRIVER: dict[str, Role] = {"scores": "query", "values": "attention_weight"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a softmax of attention received.
+
+    Attributes:
+        place: the module that computed it.
+        size: entries, masked ones included.
+        visible: entries by query [..., queries] that the mask lets through, integers.
+    """
+
+    place: str
+    size: int
+    visible: Tensor
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of query and key that the mask lets through."""
+        return int(self.visible.sum())
 
 
 @dataclass
