@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
@@ -175,34 +176,31 @@ class AugmentedBatches(Sequence[dict[str, Tensor]]):
 
 def _members(path: Path, per_class: int | None) -> Iterator[tuple[str, bytes]]:
     """Yield names and contents in the order of the names, the first so many of every folder."""
-    seen: dict[str, int] = {}
-
-    def wanted(name: str) -> bool:
-        folder = PurePosixPath(name).parent.name
-        seen[folder] = seen.get(folder, 0) + 1
-        return per_class is None or seen[folder] <= per_class
-
     if path.is_dir():
-        files = sorted(p for p in path.glob("*/*") if p.suffix.lower() in _ENDINGS)
-        for file in files:
-            if wanted(file.as_posix()):
-                yield file.as_posix(), file.read_bytes()
+        files = {file.as_posix(): file for file in path.glob("*/*") if file.suffix.lower() in _ENDINGS}
+        yield from ((name, files[name].read_bytes()) for name in _first(files, per_class))
         return
+    found: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as archive:
             members = [m for m in archive.getmembers() if m.isfile() and m.name.lower().endswith(_ENDINGS)]
-            chosen = {member.name for member in sorted(members, key=lambda m: m.name) if wanted(member.name)}
-            found: dict[str, bytes] = {}
+            chosen = set(_first((member.name for member in members), per_class))
             # In the order of the archive: jumping in a compressed one starts over each time.
             for member in members:
-                if member.name in chosen:
-                    content = archive.extractfile(member)
-                    assert content is not None
+                content = archive.extractfile(member) if member.name in chosen else None
+                if content is not None:
                     found[member.name] = content.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path} cannot be read as a tar archive ({error}): expected one, or a folder") from None
-    for name in sorted(found):
-        yield name, found[name]
+    yield from sorted(found.items())
+
+
+def _first(names: Iterable[str], per_class: int | None) -> list[str]:
+    """Return the first so many names of every folder, in order."""
+    folders = {name: PurePosixPath(name).parent.name for name in names}
+    ordered = sorted(folders, key=lambda name: (folders[name], name))
+    groups = groupby(ordered, key=folders.__getitem__)
+    return [name for _, group in groups for name in islice(group, per_class)]
 
 
 def _decode(name: str, content: bytes) -> Tensor:

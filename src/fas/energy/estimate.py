@@ -373,9 +373,5 @@ def _split(counts: Counts, phase: Phase) -> tuple[Operations, Operations]:
 
 def _without(rest: Operations, number: float) -> Operations:
     """Return the remainder without some multiply-adds, and what they would have read."""
-    less = Operations()
-    less += rest
-    less.multiply_adds -= round(number)
-    less.weight_words -= round(number)
-    less.weight_words_time -= round(number)
-    return less
+    names = ("multiply_adds", "weight_words", "weight_words_time")
+    return replace(rest, **{name: getattr(rest, name) - round(number) for name in names})
