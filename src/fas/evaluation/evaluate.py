@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,9 +107,7 @@ def evaluate(
         )  # fmt: skip
     found: list[Measurement] = []
     steps = [timesteps] if timesteps is None or isinstance(timesteps, int) else timesteps
-    simulation = loaded.model.simulation if loaded.converted else None
-    own = {} if simulation is None else {name: getattr(simulation, name) for name in _SETTINGS}
-    with nullcontext() if simulation is None else simulation.using(**own):
+    with _as_before(loaded):
         for step in steps:
             if loaded.converted:
                 loaded.model.network = network or "snn"
@@ -122,6 +120,17 @@ def evaluate(
             for name, run in parts.items():
                 found += run() if kept is None else kept.part(f"{name} {loaded.conditions}", run)
     return found
+
+
+@contextmanager
+def _as_before(loaded: Loaded) -> Iterator[None]:
+    """Put back the settings of a converted model when the block ends."""
+    before = {name: getattr(loaded.model, name) for name in _SETTINGS} if loaded.converted else {}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(loaded.model, name, value)
 
 
 def _score_task(
