@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fas.errors import CheckpointError, DataError
-from fas.loading import Loaded, _to, load
+from fas.loading import Loaded, _to
 
 _FUNCTION = "load_network"
 
@@ -32,6 +32,8 @@ def load_either(name: str, device: str = "cpu", builder: Path | None = None, spi
     if builder is None:
         if spiking is not None:
             raise ValueError("--spiking is for plain networks (--builder): a converted transformers model is MODEL")
+        from fas.loading import load
+
         return load(name, device)
     from torch import nn
 
