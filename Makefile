@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo models lint format test test-all bench docs clean
+.PHONY: help setup demo models lint format test test-all mutants bench docs clean
 
 # The interpreter that builds the environment. 3.11 first: the CPU wheel of torch named in
 # constraints.txt is built for it.
@@ -44,6 +44,10 @@ test: lint  ## lint, then every test that is not slow
 
 test-all: lint docs  ## lint, the site, then every test
 	$(PYTEST)
+
+mutants: setup  ## change the library one spot at a time: do the tests notice? build/mutants; LIMIT=40 tries forty more
+	$(BIN)/python -m pip install --quiet -c constraints.txt cosmic-ray==8.7.0
+	$(BIN)/python tools/mutants.py --limit $(or $(LIMIT),300)
 
 bench: setup  ## measure speed and memory beside the dense model; writes build/bench
 	$(BIN)/python -m benchmarks.suite --out build/bench
