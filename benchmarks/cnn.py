@@ -278,7 +278,7 @@ class Comparison:
 
     def fas(self) -> None:
         """Calibration per layer and per channel."""
-        self.by_steps("fas signed_if", lambda t: fas.FAS(timesteps=t))
+        self.by_steps("fas signed_if", lambda t: fas.FAS(timesteps=t, neuron="signed_if"))
         self.by_steps("fas clipped_count", lambda t: fas.FAS(timesteps=t, neuron="clipped_count"))
 
     def las(self) -> None:

@@ -64,7 +64,7 @@ def main() -> None:
 
     # Beside the checkpoint: the folder for temporary files may lie in memory.
     place = Path(tempfile.mkdtemp(prefix=".streamed.", dir=arguments.checkpoint.parent))
-    method = fas.FAS(timesteps=arguments.timesteps, coverage=arguments.coverage)
+    method = fas.FAS(timesteps=arguments.timesteps, coverage=arguments.coverage, neuron="signed_if")
     began = time.perf_counter()
     try:
         stream(

@@ -39,7 +39,7 @@ def resident(name):
 
 before = resident("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
-fas.convert(model, fas.FAS(timesteps=8, coverage="linear"), calibration=batches)
+fas.convert(model, fas.FAS(timesteps=8, neuron="signed_if"), calibration=batches)
 parameters = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
 print(parameters, before, resident("VmHWM") - before)
 """

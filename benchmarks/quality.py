@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--spike-prices", type=float, nargs="*", default=[])
     parser.add_argument("--train-price", type=float, help="of stage 1, if not that of calibration")
     parser.add_argument("--neurons", nargs="+", default=["signed_if", "phase", "ternary_phase"])
+    parser.add_argument("--seed", type=int, default=0, help="of the windows that calibrate")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -64,8 +65,8 @@ class Quality:
         train = token_stream(load_documents(arguments.train), tokenizer)
         test = token_stream(load_documents(arguments.test, split="test"), tokenizer)
         self.test = test[: arguments.test_tokens]
-        self.train = windows(train, 256, seed=0)
-        self.calibration = batches(self.train[: arguments.tokens // 256], 16)
+        self.train = windows(train, 256)
+        self.calibration = batches(windows(train, 256, limit_tokens=arguments.tokens, seed=arguments.seed), 16)
         self.base = self.measure(self.load(), network="ann")
         self.control: float | None = None
 

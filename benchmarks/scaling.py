@@ -177,12 +177,12 @@ def child(stage: str, tokens: int, out: Path) -> None:
         rows = torch.randint(shape.vocabulary, (tokens // 128 if shape is SMALL else 8, 128))
         batches = [{"input_ids": part} for part in rows.split(4)]
         if stage != "calibrate":
-            fas.convert(model, fas.FAS(timesteps=8), calibration=[{"input_ids": rows[:1, :32]}])
+            fas.convert(model, fas.FAS(timesteps=8, neuron="signed_if"), calibration=[{"input_ids": rows[:1, :32]}])
         gc.collect()
         give_back()
         held, before = resident("VmRSS"), sent()
         if stage == "calibrate":
-            fas.convert(model, fas.FAS(timesteps=8), calibration=batches)
+            fas.convert(model, fas.FAS(timesteps=8, neuron="signed_if"), calibration=batches)
         else:
             settings = Finetune(max_steps=STEPS, batch_size=1, save_steps=1000)
             tuned(settings, model, language_modelling(rows[:, :32]), output_dir=directory)

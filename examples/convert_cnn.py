@@ -36,7 +36,7 @@ with torch.no_grad():
 
 # A plain module says nothing about its input: a probe does, and batches go by the names of the forward's arguments.
 calibration = [{"input": images(64)[0]} for _ in range(2)]
-fas.convert(model, fas.FAS(timesteps=8), calibration=calibration, probe={"input": x[:1]})
+fas.convert(model, fas.FAS(timesteps=8, neuron="signed_if"), calibration=calibration, probe={"input": x[:1]})
 with torch.no_grad():
     print(f"spiking, T = 8: {(model(x).argmax(1) == y).float().mean():.1%}")
     model.schedule = "online"

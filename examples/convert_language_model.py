@@ -15,7 +15,7 @@ train = token_stream(load_documents("stdlib", split="train")[:20], tokenizer)
 calibration = batches(windows(train, 128, limit_tokens=2048, seed=0), 8)
 
 rows = fas.evaluate(loaded, tokens=1024)
-fas.convert(model, fas.FAS(timesteps=8, coverage="linear"), calibration=calibration)
+fas.convert(model, fas.FAS(timesteps=8), calibration=calibration)
 rows += fas.evaluate(loaded, tokens=1024)
 for row in rows:
     print(f"{row.conditions['network']}: {row.quantity} {row.value:.2f}")

@@ -20,7 +20,7 @@ config = OPTConfig(
 )  # fmt: skip
 model = OPTForCausalLM(config).eval()
 ids = torch.randint(100, (4, 16))
-fas.convert(model, fas.FAS(timesteps=8), calibration=[{"input_ids": ids}])
+fas.convert(model, fas.FAS(timesteps=8, neuron="signed_if"), calibration=[{"input_ids": ids}])
 
 folder = Path(tempfile.mkdtemp()) / "nir"
 export_nir(model, folder, {"input_ids": ids})

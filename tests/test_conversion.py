@@ -25,9 +25,10 @@ def test_verbs_stay_verbs():
 
 def test_the_default_is_every_linear_layer_at_eight_steps():
     model = fas.convert(FAMILIES["gpt2"].build())
+    assert model.fas_config.recipe.neuron == "signed_digit"
     # The levels of the quantised network follow from the steps at conversion, and are stated from then on.
-    assert model.fas_config.recipe == fas.FAS(levels=8) and model.fas_config.method == "fas"
-    assert (model.timesteps, model.levels, model.network) == (8, 8, "snn")
+    assert model.fas_config.recipe == fas.FAS(levels=975) and model.fas_config.method == "fas"
+    assert (model.timesteps, model.levels, model.network) == (8, 975, "snn")
     assert linear_layers(model) == set() and model.records == []
 
 
@@ -48,7 +49,7 @@ def test_calibrating_later_is_the_same():
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.mark.parametrize("settings", [{}, {"execution": "stepped"}, {"schedule": "online"}, {"network": "quantised"}])
+@pytest.mark.parametrize("settings", [{}, {"execution": "stepped"}, {"network": "quantised"}])
 def test_a_model_without_thresholds_does_not_run(settings):
     model = fas.convert(FAMILIES["gpt2"].build())
     with pytest.raises(NotCalibratedError, match=r"site .* has no thresholds yet: run fas\.calibrate\(model, data\)"):

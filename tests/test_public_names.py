@@ -14,7 +14,7 @@ VERBS = {
     "calibrate", "compare", "convert", "count_operations", "estimate_energy", "evaluate", "export", "finetune", "load",
     "load_module", "record", "report", "revert", "stream", "write_card",
 }  # fmt: skip
-METHODS = {"FAS", "FastSNN", "LAS", "QCFSOnly", "RateNorm", "ThresholdBalancing"}
+METHODS = {"FAS", "FASPaper", "FastSNN", "LAS", "QCFSOnly", "RateNorm", "ThresholdBalancing"}
 NEURONS = {"ClippedCount", "OutlierAware", "Phase", "SignedDigit", "SignedIF", "SoftResetIF", "TernaryPhase"}
 OTHERS = {"Anytime", "FASConfig", "Finetune", "Loaded", "Measurement", "Plan", "__version__"}
 

@@ -54,7 +54,7 @@ def test_rates():
 
 
 def test_trains_are_kept_step_by_step():
-    model, batch = converted(coverage="mlp"), FAMILIES["gpt2"].batch()
+    model, batch = converted(coverage="mlp", neuron="signed_if"), FAMILIES["gpt2"].batch()
     assert model.execution == "collapsed"
     recording = recorded(model, batch, trains=True)
     counted = recorded(model, batch)
@@ -68,7 +68,7 @@ def test_trains_are_kept_step_by_step():
 
 
 def test_online_spikes():
-    model, batch = converted(coverage="mlp", schedule="online"), FAMILIES["gpt2"].batch()
+    model, batch = converted(coverage="mlp", schedule="online", neuron="signed_if"), FAMILIES["gpt2"].batch()
     recording = recorded(model, batch, trains=True)
     for site in recording.sites.values():
         (train,) = site.trains
@@ -127,7 +127,7 @@ def test_recording_changes_no_answer():
     "settings", [{}, {"execution": "stepped"}, {"schedule": "online"}, {"schedule": "online", "operators": "instant"}]
 )
 def test_spikes_are_counted_where_they_are_made(settings, monkeypatch):
-    model, batch = converted(), FAMILIES["gpt2"].batch()
+    model, batch = converted(neuron="signed_if"), FAMILIES["gpt2"].batch()
     expected = recorded(model, batch, trains=True, **settings)
 
     def show(*arguments):
@@ -155,7 +155,7 @@ def test_generation_is_recorded():
 
 
 def test_a_window_that_runs_step_by_step_counts_once():
-    model = converted(coverage="mlp", schedule="online")
+    model = converted(coverage="mlp", schedule="online", neuron="signed_if")
     ids = FAMILIES["gpt2"].batch(rows=1)["input_ids"]
     arguments = {
         "attention_mask": torch.ones_like(ids), "max_new_tokens": 3, "min_new_tokens": 3, "pad_token_id": 0,

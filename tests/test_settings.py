@@ -36,7 +36,9 @@ def by_loading(model, timesteps):
 
 
 def converted(**options):
-    return fas.convert(FAMILIES["opt"].build(), fas.FAS(**{"timesteps": 4, "coverage": "mlp", **options}))
+    return fas.convert(
+        FAMILIES["opt"].build(), fas.FAS(**{"timesteps": 4, "coverage": "mlp", "neuron": "signed_if", **options})
+    )
 
 
 @pytest.mark.parametrize("change", [by_attribute, by_loading])
@@ -65,7 +67,9 @@ def test_every_setting_is_an_attribute_and_is_checked(name):
 
 
 def test_transformers_models_save_every_setting(tmp_path):
-    model = fas.convert(FAMILIES["gpt2"].build(), fas.FAS(timesteps=4), calibration=[FAMILIES["gpt2"].batch()])
+    model = fas.convert(
+        FAMILIES["gpt2"].build(), fas.FAS(timesteps=4, neuron="signed_if"), calibration=[FAMILIES["gpt2"].batch()]
+    )
     for name in SAVED:
         setattr(model, name, OTHER[name])
     model.save_pretrained(tmp_path)
@@ -74,7 +78,9 @@ def test_transformers_models_save_every_setting(tmp_path):
 
 
 def test_plain_modules_save_every_setting(tmp_path):
-    model = fas.convert(tiny_cnns.build("vgg"), fas.FAS(timesteps=4), probe={"x": X[:1]}, calibration=[{"x": X}])
+    model = fas.convert(
+        tiny_cnns.build("vgg"), fas.FAS(timesteps=4, neuron="signed_if"), probe={"x": X[:1]}, calibration=[{"x": X}]
+    )
     for name in SAVED:
         setattr(model, name, OTHER[name])
     model.save_pretrained(tmp_path)
@@ -87,7 +93,7 @@ def test_the_configuration_is_that_of_the_model_without_asking():
     model.timesteps, model.weights = 2, "int8"
     stored = json.loads(model.config.to_json_string())["quantization_config"]
     assert (stored["timesteps"], stored["levels"], stored["weights"]) == (2, 2, "int8")
-    assert model.fas_config.recipe == fas.FAS(timesteps=2, levels=2, coverage="mlp")
+    assert model.fas_config.recipe == fas.FAS(timesteps=2, levels=2, coverage="mlp", neuron="signed_if")
 
 
 def test_settings_of_a_block_end_with_it():

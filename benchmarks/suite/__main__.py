@@ -111,7 +111,8 @@ def bench(
         if threads is not None:
             torch.set_num_threads(threads)
         plan = Suite(
-            tuple(chosen(words(subjects))), tuple(words(sizes)), FAS(timesteps=timesteps, coverage=coverage),
+            tuple(chosen(words(subjects))), tuple(words(sizes)),
+            FAS(timesteps=timesteps, coverage=coverage, neuron="signed_if"),
             prompt=prompt, new=new_tokens, batches=batches, rounds=repeats, tokens=tokens, patience=patience,
             memory=memory, kernels=kernels, growth=growth, device=_device(device), seed=seed,
         )  # fmt: skip

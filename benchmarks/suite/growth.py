@@ -84,7 +84,7 @@ def _timed(
         vocab_size=256, n_positions=point.sequence, n_embd=point.width, n_layer=point.depth,
         n_head=max(1, point.width // _HEAD), bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    method = FAS(timesteps=point.timesteps, coarse=False, fine=False)
+    method = FAS(timesteps=point.timesteps, neuron="signed_if", coarse=False, fine=False)
     stock = Stock("growth", method, tokens=point.sequence, device=device, source=from_config(config))
     ids = random_tokens(stock.dense, 1, point.sequence, seed=2).to(device)
     programs = {}

@@ -111,7 +111,7 @@ def _site(timesteps: int, channels: int, device: torch.device) -> tuple[Any, Pop
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     model = from_config(config).to(device)
-    convert(model, FAS(timesteps=timesteps, coverage="mlp"))
+    convert(model, FAS(timesteps=timesteps, coverage="mlp", neuron="signed_if"))
     population = spiking_layers(model)[model.sites[0].path].population
     ones = torch.ones(channels, device=device)
     population.set(ones, 0 * ones, ones / 2)

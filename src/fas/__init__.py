@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fas.loading import Loaded as Loaded
     from fas.loading import load as load
     from fas.methods.fas import FAS as FAS
+    from fas.methods.fas_paper import FASPaper as FASPaper
     from fas.methods.fast_snn import FastSNN as FastSNN
     from fas.methods.las import LAS as LAS
     from fas.methods.qcfs_only import QCFSOnly as QCFSOnly
@@ -52,6 +53,7 @@ _HOMES = {
     "Anytime": "fas.runtime.anytime",
     "ClippedCount": "fas.neurons.clipped_count",
     "FAS": "fas.methods.fas",
+    "FASPaper": "fas.methods.fas_paper",
     "FASConfig": "fas.config",
     "FastSNN": "fas.methods.fast_snn",
     "Finetune": "fas.stages.finetune",

@@ -12,18 +12,25 @@ from typing import Any
 
 import torch
 
-from fas.conversion import convert, name_of
-from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches
+from fas.conversion import convert, losses_of, name_of
+from fas.data.for_model import (
+    Sample,
+    calibration_batches,
+    check_apart,
+    default_data,
+    held_out_batches,
+    is_classifier,
+)
 from fas.energy.estimate import Accounting, Estimate, counts_of, levels_of
 from fas.energy.inventory import operations
 from fas.energy.prices import load_prices
 from fas.errors import FASError
 from fas.evaluation.control import TRAINED, Training
+from fas.evaluation.interval import CONFIDENCE, ratio_interval
 from fas.evaluation.kept import Kept
-from fas.evaluation.score import measure, scores_on
+from fas.evaluation.score import WINDOWS, measure, scores_on
 from fas.loading import Loaded, loaded_of
 from fas.plain_networks import inputs_of, is_plain, photographs
-from fas.stages.align import Align
 from fas.types import Measurement, Method, Progress
 
 # Tokens, or images, whose operations are counted: counts per token settle quickly.
@@ -70,6 +77,12 @@ class Row:
     plan: str
     timesteps: int | None
     measurements: Sequence[Measurement]
+
+    @property
+    def stated(self) -> list[Measurement]:
+        """The measurements without what single windows gave."""
+        hidden = [{k: v for k, v in row.conditions.items() if k != WINDOWS} for row in self.measurements]
+        return [replace(row, conditions=about) for row, about in zip(self.measurements, hidden, strict=True)]
 
     @property
     def refused(self) -> str | None:
@@ -122,8 +135,20 @@ class Comparison:
 
     @property
     def measurements(self) -> list[Measurement]:
-        """Every figure."""
-        return [measured for row in (self.dense, *self.rows) for measured in row.measurements]
+        """Every figure, and behind them the ratios of perplexities with their intervals."""
+        found = [measured for row in (self.dense, *self.rows) for measured in row.stated]
+        for row in self.rows:
+            if row.refused is None and row.score == "perplexity":
+                about = {name: value for name, value in row.about.items() if name not in (WINDOWS, "stderr")}
+                if (interval := self.interval(row)) is not None:
+                    about |= {"interval": list(interval), "confidence": CONFIDENCE}
+                found.append(Measurement("perplexity_ratio", self.relation(row), "1", conditions=about))
+        return found
+
+    def interval(self, row: Row) -> tuple[float, float] | None:
+        """Return between which values chance lets the ratio of perplexities lie (``fas.evaluation.interval``)."""
+        ours, theirs = (of.about.get(WINDOWS) for of in (row, self.dense))
+        return ratio_interval(ours, theirs) if ours and theirs else None
 
     def relation(self, row: Row) -> float:
         """Return how a score stands to the dense model's: a ratio of perplexities, a difference of other scores."""
@@ -193,13 +218,17 @@ def compare(
     source = default_data(dense, None if data is None else str(data))
     if test_data is None and Path(source).is_file():
         raise ValueError(f"{source} would be both calibrated and measured on: name other data with --test-data")
+    if not (is_plain(dense) or is_classifier(dense)):
+        check_apart(source, str(test_data or source))
     named = [plan if isinstance(plan, Plan) else Plan(name_of(plan), plan, timesteps=plan.timesteps) for plan in plans]
     if not named:
         raise ValueError("no combination is possible: no method was named")
     sample = Sample(tokens, window, batch_size, seed)
     seen = _Data(dense, source, str(test_data or source), sample, test_tokens, images, test_images)
     bench = _Bench(seen, accounting, train_steps, kept, progress)
-    reference = Row("dense", None, bench.part("dense", partial(measure, dense, seen.scores, progress=progress)))
+    reference = Row(
+        "dense", None, bench.part("dense", partial(measure, dense, seen.scores, progress=progress, by_window=True))
+    )
     rows: list[Row] = []
     control: list[Measurement] = []
     for done, plan in enumerate(named):
@@ -303,7 +332,8 @@ class _Bench:
             # Neurons refuse a T that their method cannot know of: no reason to lose the other rows.
             raise FASError(str(error)) from error
         if plan.losses:
-            aligned = Align(seed=data.sample.seed).run(loaded.model, data.calibration, progress("aligning"))
+            stage = losses_of(method, data.sample.seed)
+            aligned = stage.run(loaded.model, data.calibration, progress("aligning"))
             loaded.model.records.append(aligned)
         seconds, training = time.perf_counter() - began, None
         stated: dict[str, Any] = {"plan": plan.name}
@@ -311,7 +341,7 @@ class _Bench:
             stated["train_steps"] = self.train_steps
             training = self.training.run(loaded, method, data.calibration, progress("training"))
             yield from self._control()
-        yield from measure(loaded, data.scores, progress=progress("measuring"), **stated)
+        yield from measure(loaded, data.scores, progress=progress("measuring"), by_window=True, **stated)
         about = {**loaded.conditions, **stated}
         yield Measurement("conversion_time", seconds, "s", conditions=about)
         if training is not None:
@@ -328,7 +358,7 @@ class _Bench:
         if control is None or self.training.has_control:
             return
         about: dict[str, Any] = {"plan": CONTROL, "train_steps": self.train_steps}
-        yield from measure(control.loaded, self.data.scores, progress=self._progress, **about)
+        yield from measure(control.loaded, self.data.scores, progress=self._progress, by_window=True, **about)
         conditions = {**control.loaded.conditions, **about}
         yield Measurement("training_time", control.seconds, "s", conditions=conditions)
 

@@ -21,6 +21,7 @@ from fas.loading import Loaded
 from fas.methods.fas import FAS
 from fas.runtime.plain import ConvertedModule, install_module, uninstall_module
 from fas.runtime.transformers_ import ConvertedModel, install, uninstall
+from fas.stages.align import Align
 from fas.storage.digest import digest, pieces
 from fas.storage.foreign import check_parameters
 from fas.storage.resume import Run
@@ -190,6 +191,12 @@ def stages_of(model: Any) -> list[Stage]:
             "is, or convert the dense model again"
         )
     return left
+
+
+def losses_of(method: Method, seed: int = 0) -> Align:
+    """Return the losses that may end calibration: the method's own, if it has some."""
+    losses: Align = getattr(method, "losses", Align)(seed=seed)
+    return losses
 
 
 def revert(model: Any) -> Any:

@@ -21,4 +21,4 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stock() -> Stock:
-    return Stock("tiny", FAS(timesteps=4), tokens=64, source=FAMILIES["gpt2"].build())
+    return Stock("tiny", FAS(timesteps=4, neuron="signed_if"), tokens=64, source=FAMILIES["gpt2"].build())

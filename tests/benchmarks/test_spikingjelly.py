@@ -98,7 +98,7 @@ def test_its_recipe_takes_qwen2_only(stock: Stock) -> None:
 @pytest.mark.skipif(spikingjelly.VARIABLE not in os.environ, reason="no SpikingJelly was named")
 def test_the_real_package() -> None:
     same_spikes()
-    stock = Stock("tiny", FAS(timesteps=4), tokens=64, source=FAMILIES["qwen2"].build())
+    stock = Stock("tiny", FAS(timesteps=4, neuron="signed_if"), tokens=64, source=FAMILIES["qwen2"].build())
     contender = SUBJECTS["spikingjelly-qwen2"].make(stock, "spikingjelly-qwen2")
     with torch.inference_mode():
         assert contender.decode(torch.tensor([[1, 2, 3]]), 4)()().shape == (1, 1)

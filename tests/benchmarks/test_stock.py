@@ -20,7 +20,10 @@ def test_conversion_leaves_the_dense_model_alone(stock: Stock) -> None:
 def test_saved_parameters_give_the_same_network(stock: Stock, tmp_path: Path) -> None:
     stock.save(tmp_path / "parameters.safetensors")
     again = Stock(
-        "tiny", FAS(timesteps=4), source=FAMILIES["gpt2"].build(), parameters=tmp_path / "parameters.safetensors"
+        "tiny",
+        FAS(timesteps=4, neuron="signed_if"),
+        source=FAMILIES["gpt2"].build(),
+        parameters=tmp_path / "parameters.safetensors",
     )
     ids = FAMILIES["gpt2"].batch()["input_ids"]
     with torch.no_grad():

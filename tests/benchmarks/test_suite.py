@@ -20,7 +20,8 @@ from fas.types import Measurement
 def plan(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.setattr(suite.limits, "measure", lambda device: Roofline(read=1e9, copy=2e9, flops=3e9))
     return Suite(
-        tuple(chosen(["collapsed", "reference", "spikingjelly-qwen2"])), (str(directory),), FAS(timesteps=3),
+        tuple(chosen(["collapsed", "reference", "spikingjelly-qwen2"])), (str(directory),),
+        FAS(timesteps=3, neuron="signed_if"),
         prompt=6, new=4, batches=(1, 2), rounds=2, tokens=32, memory=False, kernels=False, growth=False,
     )  # fmt: skip
 

@@ -97,7 +97,7 @@ def text(folder: Path) -> Path:
 def snn(run: Run, dense: Path, text: Path, folder: Path) -> Path:
     """The GPT-2, converted by the program."""
     place = folder / "gpt2-snn"
-    run("convert", dense, place, "--data", text, "--tokens", 512, "--timesteps", 4)
+    run("convert", dense, place, "--data", text, "--tokens", 512, "--timesteps", 4, "--neuron", "signed_if")
     return place
 
 

@@ -122,7 +122,7 @@ def test_a_combination_that_a_method_does_not_offer_is_said(run, dense: Path, te
     arguments = ["--data", text, "--test-data", held_out, *SMALL]
     done = run("compare", dense, "--timesteps", "0,2", *arguments)
     assert "refused: fas, T = 0: timesteps is 0" in done.stdout
-    assert "× ANN" in done.stdout and "signed_if" in done.stdout
+    assert "× ANN" in done.stdout and "signed_digit" in done.stdout
     assert "no combination is possible" in run("compare", dense, "--timesteps", "0", *arguments, code=1).stderr
 
 
@@ -209,13 +209,25 @@ def test_a_row_for_every_part_of_the_calibration(rows, run, dense: Path, text: P
     found = rows("compare", dense, *arguments)
     values = {row["conditions"].get("plan"): row["value"] for row in found if row["quantity"] == "perplexity"}
     assert list(values) == [None, "none (maximum)", "coarse", "coarse + fine", "coarse + fine + losses"]
-    assert len({values[part] for part in values}) == len(values), "two parts of the calibration do the same"
+    # The losses may find nothing that is better on what they hold out.
+    assert len(set(list(values.values())[:-1])) == len(values) - 1, "two parts of the calibration do the same"
+    ratios = {row["conditions"]["plan"]: row for row in found if row["quantity"] == "perplexity_ratio"}
+    assert list(ratios) == list(values)[1:]
+    for plan, row in ratios.items():
+        low, high = row["conditions"]["interval"]
+        assert row["value"] == values[plan] / values[None] and low <= row["value"] <= high
+        assert row["conditions"]["confidence"] == 0.95 and "nll_by_window" not in row["conditions"]
     assert {row["conditions"]["coverage"] for row in found if "plan" in row["conditions"]} == {"mlp"}
     assert "no parts coarse and fine" in run("compare", dense, *arguments, "--methods", "fast_snn", code=1).stderr
 
 
-def test_what_cannot_be_compared(run, dense: Path, snn: Path, text: Path, held_out: Path) -> None:
+def test_what_cannot_be_compared(run, dense: Path, snn: Path, text: Path, held_out: Path, tmp_path: Path) -> None:
     assert "--test-data" in run("compare", dense, "--data", text, code=1).stderr
+    # Nor a folder whose files are for both, nor a copy.
+    for name in ("one.txt", "other.txt"):
+        (tmp_path / name).write_bytes(text.read_bytes())
+    for test_data in ((), ("--test-data", tmp_path / "one.txt")):
+        assert "would calibrate and measure" in run("compare", dense, "--data", tmp_path, *test_data, code=1).stderr
     message = run("compare", snn, "--data", text, "--test-data", held_out, code=1).stderr
     assert "is converted already" in message
 

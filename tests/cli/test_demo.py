@@ -31,7 +31,7 @@ def test_rows_for_every_network_and_the_page(rows, tmp_path: Path) -> None:
         ("quantised", 2, "signed_if"),
         ("snn", 2, "signed_if"),
     ]
-    assert {c["neuron"] for c in perplexities[1:]} == {"signed_if", "ternary_phase"}
+    assert {c["neuron"] for c in perplexities[1:]} == {"signed_if", "signed_digit"}
     assert any(row["quantity"] == "spikes_per_neuron" for row in found)
     figures = {path.stem for path in (page.parent / "figures").glob("*.svg")}
     assert figures == {path.stem for path in (page.parent / "figures").glob("*.png")} == {
@@ -39,7 +39,7 @@ def test_rows_for_every_network_and_the_page(rows, tmp_path: Path) -> None:
         "break-even",
     }  # fmt: skip
     shown = page.read_text(encoding="utf-8")
-    for part in ("ternary_phase", "What it writes", "fas demo", "loihi"):
+    for part in ("signed_digit", "What it writes", "fas demo", "loihi"):
         assert part in shown, part
 
 

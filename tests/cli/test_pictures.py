@@ -31,7 +31,7 @@ def git(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def git_snn(git: Path, pictures: tuple[Path, Path]) -> Path:
     loaded, place = load(str(git)), git.with_name("snn")
     batches = calibration_batches(loaded, str(pictures[0]), Sample(100, batch_size=2))
-    fas.convert(loaded.model, fas.FAS(timesteps=4), calibration=batches)
+    fas.convert(loaded.model, fas.FAS(timesteps=4, neuron="signed_if"), calibration=batches)
     loaded.model.save_pretrained(place)
     loaded.need_processor().save_pretrained(place)
     return place

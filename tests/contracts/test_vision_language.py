@@ -68,7 +68,7 @@ def test_conversion_keeps_the_dense_model_inside(name, coverage):
     assert not torch.equal(collapsed, before)
     # One formula; the native product of a few rows adds in another order than torch's.
     margin = 2e-5 * float(collapsed.abs().max())
-    quantised = answer(model, inputs, network="quantised", levels=5)
+    quantised = answer(model, inputs, network="quantised")
     torch.testing.assert_close(quantised, collapsed, rtol=1e-4, atol=margin)
     # T passes are summed instead of one.
     torch.testing.assert_close(answer(model, inputs, execution="stepped"), collapsed, rtol=1e-4, atol=margin)
@@ -146,7 +146,7 @@ def test_graded_online_spikes_are_exact(name, coverage):
 def test_samples_online_do_not_know_of_each_other(name, operators):
     # Binary spikes: a row in the place of another step or sample would show.
     family, inputs = VISION_LANGUAGE[name], in_float64(VISION_LANGUAGE[name].batch())
-    model = calibrated(family, schedule="online", operators=operators).double()
+    model = calibrated(family, schedule="online", operators=operators, neuron="signed_if").double()
     if name == "paligemma":
         # Beside a padded text the dense model sees another mask too.
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
@@ -179,7 +179,7 @@ def test_attention_of_one_image_at_a_time_is_refused_online():
 def test_the_cache_changes_nothing_online(name):
     # Binary spikes, whose order layerwise does not tell.
     family = VISION_LANGUAGE[name]
-    model = calibrated(family, schedule="online").double()
+    model = calibrated(family, schedule="online", neuron="signed_if").double()
     inputs = in_float64(prompts(family))
     for options in ({}, {"num_beams": 3}):
         assert torch.equal(said(model, inputs, **options), said(model, inputs, use_cache=False, **options))

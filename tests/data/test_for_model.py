@@ -1,5 +1,7 @@
 """Data by name, documents or batches, as the inputs of a model."""
 
+import hashlib
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import fas
-from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches, name_of_data, tokens
+from fas.data import stdlib
+from fas.data.for_model import (
+    Sample,
+    calibration_batches,
+    check_apart,
+    default_data,
+    held_out_batches,
+    name_of_data,
+    tokens,
+)
 from fas.errors import CheckpointError, DataError
+from fas.evaluation.score import measure, scores_on
 from fas.loading import Loaded
 
 WORDS = ["[END]", "[UNK]", "[BOS]", *"abcdefgh"]
@@ -142,3 +154,39 @@ def test_the_file_of_the_calibration_is_no_default_for_a_measurement(tmp_path: P
     assert default_data(loaded, None) == str(file) == default_data(loaded, str(file), held_out=True)
     with pytest.raises(DataError, match=r"calibrated on .* name other data"):
         default_data(loaded, None, held_out=True)
+
+
+def test_calibration_reads_the_train_part_and_measurements_the_test_part(loaded: Loaded, tmp_path: Path) -> None:
+    for name, word in (("train", "a"), ("test", "b")):
+        (tmp_path / f"{name}.txt").write_text(f"{word} " * 64)
+    a, b = (WORDS.index(word) for word in "ab")
+    source, sample = str(tmp_path), Sample(32, 8)
+    calibrating, counted = calibration_batches(loaded, source, sample), held_out_batches(loaded, source, sample)
+    assert {token for row in rows(calibrating) for token in row} == {a}
+    assert {token for row in rows(counted) for token in row} == {b}
+    whole, train, test = (
+        measure(loaded, scores_on(loaded, str(place)))[0].value
+        for place in (tmp_path, tmp_path / "train.txt", tmp_path / "test.txt")
+    )
+    assert whole == test != train
+    check_apart(source, source)
+
+
+def test_text_that_calibrates_does_not_measure_whatever_it_is_called(tmp_path: Path) -> None:
+    # A directory without names of splits gives all of its files to both.
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} " * 64)
+    copy = tmp_path / "copy" / "again.txt"
+    copy.parent.mkdir()
+    copy.write_text("one " * 64)
+    for test in (tmp_path, tmp_path / "one.txt", copy):
+        with pytest.raises(ValueError, match=r"the same text of .* would calibrate and measure: name other data"):
+            check_apart(str(tmp_path), str(test))
+    check_apart(str(tmp_path / "one.txt"), str(tmp_path / "other.txt"))
+
+
+def test_what_is_held_out_of_the_standard_library_is_a_twentieth_by_the_hash_of_its_path() -> None:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = ["abc.py", "ast.py", "json/decoder.py", *(path.name for path in sorted(root.glob("*.py")))]
+    apart = {n for n in names if int(hashlib.sha256(n.encode()).hexdigest(), 16) % 20 == 0}
+    assert apart == {n for n in names if stdlib._is_heldout(n)} and 0 < len(apart) < len(names) / 10

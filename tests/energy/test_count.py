@@ -139,7 +139,7 @@ def test_a_sliding_window_sees_no_further():
 
 def test_online_repeats_what_spikes_do_not_drive():
     batch = FAMILIES["llama"].batch()
-    model = converted("llama", coverage="mlp")
+    model = converted("llama", coverage="mlp", neuron="signed_if")
     once, often = counted(model, batch), counted(model, batch, schedule="online")
     # The output layer is linear and computes the answer alone.
     assert once.places.pop(("prefill", "lm_head")) == often.places.pop(("prefill", "lm_head"))
@@ -219,7 +219,7 @@ def generated(model, prompt, new, **options):
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_prefill_and_decoding_stand_apart(name, schedule):
     prompt = FAMILIES[name].batch()["input_ids"]
-    model = converted(name, schedule=schedule)
+    model = converted(name, schedule=schedule, neuron="signed_if")
     counts = generated(model, prompt, 4)
     heads = {"gpt2": 2, "llama": 4}[name]
     # The last of the new tokens is not read again.
@@ -260,7 +260,7 @@ def test_the_keys_of_an_encoder_are_sent_once():
 def test_stopping_early_counts_the_steps_that_ran():
     prompt = FAMILIES["gpt2"].batch(rows=1)["input_ids"]
     # Without the head: the step-by-step loop gives logits of the whole prompt, generate those of its end.
-    model = converted(schedule="online", coverage="mlp")
+    model = converted(schedule="online", coverage="mlp", neuron="signed_if")
     whole = generated(model, prompt, 3)
     anytime = fas.Anytime(margin=math.inf)
     stepwise = generated(model, prompt, 3, custom_generate=anytime)
@@ -343,7 +343,7 @@ def test_convolutions_and_functions():
 
 
 def test_rows():
-    counts = counted(converted(), FAMILIES["gpt2"].batch())
+    counts = counted(converted(neuron="signed_if"), FAMILIES["gpt2"].batch())
     rows = list(counts.measurements(model="tiny"))
     assert {row.origin for row in rows} == {"measured"}
     additions = [row for row in rows if row.quantity == "additions"]

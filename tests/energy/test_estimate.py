@@ -72,6 +72,18 @@ def test_by_hand(accounting, network):
     assert estimate().unpriced("prefill", accounting, network) == {}
 
 
+@pytest.mark.parametrize("network", ["snn", "snn_int8"])
+def test_additions_of_digits_cost_what_other_additions_do(network):
+    digits = replace(SITE, additions=0, shift_additions=SITE.additions)
+    for accounting in ("compute", "memory"):
+        assert estimate(site=digits).energy("prefill", accounting, network) == pytest.approx(
+            BY_HAND[accounting, network] / TOKENS, rel=1e-12
+        )
+    assert estimate(site=digits).break_even("prefill", "compute", "twin") == pytest.approx(
+        estimate().break_even("prefill", "compute", "twin")
+    )
+
+
 def test_the_accounting_of_papers():
     found = estimate()
     rate = found.spikes_per_neuron("prefill") / 8
@@ -179,7 +191,7 @@ def test_rows_are_estimates():
 
 @pytest.mark.parametrize("coverage", ["mlp", "linear", "full"])
 def test_a_model_from_end_to_end(coverage):
-    model, batch = converted(coverage=coverage), FAMILIES["gpt2"].batch()
+    model, batch = converted(coverage=coverage, neuron="signed_if"), FAMILIES["gpt2"].batch()
     told = []
     found = estimate_energy(model, [batch], new_tokens=3, progress=lambda *part: told.append(part))
     assert (
@@ -208,15 +220,17 @@ def test_the_dense_network_does_not_depend_on_what_spikes(schedule):
     batch = FAMILIES["llama"].batch()
     bills = []
     for coverage in ("mlp", "linear"):
-        spiking, dense = count_both(converted("llama", coverage=coverage, schedule=schedule), [batch])
+        spiking, dense = count_both(
+            converted("llama", coverage=coverage, schedule=schedule, neuron="signed_if"), [batch]
+        )
         found = Estimate(spiking, dense, 9, load_prices("45nm"))
         bills.append(found.energy("prefill", "compute", "ann"))
     assert bills[0] == pytest.approx(bills[1], rel=1e-12)  # the same numbers, summed in another order
 
 
 def test_levels():
-    assert levels_of(converted()) == 9 and levels_of(converted(neuron="phase")) == 31
-    assert levels_of(converted("opt", coverage="mlp")) == 5
+    assert levels_of(converted(neuron="signed_if")) == 9 and levels_of(converted(neuron="phase")) == 31
+    assert levels_of(converted("opt", coverage="mlp", neuron="signed_if")) == 5
 
 
 def test_what_is_refused():

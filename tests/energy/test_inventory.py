@@ -10,6 +10,7 @@ from torch import nn
 import fas
 from fas.energy.inventory import FLOATS, SUMS, alphabet, operations
 from fas.errors import SiteError
+from fas.layers import attention
 from fas.layers.simulation import Simulation
 from fas.methods.las import LAS
 from fas.methods.qcfs_only import QCFSOnly
@@ -47,7 +48,7 @@ def test_alphabets(neuron, layerwise, online):
 
 
 def test_gpt2_in_full_coverage_is_what_one_counts_by_hand():
-    table = by_place(found("gpt2", fas.FAS(coverage="full")))
+    table = by_place(found("gpt2", fas.FAS(coverage="full", neuron="signed_if")))
     block = "transformer.h.*."
     spikes, binary = "ternary spikes", "binary spikes"
     norm = "multiplications, squares, one root and one reciprocal a row"
@@ -76,6 +77,19 @@ def test_gates_leave_no_float():
     for path, what in (("ln_1", "normalisation"), ("attn", "division by the sum")):
         assert table[f"transformer.h.*.{path}", what][:3] == shifted
     assert not [o for o in found("gpt2", LAS()) if o.floats]
+    # The spiking network is watched as soon as it runs: it takes a maximum that the dense one leaves to torch.
+    model = fas.convert(FAMILIES["gpt2"].build(), LAS(timesteps=4), calibration=[FAMILIES["gpt2"].batch()])
+    spiking = by_place(operations(model))
+    maximum = spiking.pop(("transformer.h.*.attn", "maximum of a row"))
+    assert spiking == table and maximum == (SUMS, "comparisons", False, 2, 2 * 2)
+
+
+def test_what_only_the_spiking_network_computes_is_listed(monkeypatch):
+    model = fas.convert(FAMILIES["gpt2"].build(), LAS(timesteps=4), calibration=[FAMILIES["gpt2"].batch()])
+    share = attention.share_of
+    monkeypatch.setattr(attention, "share_of", lambda coded, **how: share(coded, **how) * (coded.mean() * 0).cos())
+    (left,) = [o for o in operations(model) if o.floats]
+    assert left.what == "cos" and left.path == "in transformer.h.*.attn (GPT2Attention)"
 
 
 def test_the_gated_product_is_driven_by_digits_where_the_activation_is_gated():
@@ -94,13 +108,15 @@ def test_what_no_module_stands_for_is_listed_by_its_name():
 
 
 def test_partial_coverage_says_what_is_dense():
-    table = by_place(found("gpt2", fas.FAS(coverage="mlp")))
+    table = by_place(found("gpt2", fas.FAS(coverage="mlp", neuron="signed_if")))
     assert table["transformer.h.*.attn.c_attn", "linear"] == (FLOATS, "multiply-adds", True, 2, 2 * 32 * 96)
     # Four tokens: 16 scores a head and 4 outputs of 16, from either product.
     assert table["in transformer.h.* (GPT2Block)", "add"][0] == FLOATS
     assert table["in transformer.h.*.attn (GPT2Attention)", "scaled_dot_product"][:3] == (FLOATS, "multiply-adds", True)
     assert table["transformer.h.*.mlp.c_proj", "linear"][:3] == ("ternary spikes", "additions", False)
-    few = by_place(found("gpt2", fas.FAS(coverage="full", exclude=["*.operands.query", "*.operands.value"])))
+    few = by_place(
+        found("gpt2", fas.FAS(coverage="full", exclude=["*.operands.query", "*.operands.value"], neuron="signed_if"))
+    )
     place = "transformer.h.*.attn"
     assert few[place, "query · key"][:3] == (FLOATS, "multiply-adds with stored key counts", True)
     assert few[place, "weights · values"][:3] == ("binary spikes", "additions of stored value floats", False)

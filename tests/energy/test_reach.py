@@ -75,7 +75,7 @@ def test_a_subclass_with_a_forward_of_its_own():
 @pytest.mark.parametrize("schedule", ["layerwise", "online"])
 def test_sites_of_a_network_against_loops_over_recorded_spikes(name, schedule):
     steps, x = 3, tiny_cnns.images(2)
-    method = fas.FAS(timesteps=steps, schedule=schedule)
+    method = fas.FAS(timesteps=steps, schedule=schedule, neuron="signed_if")
     model = fas.convert(tiny_cnns.build(name), method, probe={"x": x[:1]}, calibration=[{"x": x}])
     with torch.no_grad(), count_operations(model) as counts:
         model(x=x)

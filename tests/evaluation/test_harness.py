@@ -61,7 +61,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dense = gpt2()
     dense.save_pretrained(place / "dense")
     rows = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
-    snn = fas.convert(dense, fas.FAS(timesteps=4), calibration=[{"input_ids": rows}])
+    snn = fas.convert(dense, fas.FAS(timesteps=4, neuron="signed_if"), calibration=[{"input_ids": rows}])
     snn.save_pretrained(place / "snn")
     for name in ("dense", "snn"):
         tokenizer().save_pretrained(place / name)

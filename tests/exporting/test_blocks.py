@@ -22,7 +22,7 @@ converted = functools.partial(made.converted, timesteps=T, seeds=(1,))
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert_mlm", "opt"])
 def test_a_trace_is_what_the_model_did(family: str) -> None:
-    model, inputs = converted(family), FAMILIES[family].batch(2, 6, seed=3)
+    model, inputs = converted(family, neuron="signed_if"), FAMILIES[family].batch(2, 6, seed=3)
     found = blocks(model, inputs, rows=64)
     assert [block.path for block in found] == [site.path for site in model.sites]
     with torch.no_grad(), fas.record(model, trains=True) as spikes:
@@ -45,7 +45,7 @@ def test_a_single_row(weights: str) -> None:
     """A single token is multiplied by its counts, which are no values."""
     chosen = FAMILIES["gpt2"]
     model = chosen.build(activation_function="relu")
-    model = fas.convert(model, fas.FAS(timesteps=T), calibration=[chosen.batch()])
+    model = fas.convert(model, fas.FAS(timesteps=T, neuron="signed_if"), calibration=[chosen.batch()])
     model.weights = weights
     for block in blocks(model, chosen.batch(1, 1, seed=3)):
         folded, trace = fold(block), block.trace

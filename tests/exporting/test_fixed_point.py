@@ -109,6 +109,12 @@ def test_thresholds_use_their_bits(log_theta: float, v_init: float, offset: floa
     # Half a unit.
     assert abs(used - theta) <= Fraction(2) ** int(fixed.exponent) / 2
     assert 0 <= int(fixed.v_init) <= int(fixed.threshold)
+    # To the nearest, both of them.
+    assert abs(int(fixed.v_init) - int(fixed.threshold) * Fraction(float(block.v_init))) <= Fraction(1, 2)
+    current = torch.tensor([[[0.3], [-1.7], [2.6]]], dtype=torch.float64) * math.exp(log_theta) / 3
+    for value, whole in zip(current.flatten().tolist(), fixed.encode(current).flatten().tolist(), strict=True):
+        exact = Fraction(value) / Fraction(2) ** int(fixed.exponent) - int(fixed.offset)
+        assert abs(whole - exact) <= Fraction(1, 2) or abs(whole) >= 2 ** (bits - 1) - 1
 
 
 def test_weights_use_their_bits_and_are_the_nearest() -> None:
@@ -135,7 +141,7 @@ def test_a_weight_that_is_a_power_of_two_times_127_is_exact() -> None:
 
 def test_outputs_approach_the_model_with_the_bits(tmp_path: Path) -> None:
     chosen = FAMILIES["gpt2"]
-    model = fas.convert(chosen.build(), fas.FAS(timesteps=6), calibration=[chosen.batch()])
+    model = fas.convert(chosen.build(), fas.FAS(timesteps=6, neuron="signed_if"), calibration=[chosen.batch()])
     inputs = chosen.batch(seed=3)
     few, many = (
         export_fixed_point(model, tmp_path / f"{bits}.safetensors", inputs, membrane_bits=bits)  # type: ignore[arg-type]
@@ -194,7 +200,9 @@ def test_to_the_last_bit_there_and_back(neuron: Any, tmp_path: Path) -> None:
 
 def test_online_runs_step_by_step() -> None:
     chosen = FAMILIES["gpt2"]
-    model = fas.convert(chosen.build(), fas.FAS(timesteps=4, schedule="online"), calibration=[chosen.batch()])
+    model = fas.convert(
+        chosen.build(), fas.FAS(timesteps=4, schedule="online", neuron="signed_if"), calibration=[chosen.batch()]
+    )
     for block in blocks(model, chosen.batch(2, 5, seed=3)):
         found = cost(block, fix(block, 24))
         # Differences of running means in float32 against whole numbers.

@@ -75,10 +75,10 @@ def test_a_plain_neuron_is_itself_for_any_input(steps: Any, start: Any) -> None:
 
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    ("gpt2", {}),
-    ("gpt2", {"granularity": "tensor", "centred": False}),
-    ("llama", {}),
-    ("opt", {}),
+    ("gpt2", {"neuron": "signed_if"}),
+    ("gpt2", {"neuron": "signed_if", "granularity": "tensor", "centred": False}),
+    ("llama", {"neuron": "signed_if"}),
+    ("opt", {"neuron": "signed_if"}),
     ("opt", {"coverage": "mlp", "neuron": "soft_reset_if"}),
     ("opt", {"coverage": "mlp", "neuron": "soft_reset_if", "schedule": "online"}),
     ("opt", {"coverage": "mlp", "neuron": "soft_reset_if", "schedule": "online", "operators": "instant"}),

@@ -21,8 +21,8 @@ nir = pytest.importorskip("nir", reason="nir is not installed: pip install 'fas[
 
 T = 6
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "signed": ("gpt2", {}),
-    "relu": ("opt", {"coverage": "mlp"}),
+    "signed": ("gpt2", {"neuron": "signed_if"}),
+    "relu": ("opt", {"coverage": "mlp", "neuron": "signed_if"}),
     "online": ("opt", {"coverage": "mlp", "neuron": "soft_reset_if", "schedule": "online"}),
 }
 

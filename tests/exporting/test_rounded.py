@@ -16,7 +16,7 @@ from fas.exporting.rounded import rounded
 @pytest.mark.parametrize("bits", [16, 24])
 def test_a_model_runs_as_its_blocks_do(name, bits, tmp_path):
     family = FAMILIES[name]
-    model = fas.convert(family.build(), fas.FAS(timesteps=4), calibration=[family.batch()])
+    model = fas.convert(family.build(), fas.FAS(timesteps=4, neuron="signed_if"), calibration=[family.batch()])
     batch = family.batch(2, 5)
     before, state = logits(model, batch), {key: value.clone() for key, value in model.state_dict().items()}
     save_fixed_point([fix(block, bits) for block in blocks(model)], tmp_path / "f")
@@ -42,7 +42,7 @@ def test_a_model_runs_as_its_blocks_do(name, bits, tmp_path):
 
 def test_shared_weights_are_rounded_in_the_layer_only():
     family = FAMILIES["gpt2"]
-    model = fas.convert(family.build(), fas.FAS(timesteps=4), calibration=[family.batch()])
+    model = fas.convert(family.build(), fas.FAS(timesteps=4, neuron="signed_if"), calibration=[family.batch()])
     embedding = model.transformer.wte.weight
     assert model.lm_head.weight is embedding
     before = embedding.clone()
@@ -53,7 +53,7 @@ def test_shared_weights_are_rounded_in_the_layer_only():
 
 def test_parameters_come_back_after_an_error():
     family = FAMILIES["gpt2"]
-    model = fas.convert(family.build(), fas.FAS(timesteps=4), calibration=[family.batch()])
+    model = fas.convert(family.build(), fas.FAS(timesteps=4, neuron="signed_if"), calibration=[family.batch()])
     weight = model.transformer.h[0].mlp.c_fc.weight
     with pytest.raises(RuntimeError, match="on purpose"), rounded(model, [fix(b) for b in blocks(model)]):
         assert model.transformer.h[0].mlp.c_fc.weight is not weight

@@ -121,6 +121,18 @@ def test_checksums_are_those_of_sha256sum(snn) -> None:
     assert (snn / SUMS).read_text() == f"{hashlib.sha256((snn / _WEIGHTS).read_bytes()).hexdigest()}  {_WEIGHTS}\n"
 
 
+def test_every_character_of_a_checksum_counts(tmp_path) -> None:
+    (tmp_path / _WEIGHTS).write_bytes(b"weights")
+    write_sums(tmp_path)
+    check_sums(tmp_path)
+    stated = (tmp_path / SUMS).read_text()
+    for place in (0, 12, 63):
+        other = "0" if stated[place] != "0" else "1"
+        (tmp_path / SUMS).write_text(stated[:place] + other + stated[place + 1 :])
+        with pytest.raises(CheckpointError, match="has changed since it was written"):
+            check_sums(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -52,7 +52,7 @@ def test_the_error_stated_holds(name):
     # Stated with three digits, on other points.
     assert 0.9 * function.max_error < largest < 1.01 * function.max_error
     # Float32 rounds the exponent of exp by up to 50 · log2(e) · 6e-8 of an octave, other values by a few 6e-8.
-    assert float(error(name, inputs(name).float()).max()) < function.max_error + 5e-6
+    assert float(error(name, inputs(name).float()).max()) < (5.3e-6 if name == "exp" else 1.02 * function.max_error)
 
 
 @pytest.mark.parametrize("name", NAMES)

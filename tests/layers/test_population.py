@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import generator
-from neuron_variants import every, rate
+from neuron_variants import codes, every, label, rate
 
 from fas.errors import CalibrationError, FASError, NotCalibratedError
 from fas.layers.population import Population
@@ -156,16 +156,17 @@ def test_any_number_of_leading_dimensions(neuron: Neuron, shape: tuple[int, ...]
         assert population(x).shape == (3, *shape)
 
 
-@rate
-@few
+@pytest.mark.parametrize("neuron", codes(), ids=label)
+@settings(max_examples=settings.default.max_examples // 20)
 @given(seed=seeds, steps=timesteps)
 def test_the_quantised_network_with_as_many_levels_is_the_spiking_one(neuron, seed, steps):
-    population = build(neuron, seed, timesteps=steps, levels=steps)
+    population = build(neuron, seed, timesteps=steps, levels=neuron.resolution(steps))
     x = normal(seed, 5, 7)
     spiking = population(x).detach()
-    with population.simulation.using(network="quantised"):
-        # The same arithmetic, so equal to the last bit.
-        assert torch.equal(population(x).detach(), spiking)
+    # The same arithmetic, so equal to the last bit; it stays the network that was trained when T changes.
+    for now in (steps, steps + 1):
+        with population.simulation.using(network="quantised", timesteps=now):
+            assert torch.equal(population(x).detach(), spiking)
 
 
 @every

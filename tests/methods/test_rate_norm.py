@@ -13,6 +13,7 @@ from torch.nn import functional
 import fas
 from fas.errors import CalibrationError, DataError, SiteError
 from fas.methods.rate_norm import RateNorm
+from fas.stages import rate_norm as stage
 from fas.stages.rate_norm import FitRates
 from fas.stages.train_rates import TrainRates
 from fas.surgery.replace import populations
@@ -245,3 +246,17 @@ def test_what_it_refuses():
     layerwise = converted(batches, schedule="layerwise")
     with pytest.raises(ValueError, match=r"set model\.schedule = 'online', not 'layerwise'"):
         fit_curve(layerwise, batches)
+
+
+def test_stage_two_compares_with_the_network_of_its_start(monkeypatch):
+    seen = []
+    loss = stage.rate_inference_loss
+
+    def recorded(made, target, *rest):
+        seen.append((made.detach(), target))
+        return loss(made, target, *rest)
+
+    monkeypatch.setattr(stage, "rate_inference_loss", recorded)
+    converted(data(1), fit_epochs=6, fit_rate=1.0, omega_weight=1.0)
+    assert len(seen) == 6 and torch.equal(*seen[0])
+    assert all(torch.equal(target, seen[0][1]) and not torch.equal(made, target) for made, target in seen[1:])

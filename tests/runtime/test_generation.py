@@ -12,10 +12,10 @@ import fas
 MODES = [("layerwise", "difference"), ("online", "difference"), ("online", "instant")]
 
 
-def converted(name, schedule="layerwise", operators="difference", **options):
+def converted(name, schedule="layerwise", operators="difference", neuron="signed_if", **options):
     # Float64: a cache sums in another order, and no sum lies that near to a level or a second-best token.
     family = FAMILIES[name]
-    method = fas.FAS(timesteps=3, schedule=schedule, operators=operators, **options)
+    method = fas.FAS(timesteps=3, schedule=schedule, operators=operators, neuron=neuron, **options)
     return fas.convert(family.build(), method, calibration=[family.batch(seed=3)]).double()
 
 

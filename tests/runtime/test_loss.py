@@ -15,7 +15,9 @@ TIMESTEPS = 4
 
 
 def online(model, batch, **options):
-    model = fas.convert(model, fas.FAS(timesteps=TIMESTEPS, schedule="online", **options), calibration=[batch])
+    model = fas.convert(
+        model, fas.FAS(timesteps=TIMESTEPS, schedule="online", neuron="signed_if", **options), calibration=[batch]
+    )
     return model.eval()
 
 

@@ -44,7 +44,7 @@ def saved(name: str, place: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize("schedule", ["layerwise", "online"])
 def test_text_generation(tmp_path, schedule):
-    model = saved("gpt2", tmp_path, schedule=schedule)
+    model = saved("gpt2", tmp_path, schedule=schedule, neuron="signed_if")
     run = pipeline("text-generation", model=str(tmp_path))
     assert isinstance(run.model, ConvertedModel) and run.model.schedule == schedule
     # A batch of two lengths, padded on the left, and the same one by one.
@@ -72,7 +72,7 @@ def test_fill_mask(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["layerwise", "online"])
 def test_text_classification(tmp_path, schedule):
-    model = saved("bert_classifier", tmp_path, schedule=schedule)
+    model = saved("bert_classifier", tmp_path, schedule=schedule, neuron="signed_if")
     found = pipeline("text-classification", model=str(tmp_path), top_k=None)(["w5 w6 w7", "w8"], batch_size=2)
     for answer, ids in zip(found, ([5, 6, 7], [8]), strict=True):
         with torch.no_grad():
@@ -109,7 +109,8 @@ def test_feature_extraction(tmp_path):
 @pytest.mark.parametrize("schedule", ["layerwise", "online"])
 def test_a_static_cache(schedule):
     family = FAMILIES["llama"]
-    model = fas.convert(family.build(), fas.FAS(timesteps=4, schedule=schedule), calibration=[family.batch()])
+    method = fas.FAS(timesteps=4, schedule=schedule, neuron="signed_if")
+    model = fas.convert(family.build(), method, calibration=[family.batch()])
     inputs = family.batch(2, 6)
     options = {"max_new_tokens": 6, "do_sample": False}
     wanted = model.generate(**inputs, **options)

@@ -43,7 +43,7 @@ def test_settings_list_their_choices(name, choices):
 
 
 def test_settings_take_effect_at_the_next_call():
-    model, batch = converted(), FAMILIES["gpt2"].batch()
+    model, batch = converted(neuron="signed_if"), FAMILIES["gpt2"].batch()
     four = logits(model, batch)
     model.timesteps = 32
     many = logits(model, batch)
@@ -79,7 +79,7 @@ def test_the_phase_code():
 @pytest.mark.parametrize("name", ["gpt2", "bert_classifier", "t5", "vit"])
 @pytest.mark.parametrize("operators", ["difference", "instant"])
 def test_the_last_step_is_the_answer(name, operators):
-    model, batch = converted(name), FAMILIES[name].batch()
+    model, batch = converted(name, neuron="signed_if"), FAMILIES[name].batch()
     model.schedule, model.operators = "online", operators
     with torch.no_grad():
         steps = model.logits_per_step(**batch)
@@ -93,7 +93,7 @@ def test_the_last_step_is_the_answer(name, operators):
 
 
 def test_instant_steps_are_running_means():
-    model, batch = converted(timesteps=3), FAMILIES["gpt2"].batch()
+    model, batch = converted(timesteps=3, neuron="signed_if"), FAMILIES["gpt2"].batch()
     model.schedule, model.operators = "online", "instant"
     raw = []
     handle = model.lm_head.register_forward_hook(lambda _, __, output: raw.append(output.detach()))
@@ -118,7 +118,7 @@ def test_steps_need_the_online_schedule(settings, message):
 
 
 def test_an_error_between_steps_leaves_no_trace():
-    model, batch = converted(), FAMILIES["gpt2"].batch()
+    model, batch = converted(neuron="signed_if"), FAMILIES["gpt2"].batch()
     model.schedule = "online"
     answer = logits(model, batch)
     with pytest.raises(IndexError, match="out of range"), torch.no_grad():
@@ -139,14 +139,14 @@ def test_hidden_states_are_reduced_too():
 
 
 def test_embeddings_instead_of_ids():
-    model, batch = converted(), FAMILIES["gpt2"].batch()
+    model, batch = converted(neuron="signed_if"), FAMILIES["gpt2"].batch()
     model.schedule = "online"
     embedded = {"inputs_embeds": model.get_input_embeddings()(batch["input_ids"]).detach()}
     assert torch.equal(logits(model, embedded), logits(model, {"input_ids": batch["input_ids"]}))
 
 
 def test_inputs_by_position():
-    model, batch = converted(), FAMILIES["gpt2"].batch()
+    model, batch = converted(neuron="signed_if"), FAMILIES["gpt2"].batch()
     for schedule in ("layerwise", "online"):
         model.schedule = schedule
         with torch.no_grad():
@@ -244,7 +244,7 @@ def assert_same_spikes(got, expected):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_eight_bit_weights_are_near_and_say_how_near(name):
-    model, batch = converted(name, timesteps=16), FAMILIES[name].batch()
+    model, batch = converted(name, timesteps=16, neuron="signed_if"), FAMILIES[name].batch()
     exact = logits(model, batch)
     errors = model.weight_error()
     model.weights = "int8"
@@ -271,7 +271,7 @@ def test_eight_bit_weights_with_a_cache_are_those_without():
 @pytest.mark.parametrize("operators", ["difference", "instant"])
 @pytest.mark.parametrize("coverage", ["mlp", "linear"])
 def test_the_output_layer_runs_once_for_all_steps(name, operators, coverage):
-    model, batch = converted(name, coverage=coverage), FAMILIES[name].batch()
+    model, batch = converted(name, coverage=coverage, neuron="signed_if"), FAMILIES[name].batch()
     model.schedule, model.operators = "online", operators
     rows = []
     handle = model.get_output_embeddings().register_forward_hook(lambda _, __, output: rows.append(len(output)))
@@ -287,7 +287,7 @@ def test_the_output_layer_runs_once_for_all_steps(name, operators, coverage):
 
 @pytest.mark.parametrize("operators", ["difference", "instant"])
 def test_capped_logits_are_averaged_behind_the_cap(operators):
-    model, batch = converted("gemma3", dtype=torch.float64), FAMILIES["gemma3"].batch()
+    model, batch = converted("gemma3", dtype=torch.float64, neuron="signed_if"), FAMILIES["gemma3"].batch()
     model.config.final_logit_softcapping = 0.1
     model.schedule, model.operators = "online", operators
     with torch.no_grad():
@@ -306,7 +306,7 @@ def test_capped_logits_are_averaged_behind_the_cap(operators):
     ],
 )
 def test_a_compiled_model_is_one_graph(name, backend, settings):
-    model, batch = converted(name), FAMILIES[name].batch()
+    model, batch = converted(name, neuron="signed_if"), FAMILIES[name].batch()
     for setting, value in settings.items():
         setattr(model, setting, value)
     expected = logits(model, batch)
@@ -332,7 +332,7 @@ def test_compiling_an_uncalibrated_model_says_so():
 @pytest.mark.parametrize("schedule", ["layerwise", "online"])
 def test_blocks_computed_again_have_the_same_gradients(schedule, reentrant):
     batch = FAMILIES["gpt2"].batch()
-    model, found = converted().train(), []
+    model, found = converted(neuron="signed_if").train(), []
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

@@ -25,7 +25,7 @@ NEW = 5
 )
 def test_decoding_with_a_static_cache_is_one_graph(name, settings):
     family = FAMILIES[name]
-    model = fas.convert(family.build(), fas.FAS(timesteps=4), calibration=[family.batch(seed=3)])
+    model = fas.convert(family.build(), fas.FAS(timesteps=4, neuron="signed_if"), calibration=[family.batch(seed=3)])
     for setting, value in settings.items():
         setattr(model, setting, value)
     ids = family.batch()["input_ids"]

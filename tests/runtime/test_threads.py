@@ -18,7 +18,9 @@ WAYS = {"collapsed": {}, "stepped": {"execution": "stepped"}, "int8": {"weights"
 def converted(how: str, **settings):
     family = FAMILIES["llama"]
     coverage = "full" if how == "full" else "linear"
-    model = fas.convert(family.build(), fas.FAS(timesteps=4, coverage=coverage), calibration=[family.batch()])
+    model = fas.convert(
+        family.build(), fas.FAS(timesteps=4, coverage=coverage, neuron="signed_if"), calibration=[family.batch()]
+    )
     for name, value in {**WAYS.get(how, {}), **settings}.items():
         setattr(model, name, value)
     return family, model

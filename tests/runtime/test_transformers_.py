@@ -202,7 +202,7 @@ def test_saving_where_one_has_loaded_from(tmp_path):
 
 
 def test_settings_of_the_moment_are_saved(tmp_path):
-    model = converted()
+    model = converted(neuron="signed_if")
     settings = {"timesteps": 6, "levels": 5, "schedule": "online", "operators": "instant", "execution": "stepped"}
     for name, value in settings.items():
         setattr(model, name, value)

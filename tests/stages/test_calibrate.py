@@ -78,7 +78,7 @@ def test_calibration_brings_the_answers_closer(name):
     fresh = family.batch(rows=8, length=16, seed=9)
     errors = {}
     for label, options in {"maximum": {"coarse": False, "fine": False}, "calibrated": {}}.items():
-        model = converted(name, **options)
+        model = converted(name, neuron="signed_if", **options)
         fas.calibrate(model, data)
         dense = logits(model, fresh, network="ann")
         errors[label] = float((logits(model, fresh) - dense).norm() / dense.norm())

@@ -180,7 +180,7 @@ def test_the_mean_loss_weighs_every_target_once(tmp_path):
 def test_dearer_spikes_are_fewer_and_the_control_does_not_pay(tmp_path):
     spent, controls = [], []
     for price in (0.0, 0.1, 1.0):
-        model = converted(FAS(timesteps=8, coverage="linear"), dropout=0.0)
+        model = converted(FAS(timesteps=8, neuron="signed_if"), dropout=0.0)
         settings = Finetune(max_steps=40, learning_rate=3e-3, spike_price=price)
         _, control = finetune(model, DATA, settings, output_dir=tmp_path / str(price), control=price != 0.1)
         with fas.record(model) as spikes, torch.no_grad():

@@ -40,7 +40,7 @@ def rows():
 
 
 def test_what_a_card_says(tmp_path):
-    model = converted(base="some-one/gpt2", coverage="mlp")
+    model = converted(base="some-one/gpt2", coverage="mlp", neuron="signed_if")
     model.schedule = "online"
     model.save_pretrained(tmp_path / "m")
     text = (tmp_path / "m" / "README.md").read_text()

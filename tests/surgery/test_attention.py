@@ -165,7 +165,7 @@ def test_recording_counts_every_call():
 @pytest.mark.parametrize("schedule", ["layerwise", "online"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma3", "bloom"])
 def test_the_cache_changes_nothing(name, schedule):
-    model = converted(name, schedule=schedule).double()
+    model = converted(name, schedule=schedule, neuron="signed_if").double()
     ids = FAMILIES[name].batch(rows=2, length=7)["input_ids"]
     with torch.no_grad():
         whole = model(input_ids=ids).logits
@@ -180,7 +180,7 @@ def test_the_cache_changes_nothing(name, schedule):
 
 @pytest.mark.parametrize("operators", ["difference", "instant"])
 def test_anytime_with_an_infinite_margin_is_the_online_schedule(operators):
-    model = converted("gpt2", schedule="online", operators=operators)
+    model = converted("gpt2", schedule="online", operators=operators, neuron="signed_if")
     greedy = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     ids = torch.tensor([[3, 7, 9, 4], [5, 6, 8, 2]])
     anytime = fas.Anytime(float("inf"))
@@ -188,7 +188,7 @@ def test_anytime_with_an_infinite_margin_is_the_online_schedule(operators):
 
 
 def test_beams_of_an_encoder_decoder():
-    model = converted("bart", schedule="online")
+    model = converted("bart", schedule="online", neuron="signed_if")
     inputs = FAMILIES["bart"].batch()
     answer = model.generate(**inputs, num_beams=3, max_new_tokens=5, do_sample=False)
     assert torch.equal(

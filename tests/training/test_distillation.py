@@ -38,7 +38,7 @@ class Stop(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
-converted = functools.partial(made.converted, timesteps=2, seeds=(1,))
+converted = functools.partial(made.converted, timesteps=2, neuron="signed_if", seeds=(1,))
 
 
 def same(a, b):

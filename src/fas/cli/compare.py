@@ -112,7 +112,7 @@ def compare(
         began = time.monotonic()
 
         def measured(row: Row, done: int, total: int) -> None:
-            output.add(*row.measurements)
+            output.add(*row.stated)
             if out is not None:
                 _write(out, [*output.measurements])
             found = row.refused or f"{row.score} {row.value:.4g}"
@@ -205,6 +205,7 @@ def _show(output: Output, found: Comparison, accounting: str | None, train_steps
         "levels": [row.about.get("levels") for row in shown],
         found.dense.score: [row.value for row in shown],
         _relation(found): [found.relation(row) for row in shown],
+        **({"95 %": intervals} if any(intervals := [_interval(found, row) for row in shown]) else {}),
         "spikes per neuron": [row.figure("spikes_per_neuron") for row in shown],
         "float": [letter.get(row.floats) for row in shown],
         "s": [row.figure("conversion_time") for row in shown],
@@ -234,6 +235,11 @@ def _show(output: Output, found: Comparison, accounting: str | None, train_steps
 
 def _relation(found: Comparison) -> str:
     return "× ANN" if found.dense.score == "perplexity" else "− ANN"
+
+
+def _interval(found: Comparison, row: Row) -> str | None:
+    interval = found.interval(row)
+    return None if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _say_what_trained(output: Output, found: Comparison, train_steps: int) -> None:

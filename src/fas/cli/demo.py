@@ -19,7 +19,7 @@ _PROMPT = "def read(self, path):\n    with open("
 
 def demo(
     context: typer.Context,
-    timesteps: Annotated[str, typer.Option(help="T, one or several.")] = "2,4,8,16",
+    timesteps: Annotated[str, typer.Option(help="T, one or several.")] = "4,8",
     coverage: Annotated[str, typer.Option(help="mlp, linear or both.")] = "mlp,linear",
     tokens: Tokens = 8192,
     test_tokens: Annotated[int, typer.Option(help="Held-out tokens to measure on.", min=2)] = 8192,
@@ -34,8 +34,9 @@ def demo(
     """Convert the embedded language model and compare ANN, quantised ANN and spiking network.
 
     The model writes Python: it was trained on the standard library, and is measured on files of it that it
-    has not seen. Rate code (signed IF) at every T, beside it the ternary phase code at T = 4 and 8. The quantised
-    network has as many levels and no spikes. A page shows all of it, with the sites and the energy of one of them.
+    has not seen. At every T the default code (signed digits), beside it the rate code (signed IF). The quantised
+    network has as many levels and no spikes. A page shows all of it, with the sites and the energy of one of them:
+    signed digits, most layers, most steps.
     """
     began = time.perf_counter()
     steps, coverages = whole_numbers(timesteps, "--timesteps"), words(coverage)
@@ -46,10 +47,13 @@ def demo(
         from fas.reporting.page import write_report
 
         # Every combination is checked before the first is measured.
-        plans = [fas.FAS(coverage=c, timesteps=t) for c in coverages for t in steps]  # type: ignore[arg-type]
-        digits = [{"coverage": c, "timesteps": t, "neuron": "ternary_phase"} for c in coverages for t in (4, 8)]
-        plans += [fas.FAS(**options) for options in digits]  # type: ignore[arg-type]
-        shown, text, findings = _shown(plans), "", None
+        plans = [
+            fas.FAS(coverage=c, timesteps=t, neuron=n)  # type: ignore[arg-type]
+            for n in ("signed_if", "signed_digit")
+            for c in coverages
+            for t in sorted(steps)
+        ]
+        shown, text, findings = plans[-1], "", None
         report = report and _can_draw(output)
         loaded = fas.load(EMBEDDED)
         scores = scores_on(loaded, "stdlib", split="heldout", limit=test_tokens, window=256, stride=128)
@@ -91,12 +95,6 @@ def demo(
             written = write_report(findings, page, figures=figures)
             output.measure("demo_time", seconds, "s", **stated, files=len(written))
             output.text(f"\nWrote {page}, which opens in any browser, and its figures to {figures} (SVG, PNG).")
-
-
-def _shown(plans: list[Any]) -> Any:
-    """Return the plan that the page is about: ternary digits, most layers, T = 4."""
-    digits = [plan for plan in plans if plan.neuron == "ternary_phase" and plan.coverage == plans[-1].coverage]
-    return next(plan for plan in digits if plan.timesteps == 4)
 
 
 def _write(loaded: Any, prompt: str) -> str:

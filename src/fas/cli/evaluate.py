@@ -20,7 +20,10 @@ def evaluate(
         str | None,
         typer.Option(help="Text source; a GLUE-style tsv/json/csv with labels; for a model that reads images, jsonl."),
     ] = None,
-    timesteps: Annotated[str | None, typer.Option(help="One T or several, as 2,4,8; the model's if not given.")] = None,
+    timesteps: Annotated[
+        str | None,
+        typer.Option(help="One T or several, as 2,4,8, without calibration for it; the model's if not given."),
+    ] = None,
     network: Annotated[
         Network | None, typer.Option(help="Which of the three networks of a converted model; snn if not given.")
     ] = None,

@@ -111,6 +111,7 @@ def _converted(output: Output, loaded: Any, fired: Any) -> None:
 def _operations(output: Output, loaded: Any, probe: Any) -> None:
     """Say of every operation what arrives there and what is left to compute."""
     from fas.energy.inventory import operations
+    from fas.surgery.replace import populations
 
     found, about = operations(loaded.model, probe), loaded.conditions
     per = "token" if probe is None else "image"
@@ -124,4 +125,8 @@ def _operations(output: Output, loaded: Any, probe: Any) -> None:
         stated = {**about, "path": o.path, "operation": o.what, "arrives": o.arrives, "left": o.left}
         output.measure("operations", o.amount, f"1/{per}", **stated, floats=o.floats)
     floats = [f"{o.what} {'' if o.path.startswith('in ') else 'at '}{o.path} ({o.left})" for o in found if o.floats]
+    unset = not all(neurons.is_set for neurons in populations(loaded.model).values())
     output.text(f"Stays float: {'; '.join(floats)}." if floats else "Nothing stays float.")
+    output.text("Watched: the dense network, for want of thresholds." if unset else "Watched: the spiking network.")
+    if any("digits" in o.left for o in found):
+        output.text("Gated digits come from tables of 128 to 1,024 straight pieces, 16 binary digits within each.")

@@ -91,6 +91,22 @@ def tokens(loaded: Loaded, data: str | Path | Sequence[str], split: str, limit: 
     return token_stream(documents, tokenizer, vocab_size=loaded.vocabulary, bos=loaded.bos, limit=limit)
 
 
+def check_apart(source: str, test_source: str) -> None:
+    """Refuse text that would be both calibrated and measured on: by what it says, not by its name.
+
+    Raises:
+        ValueError: half of the text to measure on, or more, is in documents that calibrate too.
+    """
+    from fas.data.text import load_documents
+
+    calibrating = set(load_documents(source, split="train"))
+    measured = load_documents(test_source, split="test")
+    shared = sum(len(text) for text in measured if text in calibrating)
+    if shared >= sum(map(len, measured)) / 2:
+        both = source if test_source == source else f"{source} and {test_source}"
+        raise ValueError(f"the same text of {both} would calibrate and measure: name other data with --test-data")
+
+
 def training_rows(loaded: Loaded, data: Any, sample: Sample) -> Any:
     """Return token windows [n, L], or tokenised rows of a table."""
     if is_classifier(loaded):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fas.energy.emission import sends_both_signs
 from fas.errors import SiteError
-from fas.layers.attention import AttentionOperands
+from fas.layers.attention import AttentionOperands, Operand
 from fas.layers.conv import SpikingConv2d
 from fas.layers.gated_operators import GatedActivation, GatedNorm
 from fas.layers.linear import SpikingLinear
@@ -21,6 +21,7 @@ from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.probe import evaluating, probe_inputs
+from fas.surgery.replace import populations
 from fas.surgery.sites import is_spiking
 from fas.surgery.trace import is_activation, is_convolution, is_linear
 from fas.types import OPERANDS, Neuron
@@ -32,6 +33,11 @@ _SHIFTED = "additions of stored values, shifted"
 _MATRIX = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "convolution", "scaled_dot_product"})
 _ADDS = frozenset({"add", "sub", "rsub", "sum", "mean", "cumsum"})
 _PRODUCTS = frozenset({"mul", "div", "addcmul", "neg"})
+# What our attention computes on spikes beside its products, all of it in the notes of the attention module: scores,
+# exponentials and their sum, the tables of gated functions.
+_ATTENDS = frozenset({"mul", "div", "add", "sub", "sum", "mean", "exp", "tanh", "reciprocal", "clamp", "clamp_min"}) | {
+    "floor", "abs", "sign", "frexp", "ldexp", "addcmul", "nan_to_num", "remainder"
+}  # fmt: skip
 # Nothing is computed: shapes, copies, choices by a mask, constants, integers that count positions.
 _MOVES = re.compile(
     r"(unsafe_)?(view|view_as|reshape|reshape_alias|alias|transpose|permute|expand|slice|slice_scatter|select|split|"
@@ -77,11 +83,11 @@ def alphabet(neuron: Neuron, simulation: Simulation) -> str:
 def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Operation]:
     """List the operations of a converted model in the order in which a probe first meets them.
 
-    The probe runs the dense network inside, watched at the level of single tensor operations: what no
-    population and no known module accounts for is listed by its name, so that nothing stays hidden.
+    The probe runs the dense network inside and then the spiking one, each watched at the level of single tensor
+    operations: what no population and no known module accounts for is listed by its name, so that nothing stays hidden.
 
     Args:
-        model: a converted model; thresholds need not be set.
+        model: a converted model; without thresholds the dense network alone is watched.
         probe: a batch for its forward, by default the smallest that it accepts; a plain module has none.
 
     Raises:
@@ -96,18 +102,22 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
     first: Tensor = inputs.get(getattr(model, "main_input_name", ""), next(iter(inputs.values())))
     tokens = first.numel() if first.ndim == 2 else len(first)
     simulation: Simulation = model._simulation
-    watch = _Watch(model, simulation, tokens)
     extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-    # A hook on a population would make attention show it what the dense network does not compute.
-    parts = [(path, module) for path, module in model.named_modules() if not isinstance(module, Population)]
-    handles = [handle for path, module in parts for handle in watch.follow(path, module)]
-    try:
-        with evaluating(model), simulation.using(network="ann", schedule="layerwise", observers=[]), watch:
-            model(**inputs, **extra)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(watch.notes.values())
+    found: dict[tuple[str, str, str], Operation] = {}
+    for network in ("ann", "snn") if all(neurons.is_set for neurons in populations(model).values()) else ("ann",):
+        watch = _Watch(model, simulation, tokens)
+        # A hook on a population would make attention show it what the dense network does not compute.
+        parts = [(path, module) for path, module in model.named_modules() if not isinstance(module, Population)]
+        handles = [handle for path, module in parts for handle in watch.follow(path, module)]
+        run = {"network": network, "schedule": "layerwise", "execution": "collapsed", "weights": "float"}
+        try:
+            with evaluating(model), simulation.using(**run, observers=[]), watch:
+                model(**inputs, **extra)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found = {**watch.notes, **found}
+    return list(found.values())
 
 
 class _Watch(TorchDispatchMode):
@@ -176,9 +186,13 @@ class _Watch(TorchDispatchMode):
         if any(_accounted(outer) for _, outer in self.inside) or _MOVES.fullmatch(name):
             return
         name = "scaled_dot_product" if "scaled_dot_product" in name else name.removeprefix("safe_").rstrip("_")
-        if isinstance(getattr(module, "operands", None), AttentionOperands) and name in (*_MATRIX, "softmax"):
-            return
+        if isinstance(getattr(module, "operands", None), AttentionOperands):
+            if name in (*_MATRIX, "softmax") or (self.simulation.network == "snn" and name in _ATTENDS):
+                return
         amount = result.numel() / self.tokens
+        if name == "amax":
+            self._note(path, "maximum of a row", self.between, "comparisons", amount, floats=self.between == FLOATS)
+            return
         here = f"in {path} ({type(module).__name__})" if path else f"in {type(module).__name__}"
         if name == "convolution":
             self._note(path, name, FLOATS, "multiply-adds", amount * arguments[1][0].numel(), floats=True)
@@ -241,6 +255,6 @@ class _Watch(TorchDispatchMode):
 
 def _accounted(module: nn.Module) -> bool:
     """Whether a module's own note says all about what happens in it."""
-    known = isinstance(module, SpikingLayer | Population | GatedNorm | GatedActivation)
+    known = isinstance(module, SpikingLayer | Population | Operand | GatedNorm | GatedActivation)
     norm = type(module).__name__.endswith("Norm") and next(module.children(), None) is None
     return known or is_linear(module) or is_activation(module) or norm

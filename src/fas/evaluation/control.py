@@ -15,7 +15,7 @@ from fas.plain_networks import is_plain, photographs
 from fas.types import Progress, Stage
 
 # Methods whose papers train a network on labels or text.
-TRAINED = ("fas", "qcfs_only", "fast_snn", "rate_norm")
+TRAINED = ("fas", "fas_paper", "qcfs_only", "fast_snn", "rate_norm")
 # Of plain networks: images of a step at least, and the rate of SGD, for weights that are trained already.
 _ROWS, _RATE = 64, 2e-3
 

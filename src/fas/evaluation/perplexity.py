@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from typing import Any
@@ -35,6 +35,7 @@ class Perplexity:
         window: tokens that the model sees at once, BOS included (fewer where the text is shorter).
         stride: tokens from one window's begin to the next.
         bos: whether every window begins with the token that the tokenizer puts in front of a text.
+        windows: negative log likelihood and scored tokens of every window.
     """
 
     value: float
@@ -43,6 +44,7 @@ class Perplexity:
     window: int
     stride: int
     bos: bool = False
+    windows: tuple[tuple[float, int], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -99,19 +101,18 @@ def perplexity(
         raise ValueError(f"batch_size is {batch_size}: expected at least 1 window per call")
     spans = _spans(tokens, window, stride, bos)
     device = next((parameter.device for parameter in model.parameters()), tokens.device)
-    total, scored, done = 0.0, 0, 0
+    seen, done = list[tuple[float, int]](), 0
     with evaluating(model):
         for batch in _equal_lengths(spans, batch_size):
             key = f"windows {done} to {done + len(batch)}"
-            for nll, count in once(key, partial(_scored, model, tokens, batch, bos, device)):
-                total += nll
-                scored += count
+            seen += once(key, partial(_scored, model, tokens, batch, bos, device))
             done += len(batch)
             if progress is not None:
                 progress("scoring windows", done, len(spans))
-    mean = total / scored
+    scored = sum(count for _, count in seen)
+    mean = sum(nll for nll, _ in seen) / scored
     value = math.inf if mean > LARGEST_EXPONENT else math.exp(mean)
-    return Perplexity(value, mean, scored, window, stride, bos is not None)
+    return Perplexity(value, mean, scored, window, stride, bos is not None, tuple(seen))
 
 
 @dataclass(frozen=True)

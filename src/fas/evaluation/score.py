@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fas.data.for_model import is_classifier, row_length, tokens
+from fas.evaluation.interval import standard_error
 from fas.evaluation.kept import Kept
 from fas.loading import Loaded
 from fas.memory import with_fewer_rows
@@ -20,6 +21,8 @@ from fas.types import Measurement, Progress
 if TYPE_CHECKING:
     from fas.data.table import Table
 
+WINDOWS = "nll_by_window"
+"""Condition with the negative log likelihood and the scored tokens of every window."""
 Scored = tuple[dict[str, float], dict[str, Any]]
 """Scores by name, the chief one first, and the conditions they depend on."""
 
@@ -99,7 +102,8 @@ def scores_on(
             loaded.model, stream, window=window, stride=stride, bos=loaded.bos, batch_size=batch_size,
             progress=progress, once=once,
         )  # fmt: skip
-        return {"perplexity": found.value}, {"split": split, "tokens": len(stream), **found.conditions}
+        about = {"split": split, "tokens": len(stream), **found.conditions, WINDOWS: found.windows}
+        return {"perplexity": found.value}, about
 
     return Scores(source, batch_size, score)
 
@@ -174,7 +178,13 @@ def on_pictures(
 
 
 def measure(
-    loaded: Loaded, scores: Scores, *, kept: Kept | None = None, progress: Progress | None = None, **about: Any
+    loaded: Loaded,
+    scores: Scores,
+    *,
+    kept: Kept | None = None,
+    progress: Progress | None = None,
+    by_window: bool = False,
+    **about: Any,
 ) -> list[Measurement]:
     """Score a model and count its spikes.
 
@@ -183,6 +193,7 @@ def measure(
         scores: on what.
         kept: keeps the batches that are done.
         progress: called with batches, rows or images done and in all.
+        by_window: state what every window of a text gave beside its perplexity.
         about: further conditions to state.
 
     Returns:
@@ -197,8 +208,13 @@ def measure(
             return scores.of(loaded, progress, batch_size, once), spikes
 
     (found, where), spikes = with_fewer_rows(scores.batch_size, scored)
+    windows = where.pop(WINDOWS, ())
     stated = {**stated, **where, **about}
     rows = [Measurement(name, float(value), "1", conditions=stated) for name, value in found.items()]
+    if windows:
+        error = {"stderr": standard_error(windows)} if len(windows) > 1 else {}
+        seen = {WINDOWS: [list(window) for window in windows]} if by_window else {}
+        rows[0] = replace(rows[0], conditions={**stated, **error, **seen})
     if spikes is not None:
         rows.append(Measurement("spikes_per_neuron", spikes.spikes_per_neuron, "spikes/neuron", conditions=stated))
     return rows

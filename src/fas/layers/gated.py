@@ -48,7 +48,8 @@ class Gated:
         left: (c, d) of c + d·x below a; none where inputs do not lie there.
         right: the same above a + N w.
         digits: K.
-        max_error: largest |f̃ − f|, of which ``relative`` says whether it is in parts of f.
+        max_error: largest |f̃ − f| in float64, of which ``relative`` says whether it is in parts of f. Float32 adds its
+            rounding: exp reaches 5.2e-6 on [−50, 0], the others 2 % more.
         relative: see there.
 
     Source: LAS (arXiv 2505.09659), hierarchically gated neurons: its sub-neurons are few-spikes neurons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -235,21 +236,25 @@ class Population(nn.Module):
 
     def quantised(self, x: Tensor) -> Tensor:
         """Return what the quantised network has in place of the spikes."""
-        levels = self.simulation.levels
-        bounds = (-levels if self.neuron.signed else 0), levels
+        levels, neuron = self.simulation.levels, self.neuron
+        # Uneven levels are those of the T that L belongs to, whatever T the spiking network has now.
+        steps = 1 if neuron.even_levels else next(t for t in itertools.count(1) if neuron.resolution(t) >= levels)
+        if not neuron.even_levels and neuron.resolution(steps) == levels:
+            return self._closed_form(x, steps) * (self.threshold / levels) + self.offset
+        bounds = (-levels if neuron.signed else 0), levels
         return qcfs(x - self.offset, self.threshold, levels, shift=self.v_init, bounds=bounds) + self.offset
 
     def _collapsed(self, x: Tensor) -> Tensor:
         """Even input: the count is a closed form, and the network runs on counts in one pass."""
         steps, threshold = self.simulation.timesteps, self.threshold
-        counts = self._closed_form(x)
+        counts = self._closed_form(x, steps)
         if self.simulation.observers:
             self.simulation.show(self.path, self.neuron.spikes(counts.detach(), steps).unsqueeze(0))
         return counts * (threshold / self.neuron.resolution(steps)) + self.offset
 
-    def _closed_form(self, x: Tensor) -> Tensor:
+    def _closed_form(self, x: Tensor, steps: int) -> Tensor:
         """Return the count after T steps of even input, with the straight-through gradient."""
-        steps, neuron = self.simulation.timesteps, self.neuron
+        neuron = self.neuron
         levels = floor((x - self.offset) * (neuron.resolution(steps) / self.threshold) + self.v_init)
         if neuron.even_levels:
             return neuron.settle(levels, steps)
@@ -270,7 +275,7 @@ class Population(nn.Module):
             counts = choose("counts", kernels, x.device, x.dtype).counts(x, code, sent)
             self.simulation.tell(self.path, sent, x.numel())
         else:
-            counts = self._closed_form(x)
+            counts = self._closed_form(x, code.timesteps)
         if sent is None and self.simulation.observers:
             self.simulation.show(self.path, self.neuron.spikes(counts.to(x.dtype), code.timesteps).unsqueeze(0))
         if form == "counts":
@@ -292,7 +297,7 @@ class Population(nn.Module):
             self.simulation.show(self.path, self._events(emitted))
         if by_torch:
             # Surrogate gradient: every step carries an equal share of that of the collapsed count.
-            closed = self._closed_form(x)
+            closed = self._closed_form(x, code.timesteps)
             emitted = emitted + (closed - closed.detach()) / code.timesteps
         return emitted * code.step_unit + code.offset
 
@@ -331,8 +336,7 @@ class Population(nn.Module):
 
     def _online(self, x: Tensor, form: Form, *, by_torch: bool) -> Tensor:
         """Uneven input: a scan over the steps in the batch, continuing an unfinished window if asked to."""
-        simulation = self.simulation
-        running = simulation.steps
+        simulation, running = self.simulation, self.simulation.steps
         if running is None or len(x) % len(running):
             raise FASError(
                 f"site {self.path} ran outside the model's own forward, which in the online schedule lays time steps "
@@ -362,6 +366,9 @@ class Population(nn.Module):
                 self._state = after[0], after[1]
             return signal if form == "spikes" else signal.flatten(0, 1)
         clock, threshold = simulation.clock(x), self.threshold
+        if by_torch and not (difference or simulation.carry) and getattr(self.neuron, "gamma", False):
+            emitted = self.neuron.fire(x - self.offset, self.v_init, threshold)  # type: ignore[attr-defined]
+            return self._online_signal(emitted, emitted * threshold)
         # Σ_{i≤t} x_i, from the running mean (t · mean) or from the values of each step.
         total = x * clock if difference else x.cumsum(0)
         if state is not None and not difference:
@@ -376,9 +383,11 @@ class Population(nn.Module):
         if simulation.carry:
             self._state = total[-1], counts[-1]
         emitted = torch.diff(counts, dim=0, prepend=start.unsqueeze(0))
-        if simulation.observers:
-            simulation.show(self.path, self._events(emitted))
-        signal = counts * (threshold / clock) if difference else emitted * threshold
+        return self._online_signal(emitted, counts * (threshold / clock) if difference else emitted * threshold)
+
+    def _online_signal(self, emitted: Tensor, signal: Tensor) -> Tensor:
+        if self.simulation.observers:
+            self.simulation.show(self.path, self._events(emitted))
         return (signal + self.offset).flatten(0, 1)
 
     def _events(self, emitted: Tensor) -> Tensor:

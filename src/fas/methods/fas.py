@@ -20,12 +20,12 @@ class FAS(OneNeuron):
     Attributes:
         coverage: ``mlp`` (the layer after every MLP activation, the scope of the paper's code), ``linear``
             (the input of every linear layer) or ``full`` (query, key, value and attention weights too).
-        neuron: rate codes, with T + 1 levels or 2T + 1 where values take both signs: ``signed_if`` (spikes of
-            both signs, one a step), ``clipped_count`` (graded spikes; exact online too), ``soft_reset_if`` (binary
-            spikes; every site must be non-negative). Digit codes, layerwise only: ``signed_digit`` (ranges that hold
-            the rare large values of real models, in the fewest spikes), ``ternary_phase`` (3^T levels: the most for
-            few steps), ``phase`` (bit planes, 2^T and a sign), ``outlier_aware`` (bit planes in two ranges). Or a
-            neuron of your own, as an object or a class.
+        neuron: digit codes, layerwise only: ``signed_digit`` (the default: ranges that hold the rare large values of
+            real models, in the fewest spikes), ``ternary_phase`` (3^T levels: the most for few steps), ``phase`` (bit
+            planes, 2^T and a sign), ``outlier_aware`` (bit planes in two ranges). Rate codes, with T + 1 levels or
+            2T + 1 where values take both signs: ``signed_if`` (spikes of both signs, one a step), ``clipped_count``
+            (graded spikes; exact online too), ``soft_reset_if`` (binary spikes; every site must be non-negative). Or
+            a neuron of your own, as an object or a class.
         gated: softmax, normalisation and activations by gated populations instead of exact functions.
         rotate: turn the residual stream before calibration, which spreads outliers over its channels.
         coarse: calibrate one threshold per layer.
@@ -39,8 +39,7 @@ class FAS(OneNeuron):
         ValueError: a value outside its range; the message names it.
 
     Source: Chen et al. 2025, arXiv 2502.04405. Deviation: activations of both signs keep their function and
-    are coded by signed neurons, so that a model works without fine-tuning; ``replace_activation=True`` and
-    ``neuron="soft_reset_if"`` give the paper's network.
+    are coded by signed neurons, so that a model works without fine-tuning; ``FASPaper`` is the paper's network.
 
     Example:
         >>> FAS(timesteps=4, coverage="mlp").timesteps
@@ -49,7 +48,7 @@ class FAS(OneNeuron):
 
     _remedy = "choose neuron='signed_if', or coverage='mlp' with replace_activation=True and fine-tune"
 
-    neuron: str | Neuron | type[Neuron] = "signed_if"  # type: ignore[misc]
+    neuron: str | Neuron | type[Neuron] = "signed_digit"  # type: ignore[misc]
     gated: bool = False
     rotate: bool = False
     coarse: bool = True
@@ -64,8 +63,8 @@ class FAS(OneNeuron):
         neuron = registry.load("neurons", self.neuron) if isinstance(self.neuron, str) else self.neuron
         if self.schedule == "online" and neuron.emission == "digits":
             raise ValueError(
-                f"neuron {self.neuron!r} fires after its whole input: it needs schedule='layerwise'; online "
-                "take 'clipped_count' or 'signed_if'"
+                f"schedule is 'online', but neuron {self.neuron!r} fires after its whole input: choose "
+                "neuron='clipped_count' or 'signed_if', or schedule='layerwise'"
             )
 
     def stages(self) -> tuple[Stage, ...]:

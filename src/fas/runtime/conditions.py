@@ -34,7 +34,9 @@ def conditions(model: Any, name: str | None = None) -> dict[str, Any]:
     if model.network == "ann":
         return about
     levels = config.levels_after(model.timesteps)
-    if model.network == "quantised":
+    # A uniform grid, unless it has the neuron's own levels.
+    own = config.recipe.build(config.sites[0]).resolution(model.timesteps)
+    if model.network == "quantised" and model.levels != own:
         levels = (2 if any(site.signed for site in config.sites) else 1) * model.levels + 1
     return {**about, "neuron": config.neuron, **{name: getattr(model, name) for name in SAVED}, "levels": levels}
 

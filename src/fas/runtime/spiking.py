@@ -45,7 +45,10 @@ class SpikingModel(Answering, Exposed):
 
     @property
     def timesteps(self) -> int:
-        """T, the time steps of the spiking network; L follows as ``Settings.set_timesteps`` says."""
+        """T, the time steps of the spiking network; L follows as ``Settings.set_timesteps`` says.
+
+        Calibrate again after a change: thresholds are those of the T before.
+        """
         return self._simulation.timesteps
 
     @timesteps.setter

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,8 @@ class Align(Stage):
 
     The spiking network runs in the model's own schedule, so an online network with instant operators
     learns thresholds for the uneven currents it really sees. Gradients pass spikes as those of the clipped
-    count (straight through the floor).
+    count (straight through the floor). Every eighth batch is held out (of a single one nothing is): of ten moments of
+    the training, and the one before it, that of the least KL on those batches is kept.
 
     Attributes:
         teacher: ``quantised`` (the network of stage 1, as it is when the stage begins), ``ann``, or ``auto``:
@@ -64,7 +66,7 @@ class Align(Stage):
             )
 
     def run(self, model: Any, batches: Batches, progress: Progress | None = None, kept: Kept | None = None) -> Record:
-        """Train in place and report the loss of the first and of the last tenth; nothing is kept on the way."""
+        """Train in place; report the loss of the first and of the last tenth, and the KL on held-out batches."""
         return self.follow(Teacher(model, self.teacher), model, batches, progress)
 
     def follow(self, teacher: Teacher, model: Any, batches: Batches, progress: Progress | None = None) -> Record:
@@ -77,35 +79,111 @@ class Align(Stage):
             # The spread that errors are relative to is that of the whole batch, which no process would see.
             raise ValueError(f"the losses are trained by one process, and {place()[1]} have been started: start one")
         check_batches(batches)
+        held = batches[::8] if len(batches) > 1 else []
+        batches = [batch for i, batch in enumerate(batches) if i % 8] if held else batches
         trained, neurons = neuron_tensors(model, bias=self.bias), populations(model).values()
         with frozen(model, trained), model.simulation.using(network="snn"):
+            every = max(1, self.epochs * len(batches) // 10)
+            best = _Best(trained, partial(self._divergence, model, teacher, held), every)
+
+            def after() -> None:
+                bound_potentials(neurons)
+                best.look()
+
             history = descend(
                 torch.optim.Adam(trained, lr=self.learning_rate), batches, partial(self._loss, model, teacher),
-                label="alignment", epochs=self.epochs, seed=self.seed, after=partial(bound_potentials, neurons),
-                progress=progress,
+                label="alignment", epochs=self.epochs, seed=self.seed, after=after, progress=progress,
             )  # fmt: skip
+            if held:
+                best.restore()
         tenth = max(1, len(history) // 10)
         results = {
             "seconds": time.perf_counter() - began,
             "loss_first": sum(history[:tenth]) / tenth,
             "loss_last": sum(history[-tenth:]) / tenth,
         }
+        if held:
+            results |= {"divergence_before": best.first, "divergence_after": best.least}
         return self.record(results)
 
     def _loss(self, model: Any, teacher: Teacher, batch: Mapping[str, Tensor]) -> Tensor:
-        inputs = inputs_of(batch)
-        with torch.no_grad(), teacher.running(), _outputs(model) as targets:
+        inputs, watched = inputs_of(batch), list(self.watched(model))
+        with torch.no_grad(), teacher.running(), _outputs(model, watched) as targets:
             target = model(**inputs).logits
-        with _outputs(model) as students:
+        with _outputs(model, watched) as students:
             logits = model(**inputs).logits
-        mask = inputs.get("attention_mask")
-        mask = mask if mask is not None and mask.shape == logits.shape[:-1] else None
+        return self.objective(model, students, targets, logits, target, _mask(inputs, logits))
+
+    def watched(self, model: Any) -> Iterable[nn.Module]:
+        """Return the modules whose outputs are aligned."""
+        return spiking_layers(model).values()
+
+    def objective(
+        self, model: Any, students: list[Tensor], targets: list[Tensor], logits: Tensor, target: Tensor, mask: Any
+    ) -> Tensor:
+        """Return the loss of one batch.
+
+        Args:
+            model: that is trained.
+            students: outputs of the watched modules, means over time [*B, C].
+            targets: those of the teacher.
+            logits: [*B, classes].
+            target: those of the teacher.
+            mask: positions that count, [*B]; all if None.
+        """
         return alignment(students, targets) + self.weight * divergence(logits, target, mask)
+
+    @torch.no_grad()
+    def _divergence(self, model: Any, teacher: Teacher, batches: Batches) -> float:
+        """Return the mean KL to the teacher, in nats per token."""
+        total = 0.0
+        for batch in batches:
+            inputs = inputs_of(batch)
+            with teacher.running():
+                target = model(**inputs).logits
+            logits = model(**inputs).logits
+            total += float(divergence(logits, target, _mask(inputs, logits)))
+        return total / max(1, len(batches))
+
+
+class _Best:
+    """The parameters at which a figure was the least, of those at which it was looked at."""
+
+    def __init__(self, parameters: list[nn.Parameter], figure: Callable[[], float], every: int) -> None:
+        self._parameters, self._figure, self._every = parameters, figure, every
+        self._steps, self.least = -1, math.inf
+        self.look()
+        self.first = self.least
+
+    def look(self) -> None:
+        """Look at every so many calls."""
+        self._steps += 1
+        if self._steps % self._every == 0:
+            self._look()
+
+    def _look(self) -> None:
+        value = self._figure()
+        if value < self.least:
+            self.least = value
+            self._kept = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Look a last time, and bring the parameters back."""
+        if self._steps % self._every:
+            self._look()
+        for parameter, kept in zip(self._parameters, self._kept, strict=True):
+            parameter.copy_(kept)
+
+
+def _mask(inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor | None:
+    mask = inputs.get("attention_mask")
+    return mask if mask is not None and mask.shape == logits.shape[:-1] else None
 
 
 @contextmanager
-def _outputs(model: Any) -> Iterator[list[Tensor]]:
-    """Collect the output of every spiking layer, in the order of the calls; online, that after T steps."""
+def _outputs(model: Any, watched: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect the outputs of modules, in the order of the calls; online, those after T steps."""
     collected: list[Tensor] = []
 
     def keep(layer: nn.Module, arguments: Any, output: Tensor) -> None:
@@ -116,5 +194,5 @@ def _outputs(model: Any) -> Iterator[list[Tensor]]:
             output = steps[-1] if model.simulation.operators == "difference" else steps.mean(0)
         collected.append(output)
 
-    with hooked([layer.register_forward_hook(keep) for layer in spiking_layers(model).values()]):
+    with hooked([module.register_forward_hook(keep) for module in watched]):
         yield collected

@@ -59,6 +59,7 @@ def find_sites(
     *,
     exclude: Iterable[str] = (),
     replace_activation: bool = False,
+    heads: bool = False,
     probe: Mapping[str, Any] | None = None,
 ) -> list[Site]:
     """Find the places that spike, from one run of the model and no list of model classes.
@@ -74,6 +75,7 @@ def find_sites(
         exclude: shell patterns of dotted names to leave dense (``lm_head``, ``*.0.mlp.*``).
         replace_activation: let the neuron stand for an activation other than ReLU as well, as the FAS
             paper does with GELU; needs fine-tuning.
+        heads: count an activation outside of the blocks as an MLP's where a layer reads it directly (BERT's pooler).
         probe: a batch for the model's forward, by default the smallest that it accepts.
 
     Returns:
@@ -92,7 +94,9 @@ def find_sites(
     record = trace(model, probe, attention=coverage == "full", flow=Flow() if replaceable else None)
     linear = [call for call in record.calls if is_linear(call.module)]
     behind, unmatched = _mlp_inputs(record.calls)
-    behind = {path: call for path, call in behind.items() if block_of(path) is not None}
+    reads = {call.path: call.input for call in linear}
+    direct = {path for path, call in behind.items() if heads and call.output is reads[path]}
+    behind = {path: call for path, call in behind.items() if block_of(path) is not None or path in direct}
 
     def excluded(path: str) -> bool:
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)

@@ -44,7 +44,7 @@ def divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
     Returns:
         Scalar.
 
-    Source: Hinton et al. 2015 (arXiv 1503.02531) at temperature 1; FAS takes it per token.
+    Source: Hinton et al. 2015 (arXiv 1503.02531) at temperature 1; the released code of FAS sums over tokens.
     """
     log_student, log_teacher = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
     tokens = functional.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(-1)

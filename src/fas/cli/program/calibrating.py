@@ -19,8 +19,7 @@ def calibrate_and_report(
 ) -> None:
     """Run the stages of the model's method on data, and the losses if asked for; sites done are kept at a place."""
     from fas.calibration.teacher import Teacher
-    from fas.conversion import calibrate, stages_of
-    from fas.stages.align import Align
+    from fas.conversion import calibrate, losses_of, stages_of
 
     source = default_data(loaded, data)
     if losses and not is_alone():
@@ -38,7 +37,8 @@ def calibrate_and_report(
             sample = replace(sample, batch_size=fewer_rows(sample.batch_size if alone else 1, error))
     if losses:
         with output.progress("aligning") as progress:
-            record = Align(seed=sample.seed).follow(teacher, loaded.model, batches, progress)
+            stage = losses_of(loaded.model.fas_config.recipe, sample.seed)
+            record = stage.follow(teacher, loaded.model, batches, progress)
         loaded.model.records.append(record)
         records.append(record)
     report_records(output, records, {**loaded.conditions, "data": source})
