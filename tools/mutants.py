@@ -58,8 +58,9 @@ def mutants(tree: Path) -> list[tuple[str, str, MutationSpec]]:
             mutations = [mutation for item in session.work_items for mutation in item.mutations]
         for mutation in mutations:
             text = Path(mutation.module_path).read_text(encoding="utf-8").splitlines()[mutation.start_pos[0] - 1]
-            # The star of a signature is no product.
-            if not LEFT_OUT.fullmatch(mutation.operator_name) and text[mutation.start_pos[1] :][:2] != "*,":
+            # The star of a signature is no product, the size of a cache no result.
+            signature = text[mutation.start_pos[1] :][:2] == "*,"
+            if not (LEFT_OUT.fullmatch(mutation.operator_name) or signature or text.lstrip().startswith("@")):
                 about = [str(Path(mutation.module_path).relative_to(tree)), mutation.operator_name, mutation.occurrence]
                 found.append((json.dumps([*about, text.strip()]), area, mutation))
     return sorted(found, key=lambda entry: hashlib.sha256(entry[0].encode()).hexdigest())

@@ -19,10 +19,10 @@ from fas.neurons.signed_if import SignedIF
 from fas.runtime.spiking import SpikingModel
 
 
-def converted(family: str, **options: Any) -> Any:
+def converted(family: str, neuron: str = "signed_if", **options: Any) -> Any:
     """Return a calibrated model in float64: rounding then stays far from any threshold."""
     model = FAMILIES[family].build().double()
-    return fas.convert(model, fas.FAS(**options), calibration=[FAMILIES[family].batch(4, 12)])
+    return fas.convert(model, fas.FAS(neuron=neuron, **options), calibration=[FAMILIES[family].batch(4, 12)])
 
 
 def spikes_of(reference: Reference, ids: Tensor) -> tuple[Any, dict[int, Tensor]]:

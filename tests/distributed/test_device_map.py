@@ -28,7 +28,7 @@ def test_what_does_not_fit_is_read_from_the_disk(family, coverage, tmp_path):
 
 def test_offloaded_neurons_online_and_with_integers(tmp_path):
     source = FAMILIES["gpt2"]
-    model = fas.convert(source.build(), fas.FAS(timesteps=4), calibration=[source.batch()])
+    model = fas.convert(source.build(), fas.FAS(timesteps=4, neuron="signed_if"), calibration=[source.batch()])
     model.save_pretrained(tmp_path / "snn")
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     spread = AutoModelForCausalLM.from_pretrained(
