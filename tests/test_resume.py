@@ -21,9 +21,9 @@ from fas.methods.fas import FAS
 
 WORDS = [f"w{i}" for i in range(30)]
 COMMANDS = {
-    "convert": "convert {root}/dense {out} --data {root}/text.txt --tokens 96 --window 12 --batch-size 2",
-    "calibrate": "calibrate {root}/snn {out} --data {root}/text.txt --tokens 96 --window 12 --timesteps 3",
-    "finetune": "finetune {root}/snn {out} --data {root}/text.txt --window 12 --batch-size 2 --max-steps 8",
+    "convert": "convert {root}/dense {out} --overwrite --data {root}/text.txt --tokens 96 --window 12 --batch-size 2",
+    "calibrate": "calibrate {root}/snn {out} --overwrite --data {root}/text.txt --tokens 96 --window 12 --timesteps 3",
+    "finetune": "finetune {root}/snn {out} --overwrite --data {root}/text.txt --window 12 --batch-size 2 --max-steps 8",
     "evaluate": "evaluate {root}/snn --data {root}/text.txt --timesteps 2,3,4,5,6 --window 12 --json",
     "export": "export {root}/snn --out {out} --to fixed-point --data {root}/text.txt --window 12",
 }

@@ -39,6 +39,7 @@ class FASConfig(QuantizationConfigMixin):
     Attributes:
         method: its name.
         recipe: the method itself, with the settings as they are now.
+        left_dense: shares of the multiply-adds that no spikes drive, by dotted name; None if nobody has looked.
         settings: those of the model that has this configuration, the same object; None before there is one.
 
     Raises:
@@ -55,6 +56,7 @@ class FASConfig(QuantizationConfigMixin):
         sites: Sequence[Any] | None = None,
         records: Sequence[Any] = (),
         data: str | None = None,
+        left_dense: Mapping[str, float] | None = None,
         format: int = FORMAT,
         version: str = __version__,
         quant_method: str = "fas",
@@ -81,6 +83,7 @@ class FASConfig(QuantizationConfigMixin):
             raise _damaged("sites but no timesteps, which their thresholds were set for")
         self.records = [_record(record) for record in _listed("records", records)]
         self.data = data if isinstance(data, str) else None
+        self.left_dense = dict(left_dense) if isinstance(left_dense, Mapping) else None
         self.format, self.version = format, version
         self.settings: Settings | None = None
 
@@ -132,6 +135,7 @@ class FASConfig(QuantizationConfigMixin):
             "sites": None if self.sites is None else [asdict(site) for site in self.sites],
             "records": [record.to_dict() for record in self.records],
             "data": self.data,
+            "left_dense": self.left_dense,
         }
 
     def levels_after(self, timesteps: int) -> int:

@@ -15,7 +15,15 @@ from torch import nn
 from fas import registry
 from fas._version import __version__
 from fas.config import FASConfig
-from fas.data.for_model import Batches, Calibration, Sample, batches_given, calibration_batches, name_of_data
+from fas.data.for_model import (
+    Batches,
+    Calibration,
+    Sample,
+    batches_given,
+    calibration_batches,
+    name_of_data,
+    warn_of_batches,
+)
 from fas.distributed import place
 from fas.loading import Loaded
 from fas.methods.fas import FAS
@@ -23,12 +31,16 @@ from fas.runtime.plain import ConvertedModule, install_module, uninstall_module
 from fas.runtime.transformers_ import ConvertedModel, install, uninstall
 from fas.stages.align import Align
 from fas.storage.digest import digest, pieces
-from fas.storage.foreign import check_parameters
+from fas.storage.foreign import check_generation, check_parameters
 from fas.storage.resume import Run
+from fas.surgery.left_dense import in_words, left_dense
 from fas.surgery.probe import is_convolutional, reads_images_and_text
 from fas.types import Method, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
+
+# A share of the multiply-adds that should not stay dense unnoticed.
+_NOTABLE = 0.05
 
 
 def convert(
@@ -84,6 +96,7 @@ def convert(
     if isinstance(model, ConvertedModel):
         raise ValueError("the model is converted already; fas.revert(model) gives the dense one back")
     check_parameters(model, type(model).__name__)
+    check_generation(model)
     if calibration is not None:
         batches = _batches(model, calibration, tokenizer, sample)
     method = FAS() if method is None else method
@@ -96,6 +109,10 @@ def convert(
         install_module(model, config, probe)
     else:
         install(model, config)
+    config.left_dense = left_dense(model, probe)
+    loud = config.recipe.coverage != "mlp" and not config.recipe.exclude
+    large = loud and sum(config.left_dense.values()) > _NOTABLE
+    logger.log(logging.WARNING if large else logging.INFO, "%s", in_words(config.left_dense))
     if calibration is not None:
         _run_stages(model, batches, None, progress)
     return model
@@ -137,6 +154,7 @@ def calibrate(
     if not isinstance(model, ConvertedModel):
         raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")
     check_parameters(model, type(model).__name__)
+    check_generation(model)
     batches = _batches(model, calibration, tokenizer, sample)
     model.fas_config.data = name_of_data(calibration) or model.fas_config.data
     return _run_stages(model, batches, keep, progress)
@@ -145,7 +163,9 @@ def calibrate(
 def _batches(model: Any, calibration: Calibration, tokenizer: Any, sample: Sample | None) -> Batches:
     """Return calibration data as inputs of the model; a tokenizer is read for text only."""
     given = batches_given(calibration)
-    return given or calibration_batches(Loaded.of(model, tokenizer), calibration, sample or Sample())
+    batches = given or calibration_batches(Loaded.of(model, tokenizer), calibration, sample or Sample())
+    warn_of_batches(batches, getattr(model, "config", None))
+    return batches
 
 
 def _run_stages(

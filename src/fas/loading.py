@@ -214,6 +214,12 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
         model, loading = _class(config).from_pretrained(
             place.name, output_loading_info=True, ignore_mismatched_sizes=True, **kind, **place.options
         )
+    neurons = sorted(key for key in loading["unexpected_keys"] if key.endswith(".log_threshold"))
+    if neurons:
+        raise CheckpointError(
+            f"{name} holds the neurons of a spiking network ({neurons[0]}), but its config.json states quant_method "
+            f"{stated_method(config.to_dict())!r} where it should be 'fas': copy config.json again"
+        )
     for parameter, stored, wanted in loading["mismatched_keys"]:
         raise CheckpointError(
             f"{parameter} of {name} is {list(stored)} in the file, but config.json makes it {list(wanted)}: the two "

@@ -15,14 +15,21 @@ from fas.loading import Loaded, directory_method
 
 # In the place of what is unfinished: a model that is to replace the one it was made of, and who has written it.
 _WRITTEN, _COMMAND = "model", "command"
+# What commands keep beside a directory until it is written.
+_UNFINISHED = (".calibrating", ".partial", "-checkpoints")
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
-def check_place(directory: Path) -> None:
+def check_place(directory: Path, *, overwrite: bool) -> None:
     """Refuse, before the work begins, a place whose files saving a converted model would replace.
 
+    Args:
+        directory: the place.
+        overwrite: whether a converted model may be replaced; one that an interrupted run of the command was about to
+            finish may be.
+
     Raises:
-        FASError: a file, a dense model, or a directory with other things in it.
+        FASError: a file, a dense model, a directory with other things in it, or a converted model.
         OSError: a place where nothing can be written.
     """
     check_writable(directory)
@@ -34,6 +41,10 @@ def check_place(directory: Path) -> None:
         raise FASError(f"{directory} holds other files: name a new directory, or a converted model to replace")
     if directory_method(directory) != "fas":
         raise FASError(f"{directory} holds a dense model, which would be lost: name another directory")
+    name = directory.absolute().name
+    begun = any(directory.absolute().with_name(f"{name}{end}").exists() for end in _UNFINISHED)
+    if not (overwrite or begun):
+        raise FASError(f"{directory} holds a converted model: add --overwrite to replace it, or name another directory")
 
 
 def check_writable(path: Path) -> None:

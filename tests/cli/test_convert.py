@@ -35,12 +35,12 @@ def test_a_gguf_file_is_named_as_a_directory_is(run, rows, text: Path, tmp_path:
 def test_options_of_the_method_arrive(rows, dense: Path, text: Path, tmp_path: Path) -> None:
     place = tmp_path / "snn"
     options = ["--coverage", "mlp", "--neuron", "clipped_count", "--granularity", "tensor", "--no-fine"]
-    options += ["--exclude", "*.0.mlp.*", "--exclude", "nothing", "--timesteps", 3, "--schedule", "online"]
+    options += ["--exclude", "*.0.mlp.*", "--exclude", "lm_head", "--timesteps", 3, "--schedule", "online"]
     found = rows("convert", dense, place, "--data", text, "--tokens", 256, "--window", 32, *options)
     stated = json.loads((place / "config.json").read_text())["quantization_config"]
     assert (stated["coverage"], stated["neuron"], stated["granularity"]) == ("mlp", "clipped_count", "tensor")
     assert (stated["timesteps"], stated["fine"], stated["coarse"]) == (3, False, True)
-    assert stated["exclude"] == ["*.0.mlp.*", "nothing"]
+    assert stated["exclude"] == ["*.0.mlp.*", "lm_head"]
     assert [site["path"] for site in stated["sites"]] == ["transformer.h.1.mlp.c_proj"]
     errors = [row for row in found if row["quantity"] == "relative_error"]
     assert errors and errors[0]["conditions"]["site"] == "transformer.h.1.mlp.c_proj"
@@ -124,8 +124,8 @@ def test_nothing_else_is_replaced(
     # The current directory is a place as any other.
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    for _ in range(2):
-        run("convert", dense, ".", "--data", text, "--tokens", 128, "--window", 32, "--timesteps", 2)
+    for more in ([], ["--overwrite"]):
+        run("convert", dense, ".", "--data", text, "--tokens", 128, "--window", 32, "--timesteps", 2, *more)
     assert {"config.json", "README.md", "tokenizer.json"} <= {path.name for path in Path.cwd().iterdir()}
 
 
@@ -141,7 +141,9 @@ def test_a_failed_save_leaves_the_old_model(
         raise OSError(28, "No space left on device", "tokenizer.json")
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
-    said = run("convert", dense, place, "--data", text, "--tokens", 128, "--window", 32, "--timesteps", 3, code=1)
+    again = ["convert", dense, place, "--data", text, "--tokens", 128, "--window", 32, "--timesteps", 3]
+    assert "add --overwrite to replace it" in run(*again, code=1).stderr
+    said = run(*again, "--overwrite", code=1)
     assert "no space left" in said.stderr
     assert json.loads((place / "config.json").read_text())["quantization_config"]["timesteps"] == 2
     # What has been calibrated is kept: run again, the command goes on.

@@ -3,6 +3,7 @@
 import hashlib
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fas.data.for_model import (
     held_out_batches,
     name_of_data,
     tokens,
+    warn_of_batches,
 )
 from fas.errors import CheckpointError, DataError
 from fas.evaluation.score import measure, scores_on
@@ -141,8 +143,22 @@ def test_text_by_name_calibrates_as_its_batches_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("windows, warned", [(31, True), (32, False)])
 def test_few_tokens_are_warned_of(loaded: Loaded, caplog: pytest.LogCaptureFixture, windows: int, warned: bool) -> None:
-    calibration_batches(loaded, [TEXT * 4], Sample(8 * windows, 8))
+    warn_of_batches(calibration_batches(loaded, [TEXT * 4], Sample(8 * windows, 8)), loaded.model.config)
     assert ("thresholds from so few" in caplog.text) == warned
+
+
+def test_calibration_on_padding_that_no_mask_marks_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    ids = torch.zeros(8, 64, dtype=torch.long)
+    ids[:, :16] = 5
+    config = SimpleNamespace(pad_token_id=0)
+    warn_of_batches([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], config)
+    warn_of_batches([{"input_ids": ids[:, :40]}], SimpleNamespace(pad_token_id=None))
+    warn_of_batches([{"input_ids": ids[:, :24]}], config)
+    assert "padding" not in caplog.text
+    warn_of_batches([{"input_ids": ids}], config)
+    assert "75 % of the calibration tokens are padding (id 0)" in caplog.text
+    fas.convert(gpt2(), fas.FAS(timesteps=2), calibration=[{"input_ids": torch.ones(1, 1, dtype=torch.long)}])
+    assert "sees 1 tokens" in caplog.text
 
 
 def test_the_file_of_the_calibration_is_no_default_for_a_measurement(tmp_path: Path) -> None:

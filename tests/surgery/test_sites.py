@@ -82,8 +82,11 @@ def test_patterns_exclude():
     assert found == ["blocks.1.up", "blocks.1.down"]
     assert paths(find_sites(Mlp(), "mlp", exclude=["blocks.0.*"], probe=PROBE)) == ["blocks.1.down"]
     assert paths(find_sites(Mlp(), "linear", exclude=["*.[!1].*"], probe=PROBE)) == [*found, "head"]
-    # Letter case matters, as in the names themselves.
-    assert len(find_sites(Mlp(), "linear", exclude=["HEAD"], probe=PROBE)) == 5
+    # Letter case matters, as in the names themselves. Names that stand deeper or are not there: the nearest are named.
+    for pattern, near in (("HEAD", "head"), ("ocks.0", r"blocks\.0.* or write '\*ocks\.0\*'"), ("blocks.7", "blocks")):
+        told = rf"exclude='{pattern}' matches no name of Mlp; names near it are .*{near}"
+        with pytest.raises(SiteError, match=told):
+            find_sites(Mlp(), "linear", exclude=["head", pattern], probe=PROBE)
 
 
 @pytest.mark.parametrize("coverage", ["mlp", "linear"])

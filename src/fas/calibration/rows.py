@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fas.distributed import gathered
 from fas.errors import CalibrationError
+from fas.layers.experts import is_routed
 from fas.surgery.probe import Reached
-from fas.surgery.replace import attention_of, populations
+from fas.surgery.replace import attention_of, populations, spiking_layers
 from fas.types import Network, Site
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ class Recorder:
     """Keeps what one site receives in one network, batch by batch."""
 
     def __init__(self, walker: _Walker, site: Site, network: Network, *, last: bool) -> None:
-        self.walker, self.site, self.network, self.last = walker, site, network, last
         self.population = populations(walker.model)[site.path]
+        layers = spiking_layers(walker.model)
+        self.experts = layers[site.path].dense().experts if is_routed(self.population, layers) else None
+        self.walker, self.site, self.network, self.last = walker, site, network, last and self.experts is None
         most = min(walker.max_rows, _BYTES // (4 * site.channels))
         self.limit = max(1, most // len(walker.batches))
         self.where = f"{site.path} ({'dense' if network == 'ann' else 'spiking'} network)"
@@ -80,7 +83,7 @@ class Recorder:
         """
         none = self.population.log_threshold.new_empty(0, self.site.channels)
         rows = gathered(torch.cat(self.rows or [none]))
-        if not len(rows):
+        if not len(rows) and self.experts is None:
             raise CalibrationError(
                 f"no activations reach {self.where}: the calibration data is empty, all padding, or does not take the "
                 "model there; calibrate on other data, or exclude the layer"
@@ -97,6 +100,9 @@ class Recorder:
             self.latest = x = arguments[0]
             encoded = self.crossing or self.walker.is_encoded(self.batch, self.network, x)
             mask = self.walker.mask(self.batch, self.site, self.population, x, encoded=encoded)
+            if self.experts is not None:
+                given, taken = self.walker.batches[self.batch].get("attention_mask"), self.experts.taken
+                mask = given.flatten()[taken] if given is not None and given.numel() == len(taken) else None
             self.calls.append(kept_rows(x, mask, self.limit, self.where))
         if self.last:
             raise Reached

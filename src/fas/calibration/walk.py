@@ -12,12 +12,14 @@ several processes each runs its share of the batches; all see the rows of all, i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fas.calibration.layout import hidden_of, left_out, observe, siblings
@@ -26,6 +28,7 @@ from fas.calibration.residence import Figures, Residence
 from fas.calibration.rows import Recorder
 from fas.calibration.teacher import Teacher
 from fas.distributed import agree, check_same, share
+from fas.layers.experts import is_routed
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.memory import give_back
@@ -36,7 +39,10 @@ from fas.surgery.sites import block_of
 from fas.training.descent import check_batches, inputs_of
 from fas.types import Kept, Network, Site
 
+logger = logging.getLogger(__name__)
+
 Batch = Mapping[str, Tensor]
+_PARAMETERS = ("threshold", "offset", "v_init")
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,7 @@ def walk(
     neurons, layers = populations(model), spiking_layers(model)
     check_same("calibration batches", pieces(batches), next(iter(neurons.values())).log_threshold.device)
     figures: dict[str, Figures] = {}
+    missed: list[Site] = []
     done = 0
     with evaluating(model), simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
         with _only(neurons.values(), asleep=teacher is None) as active:
@@ -121,6 +128,9 @@ def walk(
                     found = None if kept is None else kept.found(site.path)
                     if found is None:
                         ann, snn = segment.inputs(site)
+                        if not len(snn):
+                            missed.append(site)
+                            continue
                         if residence is not None:
                             residence.prepare(site)
                         value = visit(Visit(site, population, ann, snn)) or {}
@@ -137,7 +147,29 @@ def walk(
                     done += 1
                     if progress is not None:
                         progress(site.path, done, len(sites))
+        _pool(missed, sites, neurons)
     return figures
+
+
+def _pool(missed: Sequence[Site], sites: Sequence[Site], neurons: Mapping[str, Population]) -> None:
+    """Give experts that no token reached the mean parameters of the other experts of their layer."""
+    for site in missed:
+        lost = {other.path for other in missed}
+        others = [neurons[s.path] for s in sites if _group(s) == _group(site) and s.path not in lost]
+        if others and all(other.is_set for other in others):
+            parts = (torch.stack([getattr(o, name).mean() for o in others]).mean() for name in _PARAMETERS)
+            neurons[site.path].set(*parts)
+    if missed:
+        logger.warning(
+            "calibration reached no token of %d experts, which take the mean thresholds of their layer: %s; calibrate "
+            "on more tokens",
+            len(missed),
+            ", ".join(site.path for site in missed),
+        )
+
+
+def _group(site: Site) -> str:
+    return site.path.rpartition(".")[0]
 
 
 @contextmanager
@@ -257,9 +289,19 @@ class _Segment:
     again: bool = False
     # Rows of the dense network that a pass has shown ahead of their visit.
     dense: dict[str, Tensor] = field(default_factory=dict)
+    # Rows of experts that a pass has shown ahead of their visit.
+    routed: dict[str, Tensor] = field(default_factory=dict)
 
     def inputs(self, site: Site) -> tuple[Tensor, Tensor]:
         """Return the inputs of a site [n, C] in the dense and in the spiking network."""
+        if is_routed(population := populations(self.walker.model)[site.path], spiking_layers(self.walker.model)):
+            # The networks may route a token differently: rows of the spiking one stand for both. Experts of one layer
+            # do not see each other, so that one pass shows all.
+            if population.path not in self.routed:
+                group = [other for other in self.sites if _group(other) == _group(site)]
+                self.routed = self._stream(group[group.index(site) :], "snn")
+            rows = self.routed.pop(site.path)
+            return rows, rows
         if site.path not in self.dense:
             # What has been visited changes nothing in the dense network: one pass shows all sites that are left.
             self.dense = self._stream(self.sites[self.sites.index(site) :], "ann")

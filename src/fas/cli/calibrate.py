@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fas.cli.program.calibrating import calibrate_and_report, report_records
-from fas.cli.program.options import BatchSize, Device, Json, Model, Seed, Tokens, Window
+from fas.cli.program.options import BatchSize, Device, Json, Model, Overwrite, Seed, Tokens, Window
 from fas.cli.program.output import Output
 from fas.cli.program.session import is_alone
 from fas.data.for_model import Sample, default_data
@@ -32,6 +32,7 @@ def calibrate(
     batch_size: BatchSize = 16,
     device: Device = "cpu",
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Calibrate a converted model: coarse per layer, fine per channel, then the losses if asked for.
@@ -46,7 +47,7 @@ def calibrate(
         place, command = out or Path(model), context.obj.command
         in_place = is_alone() and is_in_place(place, model)
         if out is not None:
-            check_place(out)
+            check_place(out, overwrite=overwrite)
         done = in_place and finish(place, command)
         loaded = load(model, device)
         loaded.need_converted()

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli.program.calibrating import calibrate_and_report, report_records
+from fas.cli.program.calibrating import calibrate_and_report, report_left_dense, report_records
 from fas.cli.program.method_options import method_options
-from fas.cli.program.options import BatchSize, Device, GGUFFile, Json, Model, Seed, Tokens, Window
+from fas.cli.program.options import BatchSize, Device, GGUFFile, Json, Model, Overwrite, Seed, Tokens, Window
 from fas.cli.program.output import Output
 from fas.cli.program.progress import span
 from fas.data.for_model import Sample
@@ -47,7 +47,7 @@ def is_large(model: str) -> bool:
 def convert(
     context: typer.Context,
     model: Model,
-    out: Annotated[Path, typer.Argument(help="Directory to write; a converted model there is replaced.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write.")],
     options: dict[str, Any],
     data: Annotated[
         str | None,
@@ -66,6 +66,7 @@ def convert(
         typer.Option(help="Keep one block in memory at a time; by itself where the weights would fill the memory."),
     ] = None,
     activation_budget: Annotated[str, typer.Option(help="Hidden states held in memory when streaming.")] = "2GiB",
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Turn a pretrained transformer into a spiking network and calibrate it.
@@ -81,7 +82,7 @@ def convert(
         from fas.saving import check_place, check_room, save, unfinished
 
         model = model if gguf_file is None else f"{model}/{gguf_file}"
-        check_place(out)
+        check_place(out, overwrite=overwrite)
         recipe = build_method(method, options)
         budget, sample = size(activation_budget), Sample(tokens, window, batch_size, seed)
         if stream or (stream is None and calibrate and device == "cpu" and is_large(model)):
@@ -97,6 +98,7 @@ def convert(
         if calibrate:
             calibrate_and_report(output, loaded, data, sample, keep=unfinished(out))
         save(loaded, out)
+        report_left_dense(output, loaded.model.fas_config.left_dense, loaded.conditions)
         output.remark(f"written to {out}: {len(loaded.model.sites)} sites, T = {loaded.model.timesteps}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fas.cli.program.options import Device, Json, Model, Seed, Window
+from fas.cli.program.options import Device, Json, Model, Overwrite, Seed, Window
 from fas.cli.program.output import Output
 from fas.cli.program.session import is_first
 from fas.data.for_model import Sample, default_data, is_classifier, training_rows
@@ -38,6 +38,7 @@ def finetune(
     window: Window = None,
     device: Device = "cpu",
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a converted, calibrated model (stage 1). An interrupted run continues when run again.
@@ -61,7 +62,7 @@ def finetune(
             gradient_checkpointing=gradient_checkpointing,
             precision=precision, tensorboard=tensorboard, seed=seed,
         )  # fmt: skip
-        check_place(out)
+        check_place(out, overwrite=overwrite)
         loaded = load(model, device)
         loaded.need_converted()
         # Checkpoints lie beside the result until it is complete, so that the command can be run again.

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fas.cli.program import options
+from fas.cli.program.calibrating import report_left_dense
 from fas.cli.program.output import Output
 from fas.data.for_model import Sample, calibration_batches
 from fas.plain_networks import inputs_of, load_either, photographs
@@ -83,6 +84,7 @@ def _fire(loaded: Any, batches: Any) -> Any:
 
 
 def _converted(output: Output, loaded: Any, fired: Any) -> None:
+    from fas.recording import SiteSpikes
     from fas.surgery.replace import populations
 
     neurons, about = populations(loaded.model), loaded.conditions
@@ -96,8 +98,9 @@ def _converted(output: Output, loaded: Any, fired: Any) -> None:
         row = [site.path, site.role, site.channels, len(site.layers), sign, low, mean, high, error]
         output.measure("threshold_mean", mean, "activation", site=site.path, **about)
         if fired is not None:
-            seen = fired.sites[site.path]
-            silent = float(seen.silent.float().mean())
+            # An expert that no token was given to has not been there.
+            seen = fired.sites.get(site.path, SiteSpikes())
+            silent = 1.0 if seen.silent is None else float(seen.silent.float().mean())
             row += [seen.spikes_per_neuron, seen.firing_rate, silent]
             output.measure("spikes_per_neuron", seen.spikes_per_neuron, "spikes/neuron", site=site.path, **about)
             output.measure("firing_rate", seen.firing_rate, "spikes/step", site=site.path, **about)
@@ -111,9 +114,11 @@ def _converted(output: Output, loaded: Any, fired: Any) -> None:
 def _operations(output: Output, loaded: Any, probe: Any) -> None:
     """Say of every operation what arrives there and what is left to compute."""
     from fas.energy.inventory import operations
+    from fas.surgery.left_dense import left_dense
     from fas.surgery.replace import populations
 
     found, about = operations(loaded.model, probe), loaded.conditions
+    report_left_dense(output, left_dense(loaded.model, probe), about)
     per = "token" if probe is None else "image"
     article = "a" if probe is None else "an"
     output.table(

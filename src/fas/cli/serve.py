@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import ipaddress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +22,12 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="The model's name in requests; the last part of MODEL if not given.")
     ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(help="What requests must bring as `Authorization: Bearer TOKEN`.", envvar="FAS_SERVE_TOKEN"),
+    ] = None,
+    waiting: Annotated[int, typer.Option(help="Requests that wait at most; one more gets status 429.", min=0)] = 32,
+    patience: Annotated[float, typer.Option(help="Seconds that a request waits before status 503.", min=0)] = 60.0,
     timesteps: OwnTimesteps = None,
     schedule: OwnSchedule = None,
     device: Device = "cpu",
@@ -31,14 +40,20 @@ def serve(
     """
     with Output.opened(context, False) as output:
         from fas.loading import load
-        from fas.serving import listen, server
+        from fas.serving import Limits, listen, server
 
         loaded = load(model, device)
         loaded.need_converted()
         loaded.set(timesteps, schedule)
         called = name or Path(model).name
-        application = server(loaded, called)
+        application = server(loaded, called, Limits(waiting, patience, token=token))
         with listen(host, port) as socket:
             where = f"http://{host}:{socket.getsockname()[1]}"
             output.remark(f"{called} answers at {where}/v1, T = {loaded.model.timesteps}; Ctrl-C ends it")
-            application.run(sockets=[socket])
+            if token is None and not ipaddress.ip_address(socket.getsockname()[0]).is_loopback:
+                output.remark("other machines may use it without a token: --token asks for one")
+            # It has ended cleanly by then, and raises the signal again.
+            with suppress(KeyboardInterrupt):
+                application.run(sockets=[socket])
+            # The end of the process would look for garbage among all that was imported, for seconds.
+            gc.freeze()

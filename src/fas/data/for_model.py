@@ -26,6 +26,7 @@ _LONGEST_ROW = 128
 _LONGEST = 512
 # Thresholds from fewer tokens than this, padding left out, describe little.
 _FEW = 256
+_PADDED = 0.5
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,6 @@ def calibration_batches(loaded: Loaded, data: Calibration, sample: Sample) -> li
         )
     rows = training_rows(loaded, data, sample)
     found = _padded(rows, loaded, sample) if is_classifier(loaded) else _text_batches(rows, loaded, sample)
-    seen = sum(int(batch["attention_mask"].sum()) for batch in found)
-    if seen < _FEW:
-        logger.warning(
-            "calibration sees %d tokens of %s: thresholds from so few describe other text badly; give it %d or more",
-            seen, data, _FEW,
-        )  # fmt: skip
     return _on_device(loaded, found)
 
 
@@ -186,6 +181,28 @@ def batches_given(data: Any) -> list[Any] | None:
     if lists:
         raise TypeError(f"{wanted}; {lists[0]!r} of the first batch is a list: make tensors (return_tensors='pt')")
     return list(data)
+
+
+def warn_of_batches(batches: Batches, config: Any) -> None:
+    """Say so where batches for calibration have too few tokens, or are mostly padding that no mask marks."""
+    ids = [batch["input_ids"] for batch in batches if "input_ids" in batch]
+    masks = [batch["attention_mask"] for batch in batches if batch.get("attention_mask") is not None]
+    seen = sum(int(mask.sum()) for mask in masks) if masks else sum(x.numel() for x in ids)
+    if ids and seen < _FEW:
+        logger.warning(
+            "calibration sees %d tokens: thresholds from so few describe other text badly; give it %d or more, better "
+            "thousands", seen, _FEW,
+        )  # fmt: skip
+    pad = getattr(config, "pad_token_id", None)
+    if masks or pad is None or not ids:
+        return
+    padding = sum(int((x == pad).sum()) for x in ids) / max(1, sum(x.numel() for x in ids))
+    if padding > _PADDED:
+        logger.warning(
+            "%.0f %% of the calibration tokens are padding (id %d), and no attention_mask says so: thresholds would be "
+            "set for padding; pass attention_mask in every batch, as tokenizer(..., padding=True) makes it",
+            100 * padding, pad,
+        )  # fmt: skip
 
 
 def name_of_data(data: Any) -> str | None:

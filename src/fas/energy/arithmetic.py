@@ -24,9 +24,9 @@ _MULTIPLICATIONS = frozenset({"mul", "mul_", "__mul__", "__imul__"})
 _ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__"})
 _EVALUATED = frozenset({"gelu", "silu", "tanh", "sigmoid", "softplus", "elu"})
 # Products that would go unnoticed otherwise.
-_UNKNOWN = frozenset(
-    {"einsum", "bilinear", "grouped_mm", "_grouped_mm", "tensordot", "conv_transpose1d", "conv_transpose2d", "vmap"}
-)
+_UNKNOWN = frozenset({"einsum", "bilinear", "tensordot", "conv_transpose1d", "conv_transpose2d", "vmap"})
+# Of rows sorted by expert, with the weights of all experts.
+_GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})
 
 
 @dataclass
@@ -79,6 +79,10 @@ class Arithmetic(TorchFunctionMode):
             self._softmax(scores, fused=name == "softmax")
         elif name in _CONVOLUTIONS:
             self._convolve(function, args, named)
+        elif name in _GROUPED:
+            _, right, ends = _named(("input", "mat_b", "offs"), args, named)
+            rows, used = int(ends[-1]), int(ends.diff(prepend=ends.new_zeros(1)).count_nonzero())
+            self._count(rows * right[0].numel(), used * right[0].numel())
         elif name in _UNKNOWN:
             self.uncounted[name] = self.uncounted.get(name, 0) + 1
         elif self._scores is not None and self._scores.place == self.place:

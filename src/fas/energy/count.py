@@ -191,7 +191,7 @@ class _Counter:
         silent = population.offset if self._simulation.network == "quantised" else 0
         fan_out = self._reach.of_layer(layer, values.shape)
         self._at(layer).nonzero_multiply_adds += int(((values != silent) * fan_out).sum())
-        if layer == population.path:
+        if layer == population.path or self._reach.routes(layer):
             self._at(layer).windows += values.numel()
             if population.activation is not None and not isinstance(population.activation, nn.ReLU):
                 self._at(layer).activations += values.numel()

@@ -14,6 +14,7 @@ from fas.energy.count import count_operations
 from fas.energy.emission import bits
 from fas.energy.operations import Counts, Operations, Phase, Reuse
 from fas.energy.prices import Prices, load_prices
+from fas.errors import FASError
 from fas.surgery.probe import evaluating
 from fas.types import Measurement, Progress
 
@@ -339,6 +340,12 @@ def counts_of(
             _run(model, batch, new_tokens)
             if progress is not None:
                 progress(f"counting operations, {network}", i + 1, len(batches))
+    if counts.uncounted:
+        missing = ", ".join(f"{calls} calls of {name}" for name, calls in counts.uncounted.items())
+        raise FASError(
+            f"{missing} in {type(model).__name__} cannot be counted, and a sum without them would be too small: "
+            "no energy is estimated for this model; fas.count_operations counts what is known"
+        )
     return counts
 
 

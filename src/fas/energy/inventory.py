@@ -30,7 +30,19 @@ FLOATS = "floats"
 SUMS = "sums of weighted spikes"
 DIGITS = "gated digits"
 _SHIFTED = "additions of stored values, shifted"
-_MATRIX = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "convolution", "scaled_dot_product"})
+_MATRIX = frozenset(
+    {
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "matmul",
+        "convolution",
+        "scaled_dot_product",
+        "grouped_mm",
+        "grouped_mm_fallback",
+    }
+)
 _ADDS = frozenset({"add", "sub", "rsub", "sum", "mean", "cumsum"})
 _PRODUCTS = frozenset({"mul", "div", "addcmul", "neg"})
 # What our attention computes on spikes beside its products, all of it in the notes of the attention module: scores,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fas.layers.conv import SpikingConv2d, convolution_fan_out
+from fas.layers.experts import SpikingExpert
 from fas.types import Site
 
 
@@ -42,7 +43,15 @@ class Reach:
         Returns:
             One number, or one for every neuron of a map [H, W, C], float64 whole numbers.
         """
-        return sum(self.of_layer(layer, shape) for layer in self._sites[path])
+        layers = self._sites[path]
+        if self.routes(path):
+            # Each call drives the one expert that its tokens were given to.
+            layers = layers[:1]
+        return sum(self.of_layer(layer, shape) for layer in layers)
+
+    def routes(self, layer: str) -> bool:
+        """Whether a layer is that of an expert."""
+        return isinstance(self._layers[layer], SpikingExpert)
 
     def of_layer(self, path: str, shape: Sequence[int]) -> int | Tensor:
         """Return the same for one layer."""

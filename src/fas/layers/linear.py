@@ -54,7 +54,7 @@ class SpikingLinear(SpikingLayer):
     """
 
     def __init__(self, dense: nn.Module, population: Population, *, owner: bool = True) -> None:
-        self.transposed = not isinstance(dense, nn.Linear)
+        self.transposed = bool(getattr(dense, "transposed", not isinstance(dense, nn.Linear)))
         shape = cast(nn.Parameter, dense.weight).shape
         self.in_features, self.out_features = shape if self.transposed else reversed(shape)
         super().__init__(dense, population, self.out_features, owner=owner)

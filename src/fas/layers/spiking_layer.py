@@ -27,17 +27,20 @@ class SpikingLayer(nn.Module, ABC):
 
     def __init__(self, dense: nn.Module, population: Population, outputs: int, *, owner: bool = True) -> None:
         super().__init__()
-        weight = cast(nn.Parameter, dense.weight)
-        self.weight = weight
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", cast("nn.Parameter | None", dense.bias))
-        self.correction = nn.Parameter(torch.zeros(outputs, dtype=torch.float32, device=weight.device))
+        self.correction = nn.Parameter(torch.zeros(outputs, dtype=torch.float32, device=self._hold(dense)))
         if owner:
             self.neuron = population
         # A plain reference: one set of parameters, however many layers read it.
         self.population: Population
         object.__setattr__(self, "population", population)
         object.__setattr__(self, "_dense", dense)
+
+    def _hold(self, dense: nn.Module) -> torch.device:
+        """Take weight and bias of the dense layer, and say where they lie."""
+        self.weight = cast(nn.Parameter, dense.weight)
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", cast("nn.Parameter | None", dense.bias))
+        return self.weight.device
 
     def dense(self) -> Any:
         """Return the dense layer that this one stands for, with the present weight and bias."""

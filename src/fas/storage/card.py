@@ -15,6 +15,7 @@ from fas._version import __version__
 from fas.config import FASConfig
 from fas.errors import CheckpointError
 from fas.storage.directory import CARD, MARK, is_ours, read_config, write_text
+from fas.surgery.left_dense import in_words
 from fas.types import Measurement, Record
 
 BASE = "base_model_name_or_path"
@@ -148,6 +149,7 @@ def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
         ["method", stored.method],
         ["coverage", f"{recipe.coverage}: {len(sites)} sites"],
         ["neuron", f"{stored.neuron}; {signed} of {len(sites)} sites with both signs"],
+        ["left dense", "unknown" if stored.left_dense is None else _plain(in_words(stored.left_dense))],
         ["time steps T", recipe.timesteps],
         ["levels", f"up to {stored.levels_after(recipe.timesteps)} (zero and both signs included)"],
         ["schedule, operators, execution", f"{recipe.schedule}, {recipe.operators}, {recipe.execution}"],

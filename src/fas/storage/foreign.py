@@ -109,6 +109,23 @@ def check_parameters(model: nn.Module, where: str) -> None:
     check_finite(((name, x) for name, x in named if not name.endswith(".log_threshold")), where)
 
 
+def check_generation(model: Any) -> None:
+    """Refuse a generation configuration that transformers would not save, before hours of work on the model.
+
+    Raises:
+        CheckpointError: such a configuration.
+    """
+    config = getattr(model, "generation_config", None)
+    try:
+        if config is not None:
+            config.validate(strict=True)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the generation configuration of {type(model).__name__} is invalid, and transformers saves none that is: "
+            f"{first_sentence(error)}; correct model.generation_config, or generation_config.json in its directory"
+        ) from None
+
+
 def check_neurons(model: nn.Module, where: str) -> None:
     """Refuse neurons whose parameters are no numbers; a population without any threshold is not calibrated yet.
 

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from fas.errors import SiteError
 from fas.layers.attention import AttentionOperands
 from fas.layers.conv import SpikingConv2d
+from fas.layers.experts import ExpertLinear, SpikingExpert
 from fas.layers.linear import SpikingLinear
 from fas.layers.once import Once
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.attention import use_dense_attention, use_spiking_attention
+from fas.surgery.experts import close_experts, is_fused, open_experts
 from fas.surgery.gated import attach_operators, detach_operators
 from fas.surgery.sites import is_convolution, is_linear, is_spiking
 from fas.surgery.written_attention import use_dense_products, use_spiking_products, writes_attention
@@ -53,6 +55,12 @@ def attach(
             site.path, site.channels, model_of, simulation, granularity=granularity, device=device, **more
         )
 
+    sites = list(sites)
+    modules = dict(model.named_modules())
+    for path in {path.rpartition(".")[0].rpartition(".")[0] for site in sites for path in site.layers}:
+        # `….experts.up.3` lies two names below what holds the weights of all experts.
+        if path in modules and is_fused(modules[path]):
+            open_experts(modules[path])
     exchanged: dict[str, nn.Module] = {}
     factors: dict[str, dict[str, Population]] = {}
     for site in sites:
@@ -79,7 +87,8 @@ def attach(
                 layer = SpikingConv2d(cast(nn.Conv2d, dense), population, view, owner=path == site.path)
                 width = layer.in_channels
             else:
-                layer = SpikingLinear(dense, population, owner=path == site.path)
+                kind_of = SpikingExpert if isinstance(dense, ExpertLinear) else SpikingLinear
+                layer = kind_of(dense, population, owner=path == site.path)
                 width = layer.in_features
             if width != site.channels:
                 raise SiteError(
@@ -126,6 +135,7 @@ def detach(model: nn.Module, sites: Iterable[Site]) -> None:
             model.set_submodule(site.activation, cast(nn.Module, layers[0].population.activation))
         for path, layer in zip(site.layers, layers, strict=True):
             model.set_submodule(path, layer.dense())
+    close_experts(model)
 
 
 def attention_of(site: Site) -> str:

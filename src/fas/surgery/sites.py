@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -12,12 +13,34 @@ from torch import nn
 
 from fas.errors import SiteError
 from fas.layers.spiking_layer import SpikingLayer
+from fas.surgery.experts import opened
 from fas.surgery.flow import POOLS, RESHAPES, Flow
 from fas.surgery.probe import is_convolutional
 from fas.surgery.trace import Call, Trace, block_of, is_activation, is_convolution, is_linear, trace
-from fas.types import Coverage, Role, Site
+from fas.types import OPERANDS, Coverage, Role, Site
 
 logger = logging.getLogger(__name__)
+
+
+def check_exclude(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Refuse patterns of names to leave dense that match nothing.
+
+    Raises:
+        SiteError: such a pattern; names near it are given.
+    """
+    names = [name for name, _ in model.named_modules()]
+    factors = [f"{name}.operands.{role}" for name in names for role in OPERANDS]
+    for pattern in patterns:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (*names, *factors)):
+            continue
+        within = fnmatch.filter(names, f"*{pattern}*")
+        lower = {name.lower(): name for name in names}
+        near = within[:3] or [lower[name] for name in difflib.get_close_matches(pattern.lower(), lower, 3, 0.4)]
+        advice = f", or write '*{pattern}*'" if within else ""
+        raise SiteError(
+            f"exclude={pattern!r} matches no name of {type(model).__name__}; names near it are "
+            f"{', '.join(near) or 'none'}: patterns match whole names{advice}"
+        )
 
 
 def _mlp_inputs(calls: list[Call]) -> tuple[dict[str, Call], list[Call]]:
@@ -82,16 +105,19 @@ def find_sites(
         Sites in the order of execution; layers that read the same tensor share one.
 
     Raises:
-        SiteError: no site, a block whose MLP shows no activation in front of a linear layer, or (``full``)
-            attention that neither goes through transformers' attention interface nor is written out as two products
-            around a softmax.
+        SiteError: no site, a pattern that matches nothing, a block whose MLP shows no activation in front of a linear
+            layer, or (``full``) attention that neither goes through transformers' attention interface nor is written
+            out as two products around a softmax.
     """
     patterns = tuple(exclude)
+    with opened(model):
+        check_exclude(model, patterns)
     if is_convolutional(model):
         return _convolutional_sites(model, coverage, patterns, replace_activation, probe)
     # Where tensors go matters only where a neuron could take an activation's place.
     replaceable = any(isinstance(m, nn.ReLU) or (replace_activation and is_activation(m)) for m in model.modules())
-    record = trace(model, probe, attention=coverage == "full", flow=Flow() if replaceable else None)
+    with opened(model):
+        record = trace(model, probe, attention=coverage == "full", flow=Flow() if replaceable else None)
     linear = [call for call in record.calls if is_linear(call.module)]
     behind, unmatched = _mlp_inputs(record.calls)
     reads = {call.path: call.input for call in linear}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fas.errors import SiteError
+from fas.layers.experts import ExpertLinear
 from fas.surgery.attention import AttentionCall, is_attention_class, recording_attention
 from fas.surgery.flow import Flow
 from fas.surgery.probe import evaluating, hooked, is_convolutional, probe_inputs, reads_images_and_text
@@ -22,8 +23,8 @@ _BLOCK = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is y = Wx + b over the last dimension (``nn.Linear``, GPT-2's ``Conv1D``)."""
-    if isinstance(module, nn.Linear):
+    """Whether a module is y = Wx + b over the last dimension (``nn.Linear``, GPT-2's ``Conv1D``, an expert's)."""
+    if isinstance(module, nn.Linear | ExpertLinear):
         return True
     weight = getattr(module, "weight", None)
     return type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.ndim == 2

@@ -12,6 +12,7 @@ from fas.cli.program.session import is_alone
 from fas.data.for_model import Sample, calibration_batches, default_data
 from fas.loading import Loaded
 from fas.memory import fewer_rows
+from fas.surgery.left_dense import in_words
 
 
 def calibrate_and_report(
@@ -59,6 +60,13 @@ def report_records(output: Output, records: Sequence[Any], about: Mapping[str, A
                 ["site", "relative error", "spikes per neuron", "mean threshold"],
                 [[path, *(float(f[k]) for k in _COLUMNS)] for path, f in record.sites.items()],
             )
+
+
+def report_left_dense(output: Output, shares: Mapping[str, float], about: Mapping[str, Any]) -> None:
+    """Say what no spikes drive, and give its shares as rows."""
+    for path, share in shares.items():
+        output.measure("left_dense", share, "1", path=path, **about)
+    output.remark(in_words(shares))
 
 
 _UNITS = {"tokens": "tokens", "expected_divergence": "nats"}

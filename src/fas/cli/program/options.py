@@ -17,6 +17,7 @@ GGUFFile = Annotated[
     str | None, typer.Option("--gguf-file", help="Which GGUF file of the directory or hub name MODEL to read.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print rows of measurements as a JSON list, nothing else.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a converted model that is there.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
 Device = Annotated[str, typer.Option(help="Where to compute, as torch names it: `cpu`, `cuda`, `cuda:1`.")]
 Tokens = Annotated[int, typer.Option(help="Tokens to calibrate on.", min=1)]
