@@ -84,7 +84,7 @@ def test_spikes_drive_the_rows_of_the_experts_that_a_token_is_given_to(name, tmp
     model = build(name)
     with torch.no_grad():
         dense, keys = model(**batch()).logits, set(model.state_dict())
-    fas.convert(model, fas.FAS(timesteps=8), calibration=[batch()])
+    fas.convert(model, fas.FAS(timesteps=8, neuron="signed_if"), calibration=[batch()])
     experts = next(m for m in model.modules() if hasattr(m, "down_proj") and m.down_proj.ndim == 3)
     assert len({layer.population for layer in experts.up}) == 1 and len({d.population for d in experts.down}) == 4
     assert torch.equal(logits(model, network="ann"), dense)
@@ -108,7 +108,7 @@ def test_spikes_drive_the_rows_of_the_experts_that_a_token_is_given_to(name, tmp
 def test_experts_that_no_token_reached_are_named_and_take_the_thresholds_of_their_layer(caplog):
     model = build()
     with caplog.at_level(logging.WARNING):
-        fas.convert(model, fas.FAS(timesteps=8), calibration=[batch(1, 1)])
+        fas.convert(model, fas.FAS(timesteps=8, neuron="signed_if"), calibration=[batch(1, 1)])
     found = populations(model)
     missed = [path for path in found if path in caplog.text]
     assert len(missed) == 4 and "more tokens" in caplog.text  # one token reaches two of four experts in each layer
@@ -123,13 +123,15 @@ def test_experts_that_no_token_reached_are_named_and_take_the_thresholds_of_thei
 def test_padding_does_not_count_for_the_thresholds_of_experts():
     short, padded = batch(2, 5), batch(2, 5)
     padded = {name: nn.functional.pad(value, (0, 4)) for name, value in padded.items()}
-    one, other = (fas.convert(build(), fas.FAS(timesteps=8), calibration=[given]) for given in (short, padded))
+    one, other = (
+        fas.convert(build(), fas.FAS(timesteps=8, neuron="signed_if"), calibration=[given]) for given in (short, padded)
+    )
     for path, population in populations(one).items():
         torch.testing.assert_close(populations(other)[path].threshold, population.threshold, rtol=1e-3, atol=1e-5)
 
 
 def test_energy_counts_the_additions_of_the_experts_and_the_products_of_dense_ones():
-    model = fas.convert(build(), fas.FAS(timesteps=8), calibration=[batch()])
+    model = fas.convert(build(), fas.FAS(timesteps=8, neuron="signed_if"), calibration=[batch()])
     with torch.no_grad(), fas.record(model) as spikes, count_operations(model) as counts:
         model(**batch())
     sent = {path: site.spikes for path, site in spikes.sites.items() if ".experts." in path}
@@ -138,7 +140,7 @@ def test_energy_counts_the_additions_of_the_experts_and_the_products_of_dense_on
     found = sum(c.additions for (_, path), c in counts.places.items() if ".experts." in path)
     assert found == want > 0 and not counts.uncounted
     products = 27 * 2 * (48 * 32 + 24 * 32)  # tokens, experts of each, weights of one
-    left_dense = fas.convert(build(), fas.FAS(timesteps=8, exclude=("*.experts.*",)))
+    left_dense = fas.convert(build(), fas.FAS(timesteps=8, neuron="signed_if", exclude=("*.experts.*",)))
     for made, kind in ((model, "dense_multiply_adds"), (left_dense, "multiply_adds")):
         with torch.no_grad(), made.simulation.using(network="ann"), count_operations(made) as counts:
             made(**batch())
@@ -147,7 +149,7 @@ def test_energy_counts_the_additions_of_the_experts_and_the_products_of_dense_on
 
 
 def test_experts_in_other_settings():
-    model = fas.convert(build(), fas.FAS(timesteps=8, coverage="full"), calibration=[batch()])
+    model = fas.convert(build(), fas.FAS(timesteps=8, neuron="signed_if", coverage="full"), calibration=[batch()])
     experts = model.model.layers[0].mlp.experts
     given = torch.randn(7, 32), torch.rand(7, 4).topk(2).indices, torch.rand(7, 2)
     with torch.inference_mode():
@@ -158,7 +160,7 @@ def test_experts_in_other_settings():
     assert 0 < error < 0.05  # a percent or so a layer
     with pytest.raises(FASError, match=r"experts\.up\.0.* run layerwise only"):
         logits(model, schedule="online")
-    mlp = fas.convert(build(), fas.FAS(timesteps=8, coverage="mlp"), calibration=[batch()])
+    mlp = fas.convert(build(), fas.FAS(timesteps=8, neuron="signed_if", coverage="mlp"), calibration=[batch()])
     assert sum(isinstance(layer, SpikingExpert) for layer in spiking_layers(mlp).values()) == 8
 
 
@@ -166,13 +168,15 @@ def test_what_stays_dense_is_named_with_its_share(caplog):
     tokens, experts, router = 4, 2 * (48 * 32 + 24 * 32), 4 * 32
     attention, head = 32 * 32 + 2 * 16 * 32 + 32 * 32, 100 * 32
     whole = tokens * (2 * (experts + router + attention) + head)
-    model = fas.convert(build(), fas.FAS(timesteps=8))
+    model = fas.convert(build(), fas.FAS(timesteps=8, neuron="signed_if"))
     assert "left dense" not in caplog.text  # a router is a small share, which the log tells on its lower level
     want = {"model.layers.*.mlp.gate": 2 * tokens * router / whole}
     assert model.fas_config.left_dense == pytest.approx(want)
-    left = fas.convert(build(), fas.FAS(timesteps=8, exclude=("*.experts.*",))).fas_config.left_dense
+    left = fas.convert(
+        build(), fas.FAS(timesteps=8, neuron="signed_if", exclude=("*.experts.*",))
+    ).fas_config.left_dense
     assert left["model.layers.*.mlp.experts"] == pytest.approx(2 * tokens * experts / whole)
-    mlp = fas.convert(build(), fas.FAS(timesteps=8, coverage="mlp")).fas_config.left_dense
+    mlp = fas.convert(build(), fas.FAS(timesteps=8, neuron="signed_if", coverage="mlp")).fas_config.left_dense
     assert mlp["model.layers.*.mlp.experts"] == pytest.approx(2 * tokens * experts * 2 / 3 / whole)
     assert sum(mlp.values()) == pytest.approx(1 - 2 * tokens * experts / 3 / whole)
     assert fas.FASConfig(**model.fas_config.to_dict()).left_dense == model.fas_config.left_dense
@@ -189,5 +193,5 @@ def test_what_is_not_recognised_stays_dense_loudly(caplog):
 
     model = build()
     model.model.layers[1].self_attn.o_proj = Own()
-    fas.convert(model, fas.FAS(timesteps=8))
+    fas.convert(model, fas.FAS(timesteps=8, neuron="signed_if"))
     assert "left dense" in caplog.text and "model.layers.*.self_attn.o_proj" in caplog.text
