@@ -25,3 +25,22 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def check_number(name: str, value: Any, expected: str, *, above: bool = False) -> None:
+    """Refuse a value that is neither None nor a finite number of at least 0.
+
+    Args:
+        name: of the value.
+        value: to be looked at.
+        expected: what the message says of it.
+        above: whether 0 is refused too.
+
+    Raises:
+        ValueError: such a value; the message names it.
+    """
+    if value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < float("inf") or (above and value == 0):
+        raise ValueError(f"{name} is {value!r}; expected {expected}")

@@ -110,7 +110,7 @@ def stream(
 def _stages(config: FASConfig) -> list[Stage]:
     """Return the stages of a method; refuse one that cannot be streamed, and several processes."""
     stages = config.recipe.stages()
-    asked = [name for name in ("gated", "spike_price") if getattr(config.recipe, name, False)]
+    asked = [name for name in ("gated", "spike_price", "spikes") if getattr(config.recipe, name, False)]
     if len(stages) != 1 or not isinstance(stages[0], Calibrate | SetThresholds) or asked:
         names = asked or [type(stage).__name__ for stage in stages]
         raise ValueError(

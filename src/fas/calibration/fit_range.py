@@ -16,6 +16,8 @@ PLENTY = 256
 # The range as a multiple of the largest value seen, where the reach of the channel is not beyond: signed digits of
 # eight steps then have 122 levels for it, which cost 0.3 % of perplexity on a language model of 135 million parameters.
 _HEADROOM = 8
+# Smallest reach likewise.
+_NEAREST = 1.5
 # Largest reach as a multiple of the largest value seen: channels that are silent but at rare tokens (after ReLU) have
 # ratios of a thousand, which say nothing about the others.
 _FURTHEST = 16
@@ -34,7 +36,7 @@ def fit_range(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost | None 
     follows depends on them: no mean over recorded activations shows what clipping costs. How far a channel may go is
     told by its neighbours: with m_c the mean magnitude of a channel and p_c the largest one seen, the ratios p_c/m_c of
     all channels of a site are so many draws from the tail of one distribution, of which the highest (but for a
-    thousandth) times m_c is the reach of channel c, from p_c to 16 p_c. The step is
+    thousandth) times m_c is the reach of channel c, from 1.5 p_c to 16 p_c. The step is
 
         u_c = max(8 p_c, reach_c) / resolution,
 
@@ -58,7 +60,7 @@ def fit_range(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost | None 
     # What hardly varies keeps a scale of its site, so that rounding does not make it fire.
     mean = mean.clamp_min(float(mean.mean()) * _STILL + _TINY)
     peak = peak.clamp_min(float(peak.amax()) * _STILL + _TINY)
-    reach = torch.maximum(peak, torch.minimum((peak / mean).quantile(_TAIL) * mean, _FURTHEST * peak))
+    reach = torch.maximum(_NEAREST * peak, torch.minimum((peak / mean).quantile(_TAIL) * mean, _FURTHEST * peak))
     if not per_channel:
         peak, reach = peak.amax(), reach.amax()
     finest = reach / neuron.resolution(timesteps)

@@ -32,8 +32,10 @@ class FAS(OneNeuron):
         fine: calibrate threshold, offset and initial potential per channel, and the bias.
         centred: let fine calibration centre signed codes: all levels serve, but silence is lost where most
             values are near zero. Off, spikes are several times fewer and the error larger.
-        spike_price: nats per answer that one spike per neuron and window may cost; above 0 fine calibration
-            trades quality for silence, channel by channel (0.01 to 0.1 are useful), and `centred` has no say.
+        spike_price: nats per answer that one spike per neuron and window may cost: fine calibration trades quality for
+            silence, channel by channel (0.01 to 0.1 are useful), and `centred` has no say. If not given, 0.006 for
+            codes of at least 256 levels to a side (`signed_digit` from T = 7), else 0.
+        spikes: per neuron and window, in the mean over the network: finds the price at which it sends as many.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -54,7 +56,8 @@ class FAS(OneNeuron):
     coarse: bool = True
     fine: bool = True
     centred: bool = True
-    spike_price: float = 0.0
+    spike_price: float | None = None
+    spikes: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,4 +87,5 @@ class FAS(OneNeuron):
     def _calibration(self) -> Calibrate:
         from fas.stages.calibrate import Calibrate
 
-        return Calibrate(coarse=self.coarse, fine=self.fine, centred=self.centred, spike_price=self.spike_price)
+        names = ("coarse", "fine", "centred", "spike_price", "spikes")
+        return Calibrate(**{name: getattr(self, name) for name in names})
