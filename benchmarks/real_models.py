@@ -24,18 +24,19 @@ from fas.storage.directory import write_text
 from fas.types import Method
 
 ROWS: dict[str, Callable[[], Method]] = {
-    "linear": lambda: fas.FAS(neuron="signed_digit", coverage="linear"),
-    "linear, 1.5 spikes": lambda: fas.FAS(neuron="signed_digit", coverage="linear", spike_price=0.4),
-    "linear, T = 5": lambda: fas.FAS(neuron="ternary_phase", coverage="linear", timesteps=5),
+    "linear": lambda: fas.FAS(neuron="signed_digit"),
+    "linear, 1.5 spikes": lambda: fas.FAS(neuron="signed_digit", spikes=1.5),
+    "linear, 1.2 spikes": lambda: fas.FAS(neuron="signed_digit", spikes=1.2),
     "mlp": lambda: fas.FAS(neuron="signed_digit", coverage="mlp"),
     "full": lambda: fas.FAS(neuron="signed_digit", coverage="full"),
     "las": lambda: fas.LAS(timesteps=16),
-    "rate code": lambda: fas.FAS(neuron="signed_if", coverage="linear"),
+    "linear, T = 5": lambda: fas.FAS(neuron="ternary_phase", timesteps=5),
+    "rate code": lambda: fas.FAS(neuron="signed_if"),
     "rate code, mlp": lambda: fas.FAS(neuron="signed_if", coverage="mlp"),
-    "graded rate code": lambda: fas.FAS(neuron="clipped_count", coverage="linear"),
-    "balanced ternary": lambda: fas.FAS(neuron="ternary_phase", coverage="linear"),
-    "bit planes": lambda: fas.FAS(neuron="phase", coverage="linear"),
-    "two ranges": lambda: fas.FAS(neuron="outlier_aware", coverage="linear"),
+    "graded rate code": lambda: fas.FAS(neuron="clipped_count"),
+    "balanced ternary": lambda: fas.FAS(neuron="ternary_phase"),
+    "bit planes": lambda: fas.FAS(neuron="phase"),
+    "two ranges": lambda: fas.FAS(neuron="outlier_aware"),
     "threshold_balancing": lambda: fas.ThresholdBalancing(timesteps=32),
     "qcfs_only": lambda: fas.QCFSOnly(timesteps=32),
 }
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="text to calibrate on")
     parser.add_argument("--test", type=Path, required=True, help="text to measure on")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
-    parser.add_argument("--tokens", type=int, default=16384, help="to calibrate on")
+    parser.add_argument("--tokens", type=int, default=4096, help="to calibrate on")
     parser.add_argument("--test-tokens", type=int, default=16384, help="to measure on, from the first")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--out", type=Path, default=Path("build/real_models.json"))

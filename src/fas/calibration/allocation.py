@@ -26,9 +26,10 @@ logger = logging.getLogger(__name__)
 # were no better.
 _ANSWERS = 1024
 # Rows of a site that tell how many spikes a price leaves, in all batches together.
-_ROWS = 1024
-# Prices between which one is looked for, nats per spike per neuron, and how near the spikes must come.
-_CHEAPEST, _DEAREST, _NEAR, _ROUNDS = 1e-5, 10.0, 0.005, 24
+_ROWS = 512
+# Prices between which one is looked for and that of the first try, nats per spike per neuron, and how near the spikes
+# must come.
+_CHEAPEST, _DEAREST, _FIRST, _NEAR, _ROUNDS = 1e-5, 10.0, 0.01, 0.01, 16
 
 Fitting = Callable[[Population, Tensor, SpikeCost], Fit]
 """Fits a population to inputs [n, C] at a price."""
@@ -75,28 +76,25 @@ def costs_of(
 
 
 def price_of(spikes: float, sent: Callable[[float], float]) -> float:
-    """Return the price at which so many spikes are sent, by bisection of its logarithm.
+    """Return the price at which so many spikes are sent.
 
     Args:
         spikes: per neuron.
         sent: returns the spikes per neuron at a price, which fall with it.
     """
-    low, high = math.log(_CHEAPEST), math.log(_DEAREST)
-    for price in (_CHEAPEST, _DEAREST):
-        found = sent(price)
-        if (found < spikes) == (price == _CHEAPEST):
-            logger.warning(
-                "%.3g spikes per neuron were asked for, and at a price of %g nats it is %.3g: more steps or another "
-                "neuron go further", spikes, price, found,
-            )  # fmt: skip
-            return price
+    low, high, price = math.log(_CHEAPEST), math.log(_DEAREST), math.log(_FIRST)
     for _ in range(_ROUNDS):
-        middle = (low + high) / 2
-        found = sent(math.exp(middle))
+        found = sent(math.exp(price))
         if abs(found / spikes - 1) <= _NEAR:
-            break
-        low, high = (middle, high) if found > spikes else (low, middle)
-    return math.exp(middle)
+            return math.exp(price)
+        low, high = (price, high) if found > spikes else (low, price)
+        # Spikes fall by about a third of themselves where the price is five times as high.
+        price = min(max(price + 4 * math.log(max(found, 1e-9) / spikes), (3 * low + high) / 4), (low + 3 * high) / 4)
+    logger.warning(
+        "%.3g spikes per neuron were asked for, and at a price of %.2g nats it is %.3g: other steps or another neuron "
+        "reach further", spikes, math.exp(price), found,
+    )  # fmt: skip
+    return math.exp(price)
 
 
 @torch.no_grad()
