@@ -111,7 +111,8 @@ def ready(family, dtype):
     """Return a calibrated model without dropout, the same in every process."""
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
     model = FAMILIES[family].build(**dropout)
-    return convert(model, fas.FAS(timesteps=4), calibration=[{"input_ids": ROWS[:8]}]).to(dtype)
+    method = fas.FAS(timesteps=4, neuron="signed_if")
+    return convert(model, method, calibration=[{"input_ids": ROWS[:8]}]).to(dtype)
 
 
 def tuned(directory, settings, options):

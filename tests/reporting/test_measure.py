@@ -49,7 +49,7 @@ def test_coarse_thresholds_are_those_of_coarse_calibration_and_nothing_changes()
     before = parameters(model)
     found = measure.coarse_thresholds(model, [family.batch(seed=3)])
     assert same(before, parameters(model))
-    method = fas.FAS(timesteps=4, fine=False)
+    method = fas.FAS(timesteps=4, neuron="signed_if", fine=False)
     fresh = fas.convert(family.build(), method, calibration=[family.batch(seed=3)])
     expected = {path: float(p.threshold.detach().mean()) for path, p in populations(fresh).items()}
     # Means of equal numbers.

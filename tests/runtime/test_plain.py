@@ -138,14 +138,17 @@ def test_other_methods_are_read_back(method, tmp_path):
 
 
 def test_half_precision():
-    model, x = converted("resnet").bfloat16(), tiny_cnns.images()
+    model, x = converted("resnet", neuron="signed_if").bfloat16(), tiny_cnns.images()
     for population in populations(model).values():
         population.float()
     with torch.no_grad():
         half = model(x.bfloat16())
         # Eight bits of mantissa through ten layers.
         torch.testing.assert_close(
-            half.float(), converted("resnet")(x), rtol=0.1, atol=0.1 * float(half.float().abs().max())
+            half.float(),
+            converted("resnet", neuron="signed_if")(x),
+            rtol=0.1,
+            atol=0.1 * float(half.float().abs().max()),
         )
     assert half.dtype == torch.bfloat16
 

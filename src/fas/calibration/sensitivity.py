@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.surgery.parameters import frozen
 from fas.surgery.probe import hooked
@@ -37,7 +38,7 @@ def sensitivities(
         By site, (C,) float32, in nats per squared unit of the activation.
 
     Raises:
-        CalibrationError: no batches, or answers without logits.
+        CalibrationError: no batches, answers without logits, or logits that are not finite.
 
     Source: Theis et al. 2018 (arXiv 1801.05787), equation 5, pruning by the diagonal; Kunstner et al. 2019
     (arXiv 1905.12558) on answers drawn from the model instead of labels.
@@ -90,6 +91,8 @@ def _mask(inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor:
 def _surprise(logits: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor, int]:
     """Return −ln p of answers drawn from the model, summed, and their number."""
     rows = logits[mask].float()
+    if not bool(rows.isfinite().all()):
+        raise CalibrationError("the dense network yields NaN or infinite logits: check its weights and the data")
     if rows.shape[-1] == 1:
         noise = torch.randn(rows.shape, generator=draws).to(rows)
         return (rows * noise).sum(), len(rows)

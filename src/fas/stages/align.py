@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fas.calibration.teacher import Aim, Teacher, neuron_tensors
 from fas.checks import check_choice
 from fas.distributed import place
+from fas.errors import CalibrationError
 from fas.surgery.parameters import frozen
 from fas.surgery.probe import hooked
 from fas.surgery.replace import populations, spiking_layers
@@ -152,7 +153,10 @@ class _Best:
     def __init__(self, parameters: list[nn.Parameter], figure: Callable[[], float], every: int) -> None:
         self._parameters, self._figure, self._every = parameters, figure, every
         self._steps, self.least = -1, math.inf
+        self._kept = [parameter.detach().clone() for parameter in parameters]
         self.look()
+        if self.least == math.inf:
+            raise CalibrationError("NaN or infinite answers on held-out batches: check the data")
         self.first = self.least
 
     def look(self) -> None:

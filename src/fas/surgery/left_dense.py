@@ -45,7 +45,8 @@ def left_dense(model: Any, probe: Mapping[str, Any] | None = None) -> dict[str, 
         module = modules.get(path)
         if module is None or not any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
             continue
-        number -= sum(within for inner, within in found.items() if inner.rpartition(".")[0] == path)
+        # A fused path may count a product with its caller's name, or not at all.
+        number = max(0, number - sum(within for inner, within in found.items() if inner.rpartition(".")[0] == path))
         whole += number
         name = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path)
         shares[name] = shares.get(name, 0) + number * _dense_part(module)

@@ -12,7 +12,6 @@ from fas.cli.program.session import is_alone
 from fas.data.for_model import Sample, calibration_batches, default_data
 from fas.loading import Loaded
 from fas.memory import fewer_rows
-from fas.surgery.left_dense import in_words
 
 
 def calibrate_and_report(
@@ -66,6 +65,8 @@ def report_left_dense(output: Output, shares: Mapping[str, float], about: Mappin
     """Say what no spikes drive, and give its shares as rows."""
     for path, share in shares.items():
         output.measure("left_dense", share, "1", path=path, **about)
+    from fas.surgery.left_dense import in_words
+
     output.remark(in_words(shares))
 
 
