@@ -71,14 +71,14 @@ class Calibrate(Stage):
     centred: bool = True
     max_rows: int = 16384
     fit_rows: int = 4096
-    spike_price: float | None = None
+    spike_price: float | None = 0.0
     spikes: float | None = None
     teacher: Aim = "auto"
 
     def __post_init__(self) -> None:
         check_number("spike_price", self.spike_price, "nats per spike per neuron, a number of at least 0")
         check_number("spikes", self.spikes, "spikes per neuron and window, a number above 0", above=True)
-        if self.spikes is not None and self.spike_price is not None:
+        if self.spikes is not None and self.spike_price:
             raise ValueError(f"spikes is {self.spikes:g}, which finds the price: leave spike_price out")
         check_choice("teacher", self.teacher, get_args(Aim))
         asked = next((name for name in ("spike_price", "spikes") if getattr(self, name)), None)
@@ -141,7 +141,7 @@ class Calibrate(Stage):
     def _costs(self, model: Any, batches: Batches, *, whole: bool) -> dict[str, SpikeCost]:
         """Return what errors and spikes cost at every site; nothing where none are to be weighed."""
         steps, price = model.timesteps, self.spike_price
-        if price == 0:
+        if price == 0 and self.spikes is None:
             return {}
         by_default = price is None and self.spikes is None
         if by_default:
