@@ -113,6 +113,8 @@ class Neuron(ABC):
         recursion: which of the neurons that ``fas.kernels`` knows this one is, declared by the class itself; a
             neuron that declares none runs by its own methods. ``table``, for digits: the kernels look up what
             ``window`` and ``spikes`` make of every count.
+        spike_price: of a code with levels to spare (``calibration.fit_range``), the nats per answer that one spike per
+            neuron and window may cost where calibration is told no price.
     """
 
     signed: bool
@@ -120,6 +122,7 @@ class Neuron(ABC):
     emission: ClassVar[Emission] = "digits"
     takes_back: ClassVar[bool] = True
     recursion: ClassVar[Recursion | None] = None
+    spike_price: ClassVar[float] = 0.0
 
     @property
     def even_levels(self) -> bool:

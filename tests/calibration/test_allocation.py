@@ -6,11 +6,14 @@ import made
 import pytest
 import torch
 from tiny_models import FAMILIES, logits
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import fas
 from fas.calibration.allocation import price_of
+from fas.calibration.walk import dense_inputs
 from fas.errors import CalibrationError
-from fas.stages.calibrate import _PRICE, Calibrate
+from fas.neurons.signed_digit import SignedDigit
+from fas.stages.calibrate import Calibrate
 from fas.surgery.replace import populations
 
 
@@ -53,10 +56,31 @@ def test_a_network_sends_the_spikes_asked_for(name, options):
     assert record.settings["spikes"] == 0.9
 
 
+@pytest.mark.parametrize(
+    "options", [{"neuron": "phase", "timesteps": 9}, {"neuron": "signed_digit", "timesteps": 6}], ids=str
+)
+def test_no_other_code_weighs_spikes_unasked(options):
+    model = made.converted("gpt2", coverage="mlp", **options)
+    assert "expected_divergence" not in model.records[-1].results
+
+
+def test_spikes_are_asked_of_experts_that_no_token_reaches():
+    config = MixtralConfig(
+        vocab_size=100, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=1,
+    )  # fmt: skip
+    model, batch = MixtralForCausalLM(config).eval(), {"input_ids": torch.arange(6).view(2, 3)}
+    # Six tokens for eight experts.
+    fas.convert(model, fas.FAS(timesteps=8, coverage="mlp", spikes=1.0), calibration=[batch])
+    seen = [len(rows) for rows in dense_inputs(model, [batch], 100).values()]
+    assert min(seen) == 0 and sum(seen) == 6
+    assert 0 < model.records[-1].results["expected_divergence"] < math.inf
+
+
 def test_codes_with_levels_to_spare_weigh_spikes_by_themselves():
     data = [FAMILIES["gpt2"].batch(rows=4, length=12)]
     found = []
-    for options in ({}, {"spike_price": _PRICE}, {"spike_price": 0.0}):
+    for options in ({}, {"spike_price": SignedDigit.spike_price}, {"spike_price": 0.0}):
         model = made.converted("gpt2", seeds=(), neuron="signed_digit", timesteps=8, **options)
         results = fas.calibrate(model, data)[0].results
         found.append(([p.log_threshold for p in populations(model).values()], "expected_divergence" in results))

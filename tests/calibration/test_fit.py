@@ -1,12 +1,15 @@
 """Thresholds from data: against brute force, against simpler codes, and where the data are odd."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from neuron_variants import codes, label
 
-from fas.calibration.fit import Fit, counts, drive, encode, fit_channels, fit_layer
+from fas.calibration.fit import Fit, counted, counts, drive, encode, fit_channels, fit_layer, mean_spikes
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.neurons.clipped_count import ClippedCount
@@ -335,3 +338,17 @@ def test_levels_to_spare_widen_the_range(seed, shape):
     assert ((encode(beyond, fit, many) - beyond).abs() <= step / 2 * (1 + 1e-6)).all()
     narrow = fit_channels(x, few)
     assert (narrow.threshold <= 2 * span + 1e-9).all()
+
+
+@pytest.mark.parametrize("neuron", codes(), ids=label)
+def test_what_a_code_sends_is_the_plain_statement(neuron):
+    steps, x = 4, drive(data("tails", 1, 300, channels=3).float(), neuron.bounds(4))
+    fit = Fit(torch.tensor([0.5, 4.0, 9.0]), torch.tensor([0.0, 0.3, -1.0]), torch.tensor([0.5, 0.25, 0.0]), x[0])
+    counts, mean = counted(x, fit, neuron, steps)
+    unit = fit.threshold / neuron.resolution(steps)
+    levels = torch.tensor([[math.floor(v) for v in row] for row in ((x - fit.offset) / unit + fit.v_init).tolist()])
+    expected = neuron.settle(levels.float(), steps)
+    assert torch.equal(counts, expected) and torch.equal(mean, expected * unit + fit.offset)
+    # Whole numbers, added up in another order.
+    spikes = neuron.spikes(expected, steps).double().mean()
+    assert mean_spikes(counts, neuron, steps) == pytest.approx(float(spikes), rel=1e-6)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from fas.calibration.fit import counted
 from fas.calibration.fit_range import fit_range
 from fas.calibration.fit_sparse import SpikeCost
-from fas.calibration.fit_uneven import encode_uneven
 from fas.neurons.outlier_aware import OutlierAware
 from fas.neurons.signed_digit import SignedDigit
 
@@ -32,8 +32,7 @@ def test_the_range_is_eight_times_the_largest_value_where_tails_are_short():
     x = torch.rand(400, 6, generator=torch.Generator().manual_seed(0)) - 0.5
     fit = fit_range(x, NEURON, STEPS, per_channel=True)
     torch.testing.assert_close(fit.threshold, 8 * x.abs().amax(0))
-    half = torch.full((6,), 0.5)
-    exact = (encode_uneven(x, fit.threshold, half, NEURON, STEPS) - x).square().mean(0)
+    exact = (counted(x, fit, NEURON, STEPS)[1] - x).square().mean(0)
     torch.testing.assert_close(fit.error, exact)
     one = fit_range(x, NEURON, STEPS, per_channel=False)
     torch.testing.assert_close(one.threshold, 8 * x.abs().amax())

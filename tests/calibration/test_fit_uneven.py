@@ -3,10 +3,15 @@
 import pytest
 import torch
 
-from fas.calibration.fit_uneven import encode_uneven, fit_uneven
+from fas.calibration.fit import Fit, counted
+from fas.calibration.fit_uneven import fit_uneven
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.neurons.outlier_aware import OutlierAware
+
+
+def passed_on(x, threshold, v_init, neuron, steps):
+    return counted(x, Fit(threshold, torch.zeros(()), v_init, torch.zeros(())), neuron, steps)[1]
 
 
 def activations(signed):
@@ -21,11 +26,11 @@ def test_no_threshold_of_a_fine_grid_is_much_better(signed, steps):
     neuron, x = OutlierAware(signed=signed, outlier_bits=2), activations(signed)
     fit = fit_uneven(x, neuron, steps, per_channel=True)
     half = torch.full((5,), 0.5)
-    exact = (encode_uneven(x, fit.threshold, half, neuron, steps) - x).square().mean(0)
+    exact = (passed_on(x, fit.threshold, half, neuron, steps) - x).square().mean(0)
     # Pairs of neighbours among the 400 rows are looked at as one.
     torch.testing.assert_close(fit.error, exact, rtol=5e-2, atol=0)
     grid = [
-        (encode_uneven(x, x.abs().amax(0) * share, half, neuron, steps) - x).square().mean(0)
+        (passed_on(x, x.abs().amax(0) * share, half, neuron, steps) - x).square().mean(0)
         for share in torch.linspace(0.1, 1, 400).tolist()
     ]
     # 16 shares against 400: the error is flat near its least.
@@ -42,7 +47,7 @@ def test_it_is_the_arithmetic_of_the_network():
     with torch.no_grad():
         sent = population(x)
     # Thresholds pass through a logarithm in float32: few values within 1e-6 of a level move by one.
-    expected = encode_uneven(x, fit.threshold, fit.v_init, neuron, 4)
+    expected = passed_on(x, fit.threshold, fit.v_init, neuron, 4)
     assert float(((sent - expected).abs() > 1e-5 * expected.abs().amax(0)).float().mean()) < 0.01
 
 

@@ -12,7 +12,7 @@ from tiny_vision_language import VISION_LANGUAGE
 import fas
 from fas.calibration.layout import left_out, observe, siblings
 from fas.calibration.walk import walk
-from fas.surgery.probe import probe_inputs
+from fas.surgery.probe import probe_inputs, without_cache
 
 converted = functools.partial(made.converted, seeds=())
 
@@ -20,7 +20,7 @@ converted = functools.partial(made.converted, seeds=())
 def layout_of(model, batch):
     def run():
         with torch.no_grad(), model.simulation.using(network="ann"):
-            model(**batch, **({"use_cache": False} if hasattr(model.config, "use_cache") else {}))
+            model(**batch, **without_cache(model))
 
     return observe(model, run)
 

@@ -8,7 +8,7 @@ from tiny_vision_language import VISION_LANGUAGE
 import fas
 from fas.calibration.masks import NO_MASK, masks_of_sites
 from fas.calibration.walk import walk
-from fas.surgery.probe import evaluating
+from fas.surgery.probe import evaluating, without_cache
 from fas.surgery.replace import populations
 
 IMAGE_SITES = ("vision_tower", "vision_model", "image_encoder", "visual", "multi_modal_projector")
@@ -54,7 +54,6 @@ def as_many_tokens_as_patches(name):
 @pytest.mark.parametrize("name", VISION_LANGUAGE)
 def test_padding_of_the_text_takes_nothing_of_the_image(name):
     model, batch = fas.convert(VISION_LANGUAGE[name].build(), fas.FAS()), as_many_tokens_as_patches(name)
-    extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     seen = {}
 
     def visit(one):
@@ -65,7 +64,7 @@ def test_padding_of_the_text_takes_nothing_of_the_image(name):
     ambiguous = set()
     for path, population in populations(model).items():
         with evaluating(model), model.simulation.using(network="ann"):
-            x = hooked(model, population, lambda: model(**batch, **extra))[0].flatten(0, -2)
+            x = hooked(model, population, lambda: model(**batch, **without_cache(model)))[0].flatten(0, -2)
         mask = batch.get(expected(name, path))
         if mask is not None and mask.numel() == len(x):
             x = x[mask.flatten().bool()]

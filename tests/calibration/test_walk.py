@@ -8,8 +8,9 @@ import torch
 from tiny_models import FAMILIES, hooked
 
 import fas
-from fas.calibration.walk import walk
+from fas.calibration.walk import dense_inputs, walk
 from fas.errors import CalibrationError
+from fas.surgery.probe import without_cache
 from fas.surgery.replace import populations
 
 NETWORKS = ("ann", "snn")
@@ -53,10 +54,9 @@ def rows_in_full_passes(model, site, batches, network):
     """All inputs of a site, from whole forward passes and nothing of the walk."""
     population, rows = populations(model)[site.path], []
     # A cache lays keys out in another order, and products of attention round otherwise.
-    extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     for batch in batches:
         with torch.no_grad(), model.simulation.using(network=network):
-            inputs = hooked(model, population, lambda batch=batch: model(**batch, **extra))
+            inputs = hooked(model, population, lambda batch=batch: model(**batch, **without_cache(model)))
         # One call for each linear layer of the site, and again where layers are shared.
         for x in inputs[:: max(1, len(site.layers))]:
             mask = mask_of(batch, site.path)
@@ -101,6 +101,16 @@ def test_inputs_are_those_of_full_passes(name, coverage):
         neurons[one.site.path].active = True
     assert torch.equal(seen[0].ann, seen[0].snn)
     assert len(seen) == 1 or not torch.equal(seen[-1].ann, seen[-1].snn)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "bart", "albert"])
+def test_inputs_in_the_dense_network_are_those_of_full_passes(name):
+    model, batches = converted(name, coverage="full"), padded_batches(name)
+    found = dense_inputs(model, batches, max_rows=10_000)
+    assert list(found) == [site.path for site in model.sites]
+    for site in model.sites:
+        assert torch.equal(found[site.path], rows_in_full_passes(model, site, batches, "ann")), site.path
+    assert max(map(len, dense_inputs(model, batches, max_rows=10).values())) == 10
 
 
 @pytest.mark.parametrize(("name", "coverage"), cases("gpt2", "bloom", "t5", "bart", "albert"))

@@ -7,18 +7,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fas.calibration.fit import Fit, drive
+from fas.calibration.fit import Fit, counted, drive, mean_spikes
 from fas.calibration.fit_sparse import SpikeCost
-from fas.calibration.rows import thinned
 from fas.calibration.sensitivity import sensitivities
+from fas.calibration.walk import dense_inputs
 from fas.layers.population import Population
-from fas.surgery.parameters import frozen
-from fas.surgery.probe import hooked
 from fas.surgery.replace import populations
-from fas.training.descent import inputs_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +57,16 @@ def costs_of(
     if spikes is None:
         assert price is not None
         return priced(price)
-    rows, steps = _inputs(model, batches), model.timesteps
+    rows, steps = dense_inputs(model, batches, _ROWS), model.timesteps
 
     def sent(price: float) -> float:
         costs, found = priced(price), 0.0
         for path, population in populations(model).items():
             neuron = population.neuron
-            x = drive(rows[path], neuron.bounds(steps))
-            code = fit(population, x, costs[path])
-            levels = (x - code.offset) * (neuron.resolution(steps) / code.threshold) + code.v_init
-            counts = neuron.settle(levels.floor(), steps)
-            found += float(neuron.spikes(counts, steps).mean()) * population.channels
+            # Experts that no token reaches send nothing.
+            if len(x := drive(rows[path], neuron.bounds(steps))):
+                counts, _ = counted(x, fit(population, x, costs[path]), neuron, steps)
+                found += mean_spikes(counts, neuron, steps) * population.channels
         return found / neurons
 
     return priced(price_of(spikes, sent))
@@ -109,32 +104,3 @@ def price_of(spikes: float, sent: Callable[[float], float]) -> float:
         "reach further", spikes, math.exp(price), found,
     )  # fmt: skip
     return math.exp(price)
-
-
-@torch.no_grad()
-def _inputs(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return what every site receives in the dense network, padding left out, [n, C] float32 by path."""
-    found: dict[str, list[Tensor]] = {path: [] for path in populations(model)}
-    seen: dict[str, Tensor] = {}
-    mask: Tensor | None = None
-    limit = max(1, _ROWS // len(batches))
-
-    def keep(population: nn.Module, arguments: Any) -> None:
-        assert isinstance(population, Population)
-        x = arguments[0]
-        # Several layers read one tensor.
-        if seen.get(population.path) is not x:
-            seen[population.path] = x
-            rows = x[mask.bool()] if mask is not None and mask.shape == x.shape[:-1] else x.reshape(-1, x.shape[-1])
-            found[population.path].append(thinned(rows, limit).float())
-
-    extra = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
-    with (
-        hooked([population.register_forward_pre_hook(keep) for population in populations(model).values()]),
-        frozen(model),
-        model.simulation.using(network="ann", observers=[]),
-    ):
-        for batch in batches:
-            mask = batch.get("attention_mask")
-            model(**inputs_of(batch), **extra)
-    return {path: torch.cat(rows) for path, rows in found.items()}

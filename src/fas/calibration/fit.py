@@ -5,12 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fas.calibration.points import Points, blocks, each, points
 from fas.distributed import gathered, share
+from fas.types import Neuron
+
+if TYPE_CHECKING:
+    from fas.layers.population import Population
 
 # Smallest threshold: far below any activation, far above the rounding of float32 parameters.
 _TINY = 1e-8
@@ -45,6 +50,28 @@ def encode(x: Tensor, fit: Fit, bounds: tuple[int, int]) -> Tensor:
 def counts(x: Tensor, fit: Fit, bounds: tuple[int, int]) -> Tensor:
     """Return the counts themselves."""
     return torch.floor((x - fit.offset) * (bounds[1] / fit.threshold) + fit.v_init).clamp(*bounds)
+
+
+def counted(x: Tensor, code: Fit | Population, neuron: Neuron, timesteps: int) -> tuple[Tensor, Tensor]:
+    """Return the counts of neurons after T steps of even input, and the mean that they pass on, both [n, C].
+
+    Args:
+        x: activations [n, C].
+        code: parameters.
+        neuron: the neuron model.
+        timesteps: T.
+    """
+    unit = code.threshold / neuron.resolution(timesteps)
+    counts = neuron.settle(torch.floor((x - code.offset) / unit + code.v_init), timesteps)
+    return counts, counts * unit + code.offset
+
+
+def mean_spikes(counts: Tensor, neuron: Neuron, timesteps: int) -> float:
+    """Return the spikes that counts [n, C] take, in the mean: those of each count are worked out once."""
+    lower, upper = neuron.bounds(timesteps)
+    each_count = torch.arange(lower, upper + 1, dtype=counts.dtype, device=counts.device)
+    times = (counts - lower).long().flatten().bincount(minlength=len(each_count))
+    return float((times * neuron.spikes(each_count, timesteps)).sum() / counts.numel())
 
 
 def drive(x: Tensor, bounds: tuple[int, int]) -> Tensor:

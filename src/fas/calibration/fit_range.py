@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from fas.calibration.fit import Fit
+from fas.calibration.fit import Fit, counted
 from fas.calibration.fit_sparse import SpikeCost
-from fas.calibration.fit_uneven import encode_uneven
 from fas.calibration.points import blocks, each, points
 from fas.types import Neuron
 
@@ -69,8 +70,9 @@ def fit_range(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost | None 
         step = _cheapest(x, neuron, timesteps, cost, finest)
     half = torch.full_like(step, 0.5)
     threshold = step * neuron.resolution(timesteps)
-    error = (encode_uneven(x, threshold, half, neuron, timesteps) - x).square().mean(0)
-    return Fit(threshold, torch.zeros_like(step), half, error if per_channel else error.mean())
+    fit = Fit(threshold, torch.zeros_like(step), half, torch.zeros_like(step))
+    error = (counted(x, fit, neuron, timesteps)[1] - x).square().mean(0)
+    return replace(fit, error=error if per_channel else error.mean())
 
 
 def _cheapest(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost, finest: Tensor) -> Tensor:

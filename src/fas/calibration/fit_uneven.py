@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from fas.calibration.fit import Fit, best_of, widened
+from fas.calibration.fit import Fit, best_of, counted, widened
 from fas.calibration.points import points
 from fas.types import Neuron
 
 # Below this share of the largest magnitude a range loses more at its end than it gains inside.
 _SMALLEST, _CANDIDATES = 0.1, 16
-
-
-def encode_uneven(x: Tensor, threshold: Tensor, v_init: Tensor, neuron: Neuron, timesteps: int) -> Tensor:
-    """Return the mean that neurons pass on after T steps of even input.
-
-    Args:
-        x: activations [n, C].
-        threshold: θ, (C,) or ().
-        v_init: v_0/θ, likewise.
-        neuron: the neuron model.
-        timesteps: T.
-    """
-    step = threshold / neuron.resolution(timesteps)
-    return neuron.settle(torch.floor(x / step + v_init), timesteps) * step
 
 
 def fit_uneven(x: Tensor, neuron: Neuron, timesteps: int, *, per_channel: bool) -> Fit:
@@ -52,9 +40,9 @@ def fit_uneven(x: Tensor, neuron: Neuron, timesteps: int, *, per_channel: bool) 
     variance = variance if per_channel else x.var(correction=0)
 
     def tried(threshold: Tensor) -> Fit:
-        sent = encode_uneven(seen.values, threshold, half, neuron, timesteps)
-        error = seen.mean((sent - seen.values).square())
-        return Fit(threshold, zero, half, error if per_channel else error.mean())
+        fit = Fit(threshold, zero, half, variance)
+        error = seen.mean((counted(seen.values, fit, neuron, timesteps)[1] - seen.values).square())
+        return replace(fit, error=error if per_channel else error.mean())
 
     shares = torch.logspace(0, torch.log10(torch.tensor(_SMALLEST)), _CANDIDATES).tolist()
     return widened(best_of(tried(top * share) for share in shares), variance, tried)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,25 @@ def thinned(x: Tensor, limit: int) -> Tensor:
     return x[torch.linspace(0, len(x) - 1, limit, device=x.device).round().long()]
 
 
-class Recorder:
+def recorded(
+    walker: _Walker, sites: Sequence[Site], network: Network, run: Callable[[int, Network], None], *, to_end: bool
+) -> dict[str, Tensor]:
+    """Return the inputs of sites in one network [n, C], by path; a pass ends at the last of them unless ``to_end``."""
+    recorders = [_Recorder(walker, site, network, last=site is sites[-1] and not to_end) for site in sites]
+    try:
+        for i in walker.mine:
+            for recorder in recorders:
+                recorder.begin(i)
+            run(i, network)
+            for recorder in recorders:
+                recorder.end()
+    finally:
+        for recorder in recorders:
+            recorder.remove()
+    return {recorder.site.path: recorder.found() for recorder in recorders}
+
+
+class _Recorder:
     """Keeps what one site receives in one network, batch by batch."""
 
     def __init__(self, walker: _Walker, site: Site, network: Network, *, last: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.surgery.parameters import frozen
-from fas.surgery.probe import hooked
+from fas.surgery.probe import hooked, without_cache
 from fas.surgery.replace import populations
 from fas.training.descent import answer, check_batches, inputs_of
 
@@ -47,14 +47,13 @@ def sensitivities(
     found = {path: torch.zeros(p.channels, device=p.v_init.device) for path, p in populations(model).items()}
     gradients: dict[str, dict[int, Tensor]] = {}
     draws, answers = torch.Generator().manual_seed(seed), 0
-    extra = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
     hooks = hooked([p.register_forward_hook(partial(_watch, gradients)) for p in populations(model).values()])
     with hooks, frozen(model), model.simulation.using(network="ann", observers=[]), torch.enable_grad():
         for batch in batches:
             if answers >= max_answers:
                 break
             inputs = inputs_of(batch)
-            logits = answer(model(**inputs, **extra))
+            logits = answer(model(**inputs, **without_cache(model)))
             surprise, count = _surprise(logits, _mask(inputs, logits), draws)
             if surprise.requires_grad:
                 surprise.backward()

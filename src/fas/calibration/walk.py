@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fas.calibration.layout import hidden_of, left_out, observe, siblings
 from fas.calibration.masks import masks_of_sites
 from fas.calibration.residence import Figures, Residence
-from fas.calibration.rows import Recorder
+from fas.calibration.rows import recorded
 from fas.calibration.teacher import Teacher
 from fas.distributed import agree, check_same, share
 from fas.layers.experts import is_routed
@@ -33,7 +33,7 @@ from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.memory import give_back
 from fas.storage.digest import pieces
-from fas.surgery.probe import Reached, evaluating, hooked
+from fas.surgery.probe import Reached, evaluating, hooked, without_cache
 from fas.surgery.replace import populations, spiking_layers
 from fas.surgery.sites import block_of
 from fas.training.descent import check_batches, inputs_of
@@ -151,6 +151,19 @@ def walk(
     return figures
 
 
+def dense_inputs(model: Any, batches: Sequence[Batch], max_rows: int) -> dict[str, Tensor]:
+    """Return the inputs of every site in the dense network [n, C], float32 by path, the rows that a walk sees.
+
+    Args:
+        model: a converted model.
+        batches: inputs of its forward.
+        max_rows: activations kept per site; an expert that no token reaches has none.
+    """
+    with evaluating(model), model.simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
+        walker = _Walker(model, model.simulation, batches, max_rows, None, None)
+        return recorded(walker, model.sites, "ann", walker.run, to_end=True)
+
+
 def _pool(missed: Sequence[Site], sites: Sequence[Site], neurons: Mapping[str, Population]) -> None:
     """Give experts that no token reached the mean parameters of the other experts of their layer."""
     for site in missed:
@@ -237,7 +250,6 @@ class _Walker:
 
     def run(self, i: int, network: Network) -> None:
         """Run the whole model on batch i; a hook may stop it."""
-        extra = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
         inputs = inputs_of(self.batches[i])
 
         def keep(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
@@ -250,7 +262,7 @@ class _Walker:
                 stack.enter_context(left_out(self.model, self.layout, chain.blocks, chain.hidden[network, i]))
             stack.enter_context(self.using(network))
             stack.enter_context(suppress(Reached))
-            self.model(**inputs, **extra)
+            self.model(**inputs, **without_cache(self.model))
 
     def is_encoded(self, i: int, network: Network, x: object) -> bool:
         """Whether a tensor is the encoder's answer to batch i."""
@@ -299,28 +311,16 @@ class _Segment:
             # do not see each other, so that one pass shows all.
             if population.path not in self.routed:
                 group = [other for other in self.sites if _group(other) == _group(site)]
-                self.routed = self._stream(group[group.index(site) :], "snn")
+                self.routed = self._recorded(group[group.index(site) :], "snn")
             rows = self.routed.pop(site.path)
             return rows, rows
         if site.path not in self.dense:
             # What has been visited changes nothing in the dense network: one pass shows all sites that are left.
-            self.dense = self._stream(self.sites[self.sites.index(site) :], "ann")
-        return self.dense.pop(site.path), self._stream([site], "snn")[site.path]
+            self.dense = self._recorded(self.sites[self.sites.index(site) :], "ann")
+        return self.dense.pop(site.path), self._recorded([site], "snn")[site.path]
 
-    def _stream(self, sites: Sequence[Site], network: Network) -> dict[str, Tensor]:
-        """Return the inputs of sites in one network, by path; the pass ends at the last of them."""
-        recorders = [Recorder(self.walker, site, network, last=site is sites[-1] and not self.again) for site in sites]
-        try:
-            for i in self.walker.mine:
-                for recorder in recorders:
-                    recorder.begin(i)
-                self.run(i, network)
-                for recorder in recorders:
-                    recorder.end()
-        finally:
-            for recorder in recorders:
-                recorder.remove()
-        return {recorder.site.path: recorder.found() for recorder in recorders}
+    def _recorded(self, sites: Sequence[Site], network: Network) -> dict[str, Tensor]:
+        return recorded(self.walker, sites, network, self.run, to_end=self.again)
 
 
 class _Chain:

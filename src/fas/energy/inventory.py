@@ -20,7 +20,7 @@ from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
-from fas.surgery.probe import evaluating, probe_inputs
+from fas.surgery.probe import evaluating, probe_inputs, without_cache
 from fas.surgery.replace import populations
 from fas.surgery.sites import is_spiking
 from fas.surgery.trace import is_activation, is_convolution, is_linear
@@ -114,7 +114,6 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
     first: Tensor = inputs.get(getattr(model, "main_input_name", ""), next(iter(inputs.values())))
     tokens = first.numel() if first.ndim == 2 else len(first)
     simulation: Simulation = model._simulation
-    extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     found: dict[tuple[str, str, str], Operation] = {}
     for network in ("ann", "snn") if all(neurons.is_set for neurons in populations(model).values()) else ("ann",):
         watch = _Watch(model, simulation, tokens)
@@ -124,7 +123,7 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
         run = {"network": network, "schedule": "layerwise", "execution": "collapsed", "weights": "float"}
         try:
             with evaluating(model), simulation.using(**run, observers=[]), watch:
-                model(**inputs, **extra)
+                model(**inputs, **without_cache(model))
         finally:
             for handle in handles:
                 handle.remove()

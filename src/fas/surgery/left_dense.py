@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fas.layers.experts import Routed
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
-from fas.surgery.probe import evaluating, probe_inputs
+from fas.surgery.probe import evaluating, probe_inputs, without_cache
 
 _SHOWN = 8
 
@@ -31,12 +31,11 @@ def left_dense(model: Any, probe: Mapping[str, Any] | None = None) -> dict[str, 
         Shares by dotted name, the number of a block as ``*``, the largest first; empty where spikes drive everything.
     """
     simulation: Simulation = model._simulation
-    extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     grouped = {getattr(torch.ops.aten, "_grouped_mm", None): _grouped, _fallback(): _grouped}
     known = {op: count for op, count in grouped.items() if op is not None}
     with FlopCounterMode(display=False, custom_mapping=known) as counter, evaluating(model):
         with simulation.using(network="ann", schedule="layerwise", observers=[]):
-            model(**(probe if probe is not None else probe_inputs(model)), **extra)
+            model(**(probe if probe is not None else probe_inputs(model)), **without_cache(model))
     # Every module counts what happens in its children too; the name of the class stands for that of the model.
     found = {name.partition(".")[2]: sum(by.values()) for name, by in counter.get_flop_counts().items()}
     whole, shares = 0, dict[str, float]()

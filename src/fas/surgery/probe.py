@@ -139,7 +139,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     without one meanwhile: ``use_cache=False`` in the call would not reach the part that has it.
     """
     training = model.training
-    configs = [] if hasattr(getattr(model, "config", None), "use_cache") else _caching(model)
+    configs = [] if without_cache(model) else _caching(model)
     model.eval()
     for config in configs:
         config.use_cache = False
@@ -150,6 +150,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
         for config in configs:
             config.use_cache = True
+
+
+def without_cache(model: Any) -> dict[str, bool]:
+    """Return the argument by which a model's forward keeps no keys and values; none where it has no such switch."""
+    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
 
 
 def _caching(model: nn.Module) -> list[Any]:
