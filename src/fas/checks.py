@@ -24,7 +24,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         ValueError: such a value; the message names it.
     """
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}")
 
 
 def check_number(name: str, value: Any, expected: str, *, above: bool = False) -> None:

@@ -21,6 +21,7 @@ from fas.data.for_model import (
     held_out_batches,
     is_classifier,
 )
+from fas.energy.bill import Hardware
 from fas.energy.estimate import Accounting, Estimate, counts_of, levels_of
 from fas.energy.inventory import operations
 from fas.energy.prices import load_prices
@@ -373,8 +374,8 @@ class _Bench:
         key = f"{name_of(method)} {options} {about.get('train_steps')}"
         if key not in self._dense_counts:
             self._dense_counts[key] = counts_of(loaded.model, self.data.counted, "ann", progress=progress)
-        found = Estimate(spiking, self._dense_counts[key], levels_of(loaded.model), load_prices("45nm"))
-        stated = {**about, "reuse": found.reuse, "accounting": self.accounting, "prices": "45nm"}
+        found = Estimate(spiking, self._dense_counts[key], levels_of(loaded.model), Hardware(load_prices("45nm")))
+        stated = {**about, **found.hardware.conditions, "accounting": self.accounting}
         for network in ("snn", "ann"):
             value = found.energy("prefill", self.accounting, network)
             if value is not None:

@@ -31,7 +31,11 @@ def test_tables_say_when_it_wins(run, snn: Path, text: Path) -> None:
         "energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--prices", "45nm,loihi", "--by-layer"
     ).stdout
     assert "When does the spiking network win?" in shown and "integer twin" in shown and "decode" not in shown
-    assert "transformer.h.1.mlp.c_proj" in shown and "Weights are kept for: time" in shown
+    assert (
+        "transformer.h.1.mlp.c_proj" in shown
+        and "Weights are kept for: time" in shown
+        and "Order row: every addition" in shown
+    )
     assert "loihi prices no dense network" in shown and "loihi has no price for" in shown and "> " in shown
     assert "Without a published source: evaluation" in shown
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,7 +44,8 @@ def test_everything_equals_a_loop_over_spikes(found, fan_out, payload):
     counted = Operations()
     emission = Emission(spikes, Code(kind, payload), steps)
     emission.sent(counted, channels)
-    emission.caused(counted, fan_out, words=None, dense=rows * positions * channels * fan_out)
+    dense = rows * positions * channels * fan_out
+    emission.caused(counted, fan_out, addresses=channels, words=None, dense=dense)
 
     expected = Operations()
     rows_of_weights = set()
@@ -71,7 +74,25 @@ def test_everything_equals_a_loop_over_spikes(found, fan_out, payload):
                     expected.active_windows += 1
                     rows_of_weights.add(channel)
     expected.weight_words_pass = len(rows_of_weights) * fan_out
-    assert counted == expected
+    forms = spikes_in_three_forms(spikes, fan_out, payload)
+    assert (counted.spike_bits, counted.map_bits) in forms.values()
+    assert counted.spike_bits + counted.map_bits == min(map(sum, forms.values()))
+    assert replace(counted, spike_bits=0, map_bits=0) == expected
+
+
+def spikes_in_three_forms(spikes, fan_out, payload):
+    """Bits that grow with the spikes and bits that do not, read once for every output of every position."""
+    steps, rows, positions, channels = spikes.shape
+    forms = {"list": [0, 0], "map": [0, 0], "map of those that fire": [0, 0]}
+    for row, position, _ in itertools.product(range(rows), range(positions), range(fan_out)):
+        for channel in range(channels):
+            train = spikes[:, row, position, channel]
+            forms["map of those that fire"][1] += 1
+            for step in range(steps):
+                forms["map"][1] += 1 + payload
+                forms["map of those that fire"][0] += (1 + payload) * bool(train.any())
+                forms["list"][0] += (math.ceil(math.log2(channels)) + payload) * bool(train[step])
+    return {name: tuple(form) for name, form in forms.items()}
 
 
 @given(trains(), st.integers(1, 9), st.data())
@@ -80,14 +101,16 @@ def test_a_window_in_several_calls_counts_as_one(found, fan_out, data):
     whole, parts = Operations(), Operations()
     dense = spikes[0].numel() * fan_out
     Emission(spikes, Code(kind, 1), len(spikes)).sent(whole, 5)
-    Emission(spikes, Code(kind, 1), len(spikes)).caused(whole, fan_out, words=3, dense=dense)
+    Emission(spikes, Code(kind, 1), len(spikes)).caused(whole, fan_out, addresses=5, words=3, dense=dense)
     cut = data.draw(st.integers(0, len(spikes) - 1))
     before = None
     for part in (spikes[:cut], spikes[cut:]) if cut else (spikes,):
         emission = Emission(part, Code(kind, 1), len(part), before)
         emission.sent(parts, 5)
-        emission.caused(parts, fan_out, words=0 if before is None and cut else 3, dense=dense)
+        emission.caused(parts, fan_out, addresses=5, words=0 if before is None and cut else 3, dense=dense)
         before = emission.fired
+    # Each call takes the shortest form of its own spikes.
+    parts.spike_bits, parts.map_bits = whole.spike_bits, whole.map_bits
     assert parts == whole
 
 
@@ -97,7 +120,7 @@ def test_a_fan_out_per_neuron(found, data):
     size = spikes[0].shape
     fan_out = torch.randint(0, 5, size, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     counted = Operations()
-    Emission(spikes, Code(kind, 0), len(spikes)).caused(counted, fan_out, words=2, dense=0)
+    Emission(spikes, Code(kind, 0), len(spikes)).caused(counted, fan_out, addresses=3, words=2, dense=0)
     additions = sum(int(fan_out[place]) for step in spikes for place in map(tuple, step.nonzero().tolist()))
     assert getattr(counted, kind) == counted.weight_words == additions
     assert counted.weight_words_pass == 2

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from made import converted
 from tiny_models import FAMILIES
 
+from fas.energy.bill import Hardware
 from fas.energy.estimate import ACCOUNTINGS, BASELINES, Estimate, Network, count_both, estimate_energy, levels_of
 from fas.energy.operations import Counts, Operations, Reuse
 from fas.energy.prices import load_prices
@@ -21,24 +22,28 @@ from fas.energy.prices import load_prices
 SITE = Operations(
     spikes=12, events=12, event_bits=36, windows=20, active_windows=8, membrane_updates=160, additions=120,
     dense_multiply_adds=200, nonzero_multiply_adds=80, weight_words=120, weight_words_time=80, weight_words_pass=30,
+    outputs=50, spike_bits=300, map_bits=200,
 )  # fmt: skip
 LAYER = Operations(
     windows=20, dense_multiply_adds=200, nonzero_multiply_adds=150, weight_words=200, weight_words_time=200,
-    weight_words_pass=40,
+    weight_words_pass=40, outputs=50,
 )  # fmt: skip
 REST = Operations(
     multiply_adds=70, multiplications=6, float_additions=9, exponentials=3, roots=1, divisions=1, activations=2,
-    weight_words=70, weight_words_time=70, weight_words_pass=14,
+    weight_words=70, weight_words_time=70, weight_words_pass=14, outputs=7,
 )  # fmt: skip
 TOKENS = 5
 
 
-def estimate(prices="45nm", reuse="time", precision="fp32", site=SITE):
+def estimate(prices="45nm", reuse="time", precision="fp32", site=SITE, **hardware):
     spiking = Counts({("prefill", "a"): site, ("prefill", "b"): REST}, {"prefill": TOKENS})
     dense = Counts({("prefill", "a"): LAYER, ("prefill", "b"): REST}, {"prefill": TOKENS})
-    return Estimate(spiking, dense, 17, load_prices(prices), reuse, precision)
+    hardware = {"reuse": reuse, "precision": precision, **hardware}
+    return Estimate(spiking, dense, {"a": 17}, Hardware(load_prices(prices), **hardware))
 
 
+ACCESS = 0.15625
+OPERANDS = 70 * 32 * 1.5625 + 70 * 64 * ACCESS
 REMAINDER = 70 * 4.6 + 6 * 3.7 + 9 * 0.9 + 7 * 18.4
 BY_HAND = {
     ("paper", "snn"): 0.9 * 120,
@@ -51,15 +56,17 @@ BY_HAND = {
     ("compute", "twin"): 200 * (0.2 * 5 / 8 + 0.1) + REMAINDER,
     ("compute", "twin_zeros_skipped"): 80 * (0.2 * 5 / 8 + 0.1) + REMAINDER,
     ("memory", "snn"): 120 * 0.9 + 160 * 1.8 + 12 * 0.9 + REMAINDER
-    + 80 * 32 * 1.5625 + 160 * 2 * 32 * 0.15625 + 36 * 0.3125 + 70 * 32 * 1.5625,
+    + 80 * 32 * 1.5625 + 160 * 3 * 32 * ACCESS + 36 * 0.3125 + 120 * 64 * ACCESS + OPERANDS,
     ("memory", "snn_int8"): 120 * 0.1 + 160 * 0.2 + 12 * 0.1 + REMAINDER
-    + 80 * 8 * 1.5625 + 160 * 2 * 32 * 0.15625 + 36 * 0.3125 + 70 * 32 * 1.5625,
-    ("memory", "ann"): 200 * 4.6 + REMAINDER + 200 * 32 * 1.5625 + 20 * 32 * 0.3125 + 70 * 32 * 1.5625,
+    + 80 * 8 * 1.5625 + 160 * 3 * 32 * ACCESS + 36 * 0.3125 + 120 * 64 * ACCESS + OPERANDS,
+    ("memory", "ann"): 200 * 4.6 + REMAINDER
+    + 200 * 32 * 1.5625 + 20 * 32 * (0.3125 + ACCESS) + 200 * 64 * ACCESS + OPERANDS,
     ("memory", "ann_zeros_skipped"): 150 * 4.6 + REMAINDER
-    + 150 * 32 * 1.5625 + 20 * 32 * 0.3125 + 70 * 32 * 1.5625,
-    ("memory", "twin"): 200 * 0.225 + REMAINDER + 200 * 8 * 1.5625 + 20 * 5 * 0.3125 + 70 * 32 * 1.5625,
+    + 150 * 32 * 1.5625 + 20 * 32 * (0.3125 + ACCESS) + 150 * 64 * ACCESS + OPERANDS,
+    ("memory", "twin"): 200 * 0.225 + REMAINDER
+    + 200 * 8 * 1.5625 + 20 * (5 * 0.3125 + 32 * ACCESS) + 200 * 64 * ACCESS + OPERANDS,
     ("memory", "twin_zeros_skipped"): 80 * 0.225 + REMAINDER
-    + 80 * 8 * 1.5625 + 20 * 5 * 0.3125 + 70 * 32 * 1.5625,
+    + 80 * 8 * 1.5625 + 20 * (5 * 0.3125 + 32 * ACCESS) + 80 * 64 * ACCESS + OPERANDS,
 }  # fmt: skip
 
 
@@ -70,6 +77,40 @@ def test_by_hand(accounting, network):
         BY_HAND[accounting, network] / TOKENS, rel=1e-12
     )
     assert estimate().unpriced("prefill", accounting, network) == {}
+
+
+@pytest.mark.parametrize(("network", "moved"), [
+    # Outputs are written once; the spikes, or five bits of each activation, are read again for every product.
+    ("snn", 50 * 32 + 300 + 200), ("ann", 50 * 32 + 200 * 32), ("ann_zeros_skipped", 50 * 32 + 200 + 150 * 32),
+    ("snn_int8", 50 * 32 + 300 + 200), ("twin", 50 * 32 + 200 * 5), ("twin_zeros_skipped", 50 * 32 + 200 + 80 * 5),
+])  # fmt: skip
+def test_one_output_at_a_time(network, moved):
+    row, output = (estimate(order=order).energy("prefill", "memory", network) * TOKENS for order in ("row", "output"))
+    updates = {"snn": 120, "snn_int8": 120, "ann_zeros_skipped": 150, "twin_zeros_skipped": 80}.get(network, 200)
+    # What all have in common moves 70 operands and writes 7 sums.
+    common = (70 * 64 - (70 + 7) * 32) * ACCESS
+    assert row - output == pytest.approx((updates * 64 - moved) * ACCESS + common)
+
+
+@pytest.mark.parametrize(("width", "add"), [(8, 0.03), (16, 0.05), (32, 0.1)])
+def test_narrow_accumulators(width, add):
+    found = estimate(accumulator=width)
+    assert found.energy("prefill", "compute", "twin") == pytest.approx((200 * (0.125 + add) + REMAINDER) / TOKENS)
+    spiking = 120 * add + 160 * 2 * add + 12 * add + REMAINDER
+    assert found.energy("prefill", "compute", "snn_int8") == pytest.approx(spiking / TOKENS)
+    moved = found.energy("prefill", "memory", "snn_int8") - estimate().energy("prefill", "memory", "snn_int8")
+    narrower = (120 * 2 + 160 * 3) * (32 - width) * ACCESS + (120 + 320 + 12) * (0.1 - add)
+    assert moved == pytest.approx(-narrower / TOKENS)
+    assert found.energy("prefill", "memory", "ann") == estimate().energy("prefill", "memory", "ann")
+
+
+def test_every_site_of_the_twin_has_its_own_levels():
+    spiking = Counts({("prefill", "a"): SITE, ("prefill", "b"): SITE}, {"prefill": TOKENS})
+    dense = Counts({("prefill", "a"): LAYER, ("prefill", "b"): LAYER}, {"prefill": TOKENS})
+    found = Estimate(spiking, dense, {"a": 17, "b": 9}, Hardware(load_prices("45nm")))
+    assert found.energy("prefill", "compute", "twin") == pytest.approx((200 * 0.225 + 200 * 0.2) / TOKENS)
+    lines = {line.item: line for line in found.bill("prefill", "twin")}
+    assert lines["activations"].number == pytest.approx((20 * 5 + 20 * 4) / TOKENS)
 
 
 @pytest.mark.parametrize("network", ["snn", "snn_int8"])
@@ -141,6 +182,7 @@ def test_at_the_break_even_both_take_the_same(prices, reuse, baseline, accountin
         "weight_words",
         "weight_words_time",
         "weight_words_pass",
+        "spike_bits",
     ):
         setattr(scaled, name, getattr(SITE, name) * factor)
     then = estimate(prices, reuse, site=scaled)
@@ -157,22 +199,25 @@ def test_at_the_break_even_both_take_the_same(prices, reuse, baseline, accountin
 def test_what_has_no_price_is_not_free():
     loihi = estimate("loihi")
     assert loihi.energy("prefill", "memory", "snn") == pytest.approx((120 * 23.6 + 160 * 81 + 12 * 1.7) / TOKENS)
-    rest = {"other multiply-adds", "multiplications", "float additions", "evaluations", "other operands"}
+    rest = {
+        "other multiply-adds", "multiplications", "float additions", "evaluations", "other operands",
+        "other accumulators",
+    }  # fmt: skip
     assert set(loihi.unpriced("prefill", "memory", "snn")) == rest
     assert loihi.unpriced("prefill", "compute", "ann")["multiply-adds behind the sites"] == 200 / TOKENS
     for baseline in BASELINES:
         assert loihi.ratio("prefill", "memory", baseline) is None
         assert loihi.break_even("prefill", "memory", baseline) is None
     chip = estimate("22nm")
-    assert chip.unpriced("prefill", "memory", "snn_int8").keys() == rest | {"weights", "membrane potentials"}
+    assert chip.unpriced("prefill", "memory", "snn_int8").keys() == rest | {
+        "weights", "membrane potentials", "input currents", "accumulators",
+    }  # fmt: skip
 
 
 def test_a_remainder_without_a_price_cancels():
     found = estimate()
-    without = replace(
-        found,
-        prices=replace(found.prices, constants={k: v for k, v in found.prices.constants.items() if k != "evaluation"}),
-    )
+    constants = {name: value for name, value in found.prices.constants.items() if name != "evaluation"}
+    without = replace(found, hardware=Hardware(replace(found.prices, constants=constants)))
     assert without.ratio("prefill", "compute", "ann") is None
     assert without.break_even("prefill", "compute", "ann") == pytest.approx(
         found.break_even("prefill", "compute", "ann")
@@ -197,7 +242,7 @@ def test_a_model_from_end_to_end(coverage):
     assert (
         told == [(f"counting operations, {n}", 1, 1) for n in ("snn", "ann")]
         and model.network == "snn"
-        and found.levels == 9
+        and set(found.levels.values()) <= {5, 9}
     )
     assert found.spiking.tokens == found.dense.tokens == {"prefill": 27, "decode": 6}
     for phase in ("prefill", "decode"):
@@ -220,17 +265,17 @@ def test_the_dense_network_does_not_depend_on_what_spikes(schedule):
     batch = FAMILIES["llama"].batch()
     bills = []
     for coverage in ("mlp", "linear"):
-        spiking, dense = count_both(
-            converted("llama", coverage=coverage, schedule=schedule, neuron="signed_if"), [batch]
-        )
-        found = Estimate(spiking, dense, 9, load_prices("45nm"))
+        model = converted("llama", coverage=coverage, schedule=schedule, neuron="signed_if")
+        spiking, dense = count_both(model, [batch])
+        found = Estimate(spiking, dense, {site.path: 9 for site in model.sites}, Hardware(load_prices("45nm")))
         bills.append(found.energy("prefill", "compute", "ann"))
     assert bills[0] == pytest.approx(bills[1], rel=1e-12)  # the same numbers, summed in another order
 
 
 def test_levels():
-    assert levels_of(converted(neuron="signed_if")) == 9 and levels_of(converted(neuron="phase")) == 31
-    assert levels_of(converted("opt", coverage="mlp", neuron="signed_if")) == 5
+    for options, expected in (({}, {9}), ({"coverage": "full"}, {9, 5}), ({"neuron": "phase"}, {31})):
+        assert set(levels_of(converted(**{"neuron": "signed_if", **options})).values()) == expected
+    assert set(levels_of(converted("opt", coverage="mlp", neuron="signed_if")).values()) == {5}
 
 
 def test_what_is_refused():
@@ -239,6 +284,10 @@ def test_what_is_refused():
         estimate_energy(model, [batch], reuse="ever")
     with pytest.raises(ValueError, match="precision is 'int8'; choose one of fp32, fp16"):
         estimate_energy(model, [batch], precision="int8")
+    with pytest.raises(ValueError, match="order is 'column'; choose one of row, output"):
+        estimate_energy(model, [batch], order="column")
+    with pytest.raises(ValueError, match="accumulator is 64; choose one of 8, 16, 32"):
+        estimate_energy(model, [batch], accumulator=64)
     with pytest.raises(ValueError, match="no batches to run on"):
         estimate_energy(model, [])
     with pytest.raises(ValueError, match="no cost model 'none'"):

@@ -9,6 +9,7 @@ import torch
 from tiny_models import FAMILIES, logits
 
 import fas
+from fas.energy.bill import Hardware
 from fas.energy.estimate import Estimate, count_both, levels_of
 from fas.energy.prices import load_prices
 from fas.reporting import measure
@@ -115,7 +116,7 @@ def test_early_exits_against_a_loop():
 
 def test_quality_over_time():
     model, batch = converted(coverage="mlp"), FAMILIES["gpt2"].batch()
-    estimate = Estimate(*count_both(model, [batch]), levels_of(model), load_prices("45nm"))
+    estimate = Estimate(*count_both(model, [batch]), levels_of(model), Hardware(load_prices("45nm")))
     found = measure.quality_over_time(model, lambda: loss(model, batch), [2, 4], [batch], estimate)
     assert [(q.network, q.timesteps) for q in found] == [
         ("ann", 0), ("quantised", 2), ("snn", 2), ("quantised", 4), ("snn", 4),

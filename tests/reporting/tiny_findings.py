@@ -10,6 +10,7 @@ import made
 import torch
 from tiny_models import FAMILIES
 
+from fas.energy.bill import Hardware
 from fas.energy.estimate import Estimate, count_both, levels_of
 from fas.energy.prices import load_prices
 from fas.reporting import measure
@@ -32,7 +33,7 @@ def loss(model, batch):
 def findings() -> Findings:
     model, batch = converted(coverage="full"), FAMILIES["gpt2"].batch()
     counts = count_both(model, [batch], new_tokens=2)
-    estimate = Estimate(*counts, levels_of(model), load_prices("45nm"))
+    estimate = Estimate(*counts, levels_of(model), Hardware(load_prices("45nm")))
     whole = replace(estimate, spiking=count_both(model, [batch])[0], dense=count_both(model, [batch])[1])
     return Findings(
         name="tiny", facts={"coverage": "full", "neuron": "signed_if", "time steps": "4", "levels": "9"},
@@ -40,7 +41,7 @@ def findings() -> Findings:
         quality=measure.quality_over_time(model, lambda: loss(model, batch), [2, 4], [batch], whole),
         sites=measure.site_findings(model, [batch], measure.coarse_thresholds(model, [batch])),
         rasters=measure.rasters(model, batch, positions=5),
-        agreement=0.5, estimates=[estimate, replace(estimate, prices=load_prices("loihi"))],
+        agreement=0.5, estimates=[estimate, replace(estimate, hardware=Hardware(load_prices("loihi")))],
         exits=measure.early_exits(model, batch, MARGINS), command="fas report tiny", versions={"fas": "0.1"},
         seconds=3.0, data="nothing",
     )  # fmt: skip

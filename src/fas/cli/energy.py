@@ -30,6 +30,16 @@ def energy(
         Literal["none", "time", "pass"],
         typer.Option(help="How long a weight stays where it is used; time: for all steps of a position."),
     ] = "time",
+    order: Annotated[
+        Literal["row", "output"],
+        typer.Option(
+            help="How sums are made; row: an input adds its row of weights to all accumulators, which are read and "
+            "written each time; output: one accumulator at a time, for which all inputs are read again."
+        ),
+    ] = "row",
+    accumulator: Annotated[
+        Literal["8", "16", "32"], typer.Option(help="Bits of the accumulators of integer networks.")
+    ] = "32",
     precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Of the dense network.")] = "fp32",
     by_layer: Annotated[bool, typer.Option("--by-layer", help="Show every site.")] = False,
     neurobench: Annotated[
@@ -64,6 +74,7 @@ def energy(
     """
     with Output.opened(context, as_json) as output:
         from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches
+        from fas.energy.bill import Hardware
         from fas.energy.estimate import Estimate, count_both, levels_of
         from fas.energy.prices import load_prices
 
@@ -95,7 +106,8 @@ def energy(
                 counts, dense = count_both(loaded.model, batches, new_tokens=new, progress=progress)
             _counts(output, counts, dense, about, per, by_layer=by_layer)
             for cost in cost_models:
-                found = Estimate(counts, dense, levels_of(loaded.model), cost, reuse, precision)
+                hardware = Hardware(cost, reuse, order, precision, int(accumulator))  # type: ignore[arg-type]
+                found = Estimate(counts, dense, levels_of(loaded.model), hardware)
                 _estimates(output, found, about, per)
             if neurobench:
                 _neurobench(output, loaded, batches[0], about)
@@ -198,10 +210,19 @@ def _point(value: float | None) -> str:
     return "never" if value <= 0 else f"{value:.3g}"
 
 
+_CHOICES = {
+    "row": "Order row: every addition reads and writes its accumulator, one per spike in the spiking network, one per "
+    "input in the others.",
+    "output": "Order output: every accumulator is written once, and the inputs are read again for each.",
+}
+
+
 def _remarks(output: Output, found: Any) -> None:
     output.text(
-        f"Weights are kept for: {found.reuse}. The twin has {found.levels} levels, {found.activation_bits} bits, and "
-        f"INT8 weights as the INT8 spiking network; what no spike drives is {found.precision} in every network. "
+        f"{_CHOICES[found.hardware.order]} Weights are kept for: {found.hardware.reuse}. The twin has up to "
+        f"{max(found.levels.values())} levels, {found.activation_bits} bits, INT8 weights and INT"
+        f"{found.hardware.accumulator} accumulators as the INT8 spiking network; what no spike drives is "
+        f"{found.hardware.precision} in every network. "
         "Accounting paper: 0.9 pJ per addition against 4.6 pJ per multiply-add, the layers behind the sites alone."
     )
     unpriced = sorted({item for phase in found.spiking.phases for item in found.unpriced(phase, "memory", "snn")})

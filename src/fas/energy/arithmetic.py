@@ -78,11 +78,11 @@ class Arithmetic(TorchFunctionMode):
             (scores,) = _named(("input",), args, named)
             self._softmax(scores, fused=name == "softmax")
         elif name in _CONVOLUTIONS:
-            self._convolve(function, args, named)
+            self._convolve(function, args, named, result.numel())
         elif name in _GROUPED:
             _, right, ends = _named(("input", "mat_b", "offs"), args, named)
             rows, used = int(ends[-1]), int(ends.diff(prepend=ends.new_zeros(1)).count_nonzero())
-            self._count(rows * right[0].numel(), used * right[0].numel())
+            self._count(rows * right[0].numel(), used * right[0].numel(), result.numel())
         elif name in _UNKNOWN:
             self.uncounted[name] = self.uncounted.get(name, 0) + 1
         elif self._scores is not None and self._scores.place == self.place:
@@ -98,12 +98,13 @@ class Arithmetic(TorchFunctionMode):
             self._at(self.place).float_additions += result.numel()
         return result
 
-    def _count(self, number: int, words: int) -> None:
+    def _count(self, number: int, words: int, outputs: int) -> None:
         found = self._at(self.place)
         found.multiply_adds += number
         found.weight_words += number
         found.weight_words_time += number
         found.weight_words_pass += words
+        found.outputs += outputs
 
     def _normalise(self, pairs: int, rows: int, *, fused: bool = True) -> None:
         found = self._at(self.place)
@@ -111,27 +112,28 @@ class Arithmetic(TorchFunctionMode):
         found.divisions += rows
         found.multiplications += pairs * fused
 
-    def _convolve(self, function: Any, args: Any, named: Any) -> None:
+    def _convolve(self, function: Any, args: Any, named: Any, outputs: int) -> None:
         """Count a convolution; what padding adds is not multiplied."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation")
         x, weight, _, *where = _named(names, args, named)
         given = {name: value for name, value in zip(names[3:], where, strict=True) if value is not None}
         inside = function(torch.ones_like(x[:1, :1]), torch.ones_like(weight[:1, :1]), **given)
-        self._count(len(x) * int(inside.sum()) * weight.shape[:2].numel(), weight.numel())
+        self._count(len(x) * int(inside.sum()) * weight.shape[:2].numel(), weight.numel(), outputs)
 
     def _attend_packed(self, query: Tensor, key: Tensor, value: Tensor, heads: int, *, keys: int) -> None:
         """Count attention with its projections; pairs that a mask forbids are not left out."""
         width = query.shape[-1]
         pairs = query.numel() // width * heads * keys
-        self._count((2 * query.numel() + key.numel() + value.numel()) * width, 4 * width * width)
-        self._count(2 * pairs * (width // heads), key.numel() + value.numel())
+        projected = 2 * query.numel() + key.numel() + value.numel()
+        self._count(projected * width, 4 * width * width, projected)
+        self._count(2 * pairs * (width // heads), key.numel() + value.numel(), pairs + query.numel())
         self._normalise(pairs, pairs // keys)
 
     def _multiply(self, left: Tensor, right: Tensor, result: Tensor) -> None:
         inner = left.shape[-1]
         number = result.numel() * inner
         if left.ndim < 3 or right.ndim < 3 or isinstance(right, Parameter):
-            self._count(number, right.numel())
+            self._count(number, right.numel(), result.numel())
             return
         scores = self._scores
         if scores is not None and scores.place == self.place and left.numel() % scores.size == 0:
@@ -141,11 +143,11 @@ class Arithmetic(TorchFunctionMode):
             if self._operands.driven(self.place, "values"):
                 self._operands.valued(self.place, width, right.numel())
             else:
-                self._count(scores.pairs * width, right.numel())
+                self._count(scores.pairs * width, right.numel(), result.numel())
             return
         counted = not self._operands.driven(self.place, "scores")
         if counted:
-            self._count(number, right.numel())
+            self._count(number, right.numel(), result.numel())
         self._product = _Product(self.place, result.numel(), inner, right.numel(), counted)
 
     def _softmax(self, values: Tensor, *, fused: bool) -> None:
@@ -165,7 +167,8 @@ class Arithmetic(TorchFunctionMode):
             return
         self._scores = scores
         if product.counted:
-            self._count((scores.pairs - product.size) * product.inner, 0)
+            hidden = product.size - scores.pairs
+            self._count(-hidden * product.inner, 0, -hidden)
         else:
             self._operands.scored(scores, product.words)
 
@@ -179,7 +182,8 @@ class Arithmetic(TorchFunctionMode):
             pairs = query.shape[:-2].numel() * sum(min(i + 1, keys) for i in range(rows[-1]))
         else:
             pairs = rows.numel() * keys
-        self._count(pairs * (query.shape[-1] + value.shape[-1]), key.numel() + value.numel())
+        outputs = pairs + rows.numel() * value.shape[-1]
+        self._count(pairs * (query.shape[-1] + value.shape[-1]), key.numel() + value.numel(), outputs)
         self._normalise(pairs, rows.numel())
 
     def _is_mask(self, result: Tensor) -> bool:

@@ -77,13 +77,17 @@ class _Counter:
         self._reach = Reach(spiking_layers(model), model.sites)
         self._populations = populations(model)
         self._codes: dict[str, Code] = {}
-        self._operands = Operands(model.sites, simulation, self._positions, self._at)
+        self._operands = Operands(model.sites, simulation, self._positions, self._at, self._offset)
         self._fired: dict[str, Tensor] = {}
         self.arithmetic = Arithmetic(self._at, self._operands)
         self.counts.uncounted = self.arithmetic.uncounted
 
     def _at(self, path: str) -> Operations:
         return self.counts.at(self._phase, path)
+
+    def _offset(self, path: str) -> int:
+        population = self._populations[path]
+        return int((population.offset != 0).expand(population.channels).sum())
 
     def observe(self, path: str, spikes: Tensor, timesteps: int) -> None:
         """Count one call of one site (see ``Observer``)."""
@@ -106,7 +110,7 @@ class _Counter:
             addresses = neurons = fan_out.numel()
         emission.sent(self._at(path), addresses)
         dense = emission.neurons // neurons * int(fan_out if isinstance(fan_out, int) else fan_out.sum())
-        emission.caused(self._at(path), fan_out, words=words, dense=dense)
+        emission.caused(self._at(path), fan_out, addresses=addresses, words=words, dense=dense)
 
     @property
     def _continues(self) -> bool:
@@ -165,8 +169,9 @@ class _Counter:
 
     def _unit(self, path: str, module: nn.Module, values: Tensor, output: Tensor) -> None:
         if isinstance(module, SpikingLayer):
+            found = self._at(module.population.path)
+            found.outputs += output.numel()
             if self._simulation.network != "snn":
-                found = self._at(path)
                 number = self._reach.multiply_adds(path, values)
                 found.dense_multiply_adds += number
                 found.weight_words += number
@@ -190,11 +195,12 @@ class _Counter:
             return
         silent = population.offset if self._simulation.network == "quantised" else 0
         fan_out = self._reach.of_layer(layer, values.shape)
-        self._at(layer).nonzero_multiply_adds += int(((values != silent) * fan_out).sum())
+        found = self._at(population.path)
+        found.nonzero_multiply_adds += int(((values != silent) * fan_out).sum())
         if layer == population.path or self._reach.routes(layer):
-            self._at(layer).windows += values.numel()
+            found.windows += values.numel()
             if population.activation is not None and not isinstance(population.activation, nn.ReLU):
-                self._at(layer).activations += values.numel()
+                found.activations += values.numel()
 
 
 def _is_norm(module: nn.Module) -> bool:

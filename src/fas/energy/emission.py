@@ -115,12 +115,19 @@ class Emission:
         found.active_windows += int(self.newly.sum())
         found.membrane_updates += windows * self.steps
 
-    def caused(self, found: Operations, fan_out: int | Tensor, *, words: int | None, dense: int) -> None:
+    def caused(
+        self, found: Operations, fan_out: int | Tensor, *, addresses: int, words: int | None, dense: int
+    ) -> None:
         """Count what the spikes set off.
+
+        Whoever finishes one output before the next reads all spikes again for each. They may lie there as a list of
+        events, as a map with a place for every neuron and step, or as a map of the neurons that fire behind one bit for
+        each: the form that is the shortest is counted.
 
         Args:
             found: the entry of the site.
             fan_out: additions per event, a number or one per neuron [*B, C].
+            addresses: neurons that an address must tell apart.
             words: entries of what an event selects from, if it is no weight matrix with a row per channel.
             dense: multiply-adds of the dense network in the same place.
         """
@@ -129,6 +136,11 @@ class Emission:
         setattr(found, self.code.kind, getattr(found, self.code.kind) + additions)
         found.weight_words += additions
         found.weight_words_time += once
+        places, firing = self.steps * (1 + self.code.payload), int((self.fired * fan_out).sum())
+        listed = additions * (bits(addresses) + self.code.payload)
+        spikes, fixed = min((listed, 0), (0, dense * places), (firing * places, dense), key=sum)
+        found.spike_bits += spikes
+        found.map_bits += fixed
         if words is None:
             assert isinstance(fan_out, int)
             words = int((self.spikes > 0).flatten(0, -2).any(0).sum()) * fan_out
@@ -140,3 +152,4 @@ class Emission:
     def kept(self, found: Operations) -> None:
         """Count one addition per event, into what later events select from."""
         setattr(found, self.code.kind, getattr(found, self.code.kind) + int(self.events.sum()))
+        found.outputs += self.neurons

@@ -10,17 +10,18 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from fas.energy.bill import Accumulator, Hardware, Line, Precision, Work
 from fas.energy.count import count_operations
 from fas.energy.emission import bits
-from fas.energy.operations import Counts, Operations, Phase, Reuse
+from fas.energy.operations import Counts, Operations, Order, Phase, Reuse
 from fas.energy.prices import Prices, load_prices
 from fas.errors import FASError
 from fas.surgery.probe import evaluating
+from fas.surgery.replace import populations
 from fas.types import Measurement, Progress
 
 Accounting = Literal["paper", "compute", "memory"]
 Network = Literal["snn", "snn_int8", "ann", "ann_zeros_skipped", "twin", "twin_zeros_skipped"]
-Precision = Literal["fp32", "fp16"]
 
 ACCOUNTINGS: tuple[Accounting, ...] = get_args(Accounting)
 NAMES: dict[Network, str] = {
@@ -40,33 +41,9 @@ BASELINES: dict[Network, Network] = {
 """Dense networks, each with the spiking network in the same arithmetic that it is compared with."""
 # Horowitz 2014, as papers on conversion use them, whatever the cost model.
 _PAPER_ADD, _PAPER_MULTIPLY_ADD = 0.9, 4.6
-_WEIGHT_BITS = {"fp32": 32, "fp16": 16, "int8": 8}
-# Accumulators and membrane potentials of an integer network.
-_STATE_BITS = 32
-
-
-@dataclass(frozen=True)
-class Line:
-    """One item of a bill, per token.
-
-    Attributes:
-        item: what was done.
-        number: how often.
-        price: pJ each; None where the cost model does not say.
-        memory: whether the item is memory or transport and not computation.
-        scales: whether there is less of it when neurons fire less.
-    """
-
-    item: str
-    number: float
-    price: float | None
-    memory: bool = False
-    scales: bool = False
-
-    @property
-    def energy(self) -> float:
-        """In pJ per token; nothing for what has no price."""
-        return 0.0 if self.price is None else self.number * self.price
+_ARITHMETIC = (
+    "multiply_adds", "multiplications", "float_additions", "exponentials", "activations", "roots", "divisions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,23 +53,24 @@ class Estimate:
     Attributes:
         spiking: counts of the spiking network.
         dense: counts of the dense network on the same tokens.
-        levels: values that a neuron can send in its window; the integer twin's activations have ⌈log2⌉ bits.
-        prices: cost model.
-        reuse: how long a weight stays where it is used.
-        precision: of the dense network and of the spiking one beside it.
+        levels: by site, values that a neuron can send in its window; the twin's activations there have ⌈log2⌉ bits.
+        hardware: prices, and the order in which things are thought to be computed.
     """
 
     spiking: Counts
     dense: Counts
-    levels: int
-    prices: Prices
-    reuse: Reuse = "time"
-    precision: Precision = "fp32"
+    levels: Mapping[str, int]
+    hardware: Hardware
+
+    @property
+    def prices(self) -> Prices:
+        """The cost model."""
+        return self.hardware.prices
 
     @property
     def activation_bits(self) -> int:
-        """Bits of an activation of the integer twin."""
-        return bits(self.levels)
+        """Bits of an activation of the integer twin, where it has the most."""
+        return max(map(bits, self.levels.values()), default=0)
 
     def spikes_per_neuron(self, phase: Phase) -> float:
         """Mean spikes of a neuron over the whole window."""
@@ -162,7 +140,7 @@ class Estimate:
         Args:
             conditions: what to state beside each row.
         """
-        about = {**conditions, "prices": self.prices.name, "reuse": self.reuse, "precision": self.precision}
+        about = {**conditions, **self.hardware.conditions}
         for phase in self.spiking.phases:
             for accounting in ACCOUNTINGS:
                 stated = {**about, "phase": phase, "accounting": accounting, "tokens": self.spiking.tokens[phase]}
@@ -191,85 +169,45 @@ class Estimate:
         return None
 
     def _spiking(self, phase: Phase, network: Network) -> list[Line]:
-        integer, price = network == "snn_int8", self.prices.get
-        add = price("int32_add") if integer else price(f"{self.precision}_add")
-        own, rest = _split(self.spiking, phase)
-        operation, update, event = price("synaptic_operation"), price("neuron_update"), price("event")
-        weight = self._bits(price("weight_read"), _WEIGHT_BITS["int8" if integer else self.precision])
-        if operation is not None:
-            weight = 0.0
-        state = _STATE_BITS if integer else _WEIGHT_BITS[self.precision]
-        transported = (own.event_bits, price("event_transport")) if event is None else (own.events, event)
-        product, sums = self._multiply_add(integer), own.additions + own.shift_additions
-        stored = self._bits(price("state_access"), 2 * state) if update is None else 0.0
-        return [
-            Line("additions", sums, add if operation is None else operation, scales=True),
-            Line(
-                "graded multiply-adds",
-                own.graded_multiply_adds,
-                product if operation is None else operation,
-                scales=True,
-            ),
-            Line("membrane updates", own.membrane_updates, self._bits(add, 2) if update is None else update),
-            # An update that has one price for all it does resets as well.
-            Line("resets", own.events, add if update is None else 0.0, scales=True),
-            Line("weights", own.words(self.reuse), weight, memory=True, scales=True),
-            Line("membrane potentials", own.membrane_updates, stored, memory=True),
-            Line("events", *transported, memory=True, scales=True),
-            *self._remainder(rest),
-        ]
+        own, rest = _split(self.spiking.of(phase))
+        graded = {path: found.graded_multiply_adds for path, found in self.spiking.of(phase).items()}
+        return self.hardware.spiking(own, rest, self._mean_bits(graded), integer=network == "snn_int8")
 
     def _dense(self, phase: Phase, network: Network) -> list[Line]:
         integer, skips = network.startswith("twin"), network.endswith("zeros_skipped")
-        own, rest = _split(self.dense, phase)
-        number: float = own.dense_multiply_adds
-        useful: float = own.nonzero_multiply_adds
-        words: float = own.words(self.reuse)
-        windows: float = own.windows
+        dense, spiking = self.dense.of(phase), self.spiking.of(phase)
+        sites = {path: found for path, found in (spiking if integer else dense).items() if path in self.levels}
+        own, rest = _split(dense)
+        outputs = own.outputs
         if integer:
-            # The twin computes with integers what spikes drive, the products of attention among it.
-            sites, _ = _split(self.spiking, phase)
-            share = self.dense.tokens[phase] / self.spiking.tokens[phase]
-            moved = sites.dense_multiply_adds * share - number
-            number, useful = number + moved, sites.nonzero_multiply_adds * share
-            windows = sites.windows * share
-            rest = _without(rest, moved)
-            words += moved if self.reuse != "pass" else 0
-        multiply_adds = useful if skips else number
-        if skips and self.reuse != "pass":
-            words = multiply_adds
-        width = self.activation_bits if integer else _WEIGHT_BITS[self.precision]
-        weight = _WEIGHT_BITS["int8" if integer else self.precision]
-        return [
-            Line("multiply-adds behind the sites", multiply_adds, self._multiply_add(integer)),
-            Line("weights", words, self._bits(self.prices.get("weight_read"), weight), memory=True),
-            Line("activations", windows, self._bits(self.prices.get("activation_transport"), width), memory=True),
-            *self._remainder(rest),
-        ]
+            # The twin computes with integers what spikes drive, the products of attention among it, and has the
+            # offsets of queries too.
+            added = [found for path, found in sites.items() if path not in dense and found.dense_multiply_adds]
+            moved, delivered = (sum(getattr(f, name) for f in added) for name in ("dense_multiply_adds", "outputs"))
+            outputs += delivered
+            offsets = sum(found.multiply_adds for found in sites.values())
+            rest = replace(
+                rest, multiply_adds=rest.multiply_adds - moved + offsets, weight_words=rest.weight_words - moved,
+                weight_words_time=rest.weight_words_time - moved, outputs=rest.outputs - delivered,
+            )  # fmt: skip
+        numbers, reread, sent = dict[str, int](), 0, 0
+        for path, found in sites.items():
+            width = bits(self.levels[path]) if integer else self.hardware.width
+            number, some = found.dense_multiply_adds, found.nonzero_multiply_adds
+            numbers[path] = some if skips else number
+            # All of them, or those that are not zero behind one bit for each.
+            reread += min(number * width, number + some * width) if skips else number * width
+            sent += found.windows * width
+        executed = sum(numbers.values())
+        words = own.weight_words_pass if self.hardware.reuse == "pass" else executed
+        mean = self._mean_bits(numbers) if integer else self.hardware.width
+        windows = sum(found.windows for found in sites.values())
+        return self.hardware.dense(Work(executed, mean, words, windows, sent, outputs, reread), rest, integer=integer)
 
-    def _remainder(self, rest: Operations) -> list[Line]:
-        """Return what every network computes on floats, in the precision of the dense one."""
-        price, kind = self.prices.get, self.precision
-        weight = self._bits(price("weight_read"), _WEIGHT_BITS[kind])
-        return [
-            Line("other multiply-adds", rest.multiply_adds, self._multiply_add(False)),
-            Line("multiplications", rest.multiplications, price(f"{kind}_multiply")),
-            Line("float additions", rest.float_additions, price(f"{kind}_add")),
-            Line("evaluations", rest.evaluations, price("evaluation")),
-            Line("other operands", rest.words(self.reuse), weight, memory=True),
-        ]
-
-    def _multiply_add(self, integer: bool) -> float | None:
-        """Return the price of w·a + v."""
-        if not integer:
-            return self.prices.get(f"{self.precision}_multiply", f"{self.precision}_add")
-        product, add = self.prices.get("int8_multiply"), self.prices.get("int32_add")
-        # An 8-bit weight times b bits takes b/8 of an 8-bit product: an array multiplier has a row per bit.
-        return None if product is None or add is None else product * self.activation_bits / 8 + add
-
-    @staticmethod
-    def _bits(price: float | None, number: int) -> float | None:
-        return None if price is None else price * number
+    def _mean_bits(self, numbers: Mapping[str, int]) -> float:
+        """Return the bits of an activation of the twin, in the mean over so many uses at each place."""
+        weighed = sum(number * bits(self.levels.get(path, 1)) for path, number in numbers.items())
+        return weighed / max(1, sum(numbers.values()))
 
 
 def estimate_energy(
@@ -279,7 +217,9 @@ def estimate_energy(
     new_tokens: int = 0,
     prices: str | Path | Prices = "45nm",
     reuse: Reuse = "time",
+    order: Order = "row",
     precision: Precision = "fp32",
+    accumulator: Accumulator = 32,
     progress: Progress | None = None,
 ) -> Estimate:
     """Run a converted model, count what it does, and estimate what that would cost.
@@ -293,14 +233,17 @@ def estimate_energy(
         prices: cost model, by name, as a file, or read already.
         reuse: how long a weight stays where it is used: ``none``, every operation fetches it; ``time``, for all
             steps of a position; ``pass``, for all positions of one forward pass, the whole prompt.
+        order: ``row`` or ``output``: which way sums are made, and so how often accumulators or inputs are read again
+            (``fas.energy.bill.Hardware``).
         precision: of the dense network and of the spiking one beside it.
+        accumulator: bits of the integer networks' accumulators and membrane potentials.
         progress: called with batches done and in all, of each network.
 
     Returns:
         The estimate with the counts that it is made of.
 
     Raises:
-        ValueError: a model that is not converted, no batches, unknown prices, reuse or precision.
+        ValueError: a model that is not converted, no batches, unknown prices, reuse, order, precision or accumulator.
         DataError: a file that is no cost model.
 
     Example:
@@ -308,14 +251,11 @@ def estimate_energy(
         >>> found.break_even("prefill", "memory", "twin")  # doctest: +SKIP
         0.31
     """
-    for name, value, choices in (("reuse", reuse, get_args(Reuse)), ("precision", precision, get_args(Precision))):
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
     if not batches:
         raise ValueError("no batches to run on: pass at least one input of the model's forward")
-    model_prices = prices if isinstance(prices, Prices) else load_prices(prices)
-    spiking, dense = count_both(model, batches, new_tokens=new_tokens, progress=progress)
-    return Estimate(spiking, dense, levels_of(model), model_prices, reuse, precision)
+    cost = prices if isinstance(prices, Prices) else load_prices(prices)
+    hardware = Hardware(cost, reuse, order, precision, accumulator)
+    return Estimate(*count_both(model, batches, new_tokens=new_tokens, progress=progress), levels_of(model), hardware)
 
 
 def count_both(
@@ -349,10 +289,9 @@ def counts_of(
     return counts
 
 
-def levels_of(model: Any) -> int:
-    """Return how many values a neuron of a converted model can send in its window, zero included."""
-    found: int = model.fas_config.levels_after(model.timesteps)
-    return found
+def levels_of(model: Any) -> dict[str, int]:
+    """Return by site how many values a neuron of a converted model can send in its window, zero included."""
+    return {path: found.neuron.levels(model.timesteps) for path, found in populations(model).items()}
 
 
 def _run(model: Any, batch: Mapping[str, Tensor], new_tokens: int) -> None:
@@ -366,19 +305,14 @@ def _run(model: Any, batch: Mapping[str, Tensor], new_tokens: int) -> None:
     model.generate(**inputs, **length, do_sample=False, pad_token_id=end if isinstance(end, int) else 0)
 
 
-def _split(counts: Counts, phase: Phase) -> tuple[Operations, Operations]:
-    """Return the operations of the sites, or of the layers behind them, and the others."""
+def _split(places: Mapping[str, Operations]) -> tuple[Operations, Operations]:
+    """Return the operations of the neurons, or of the layers behind them, and the others.
+
+    Arithmetic that no spike drives is of the others wherever it happens, as an activation that a site replaces is.
+    """
     own, rest = Operations(), Operations()
-    for (of, _), found in counts.places.items():
-        if of == phase:
-            behind = found.windows or found.dense_multiply_adds
-            (own if behind else rest).__iadd__(found)
-    # An activation that a site replaces is evaluated in the dense network, in the same place.
-    rest.activations, own.activations = rest.activations + own.activations, 0
+    for found in places.values():
+        (own if found.windows or found.dense_multiply_adds else rest).__iadd__(found)
+    for name in _ARITHMETIC:
+        setattr(rest, name, getattr(rest, name) + getattr(own, name))
     return own, rest
-
-
-def _without(rest: Operations, number: float) -> Operations:
-    """Return the remainder without some multiply-adds, and what they would have read."""
-    names = ("multiply_adds", "weight_words", "weight_words_time")
-    return replace(rest, **{name: getattr(rest, name) - round(number) for name in names})

@@ -52,6 +52,9 @@ class Operands:
     queries, one addition each, when their position is new; those already in the cache are encoded again in the
     simulation and not counted again. Neurons of weights stand at the pairs that the mask lets through.
 
+    What a query's offset μ adds to its scores is no spike: a product μ · k of every new key and head, which a sum over
+    stored keys cannot fold into weights. It is counted as the multiply-adds of the channels whose μ is not 0.
+
     Online, keys change while queries fire: the products are counted as the multiply-adds that are executed.
 
     Args:
@@ -59,6 +62,7 @@ class Operands:
         simulation: its settings.
         positions: of the pass that runs.
         at: gives the entry of a place.
+        offset: gives the channels of a site whose offset is not 0.
     """
 
     def __init__(
@@ -67,10 +71,12 @@ class Operands:
         simulation: Simulation,
         positions: Positions,
         at: Callable[[str], Operations],
+        offset: Callable[[str], int],
     ) -> None:
         self._sites = {site.path: site for site in sites if site.role in OPERANDS}
         self._roles = {(attention_of(site), site.role): site for site in self._sites.values()}
         self._simulation, self._positions, self._at = simulation, positions, at
+        self._offset = offset
         self._queries: dict[str, Emission] = {}
         self._weights: dict[str, Emission] = {}
         self._scores: dict[str, Scores] = {}
@@ -93,6 +99,9 @@ class Operands:
             kept = emission.at(slice(self._first(emission.spikes.shape[-2]), None))
             kept.sent(self._at(path), site.channels)
             kept.kept(self._at(path))
+            query = self._roles.get((place, "query"))
+            if site.role == "key" and query is not None and self._simulation.schedule == "layerwise":
+                self._at(query.path).multiply_adds += kept.neurons // site.channels * self._offset(query.path)
         elif self._simulation.schedule == "online":
             emission.sent(self._at(path), site.channels)
         elif site.role == "query":
@@ -112,15 +121,18 @@ class Operands:
         width = site.channels // heads
         # One number per neuron: [B, heads, queries] to [B, queries, heads times width].
         visible = scores.visible.transpose(-1, -2).unsqueeze(-1).expand(*batch, queries, heads, width).flatten(-2)
-        emission.caused(self._at(site.path), visible, words=words, dense=scores.pairs * width)
+        found = self._at(site.path)
+        emission.caused(found, visible, addresses=site.channels, words=words, dense=scores.pairs * width)
+        found.outputs += scores.pairs
 
     def valued(self, place: str, width: int, words: int) -> None:
         """Count a module's weights, once it is known what they select."""
         emission = self._weights.pop(place)
-        site, pairs = self._roles[place, "attention_weight"], self._scores[place].pairs
-        keys = emission.spikes.shape[-2]
-        emission.sent(self._at(site.path), keys * site.channels, windows=pairs)
-        emission.caused(self._at(site.path), width, words=words, dense=pairs * width)
+        site, scores = self._roles[place, "attention_weight"], self._scores[place]
+        found, addresses = self._at(site.path), emission.spikes.shape[-2] * site.channels
+        emission.sent(found, addresses, windows=scores.pairs)
+        emission.caused(found, width, addresses=addresses, words=words, dense=scores.pairs * width)
+        found.outputs += scores.visible.numel() * width
 
     def _first(self, keys: int) -> int:
         """Return the first of a module's keys that is new in this pass.

@@ -10,6 +10,7 @@ from fas.types import Measurement
 
 Phase = Literal["prefill", "decode"]
 Reuse = Literal["none", "time", "pass"]
+Order = Literal["row", "output"]
 
 
 @dataclass
@@ -36,6 +37,9 @@ class Operations:
         weight_words: fetched, one per addition or multiply-add (reuse ``none``).
         weight_words_time: fetched if a row of weights is kept for all steps of a position (reuse ``time``).
         weight_words_pass: fetched if it is kept for all positions of one forward pass (reuse ``pass``).
+        outputs: sums that layers and products deliver; of online spikes, those of every step.
+        spike_bits: of events that are read again for every output that they are added to (order ``output``).
+        map_bits: the same of the part that does not grow with the spikes.
         multiply_adds: of dense layers, convolutions, attention products and normalisation (two per value).
         multiplications: gates, rotary embeddings, normalisation of softmax.
         float_additions: residual connections and the like.
@@ -59,6 +63,9 @@ class Operations:
     weight_words: int = 0
     weight_words_time: int = 0
     weight_words_pass: int = 0
+    outputs: int = 0
+    spike_bits: int = 0
+    map_bits: int = 0
     multiply_adds: int = 0
     multiplications: int = 0
     float_additions: int = 0
@@ -95,8 +102,8 @@ class Counts:
     A pass that finds keys and values in its cache is decoding, any other is prefill.
 
     Attributes:
-        places: operations by phase and dotted name: sites under the name of the site, everything else under
-            that of the module that computed it.
+        places: operations by phase and dotted name: sites, and the dense layers behind them, under the name of the
+            site, everything else under that of the module that computed it.
         tokens: positions of text processed by phase (images, for a model of images).
         uncounted: products that this library does not know how to count, by name and number of calls.
     """
@@ -108,6 +115,10 @@ class Counts:
     def at(self, phase: Phase, path: str) -> Operations:
         """Return the entry of a place, made if need be."""
         return self.places.setdefault((phase, path), Operations())
+
+    def of(self, phase: Phase) -> dict[str, Operations]:
+        """Return the operations of a phase by place."""
+        return {path: found for (when, path), found in self.places.items() if when == phase}
 
     def total(self, phase: Phase | None = None) -> Operations:
         """Return the sum over places, of one phase or of both."""
@@ -145,6 +156,6 @@ class Counts:
 
 
 def _unit(name: str) -> str:
-    if name == "event_bits":
+    if name.endswith("_bits"):
         return "bit"
     return "words" if name.startswith("weight_words") else name

@@ -15,9 +15,8 @@ from fas.errors import DataError
 
 _NEEDED = frozenset({"value", "unit", "source"})
 _UNITS = {
-    **dict.fromkeys(
-        ("fp32_add", "fp32_multiply", "fp16_add", "fp16_multiply", "int8_add", "int8_multiply", "int32_add"), "pJ"
-    ),
+    **dict.fromkeys(("fp32_add", "fp32_multiply", "fp16_add", "fp16_multiply", "int8_multiply"), "pJ"),
+    **dict.fromkeys(("int8_add", "int16_add", "int32_add"), "pJ"),
     **dict.fromkeys(("synaptic_operation", "neuron_update", "event", "evaluation"), "pJ"),
     **dict.fromkeys(("weight_read", "state_access", "event_transport", "activation_transport"), "pJ/bit"),
 }

@@ -10,13 +10,21 @@ from fas.reporting.theme import LIGHT, PAGE, Drawing, named_rows, new_figure, no
 
 _GROUPS = {
     "driven by spikes": ("spiking", ("additions", "graded multiply-adds", "resets")),
-    "membrane potentials": ("violet", ("membrane updates", "membrane potentials")),
+    "membrane potentials": ("violet", ("membrane updates", "membrane potentials", "input currents")),
     "dense layers": ("dense", ("multiply-adds behind the sites",)),
     "weights": ("quantised", ("weights",)),
-    "events, activations": ("green", ("events", "activations")),
+    "accumulators": ("rose", ("accumulators",)),
+    "events, activations": ("green", ("events", "activations", "inputs read again", "maps read again")),
     "the same in all networks": (
         "sand",
-        ("other multiply-adds", "multiplications", "float additions", "evaluations", "other operands"),
+        (
+            "other multiply-adds",
+            "multiplications",
+            "float additions",
+            "evaluations",
+            "other operands",
+            "other accumulators",
+        ),
     ),
 }
 
@@ -69,8 +77,9 @@ def _bill(found: Estimate) -> Drawing:
         "Energy by accounting",
         f"Estimated from counted operations of {phase} with {found.prices.title}. As in papers: additions of spikes "
         "(0.9 pJ) against multiply-adds (4.6 pJ) of the same layers, nothing else. Compute: all arithmetic. Memory: "
-        f"weights (kept for: {found.reuse}), membrane potentials and events too. The fair comparison is the integer "
-        f"twin, which has the same {found.levels} levels in {found.activation_bits} bits, beside the INT8 spiking one.",
+        f"weights (kept for: {found.hardware.reuse}), accumulators (order {found.hardware.order}), membrane potentials "
+        "and events too. The fair comparison is the integer twin, which has the same levels in "
+        f"{found.activation_bits} bits, beside the INT8 spiking one.",
         figure,
     )
 

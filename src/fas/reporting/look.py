@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches, is_classifier
+from fas.energy.bill import Hardware
 from fas.energy.estimate import Estimate, count_both, levels_of
 from fas.energy.prices import Prices, load_prices
 from fas.evaluation.score import scores_on
@@ -112,7 +113,7 @@ def look(
     scores = scores_on(loaded, source, limit=test_tokens, window=window, batch_size=batch_size)
     own = network.timesteps
     steps = sorted({*(timesteps or (max(1, own // 4), max(1, own // 2))), own})
-    prefill = Estimate(*count_both(network, batches, progress=progress), levels_of(network), cost_models[0])
+    prefill = Estimate(*count_both(network, batches, progress=progress), levels_of(network), Hardware(cost_models[0]))
     names: list[str] = []
 
     def chief() -> float:
@@ -142,7 +143,7 @@ def look(
         sites=measure.site_findings(network, batches, before),
         rasters=measure.rasters(network, batches[0]),
         agreement=measure.agreement(network, batches[0]),
-        estimates=[Estimate(*counts, levels_of(network), cost) for cost in cost_models],
+        estimates=[Estimate(*counts, levels_of(network), Hardware(cost)) for cost in cost_models],
         exits=measure.early_exits(network, batches[0], _MARGINS) if stops else [],
         results=list(results),
         sample=sample,
