@@ -199,6 +199,7 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
     import transformers
 
     from fas.distributed import join
+    from fas.storage.directory import check_stated
     from fas.storage.foreign import check_parameters, reading
     from fas.storage.gguf import check_complete, dense, reading_gguf
 
@@ -208,6 +209,7 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
         _check_directory(Path(place.name))
     with reading(name) if place.gguf_file is None else reading_gguf(place.name, place.gguf_file):
         config = transformers.AutoConfig.from_pretrained(place.name, **place.options)
+        check_stated(config, stated_method(config.to_dict()), name)
         if getattr(config, "auto_map", None):
             logger.warning("%s brings code of its own (auto_map in config.json), which is not run", name)
         kind = {"use_safetensors": True} if place.gguf_file is None else {"dtype": "float32"}

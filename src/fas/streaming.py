@@ -24,7 +24,7 @@ from fas.stages.set_thresholds import SetThresholds
 from fas.storage.card import write_card
 from fas.storage.checksums import write_sums
 from fas.storage.digest import digest, pieces, states
-from fas.storage.directory import put, read_config
+from fas.storage.directory import put, read_config, write_guard
 from fas.storage.sharded import Sharded
 from fas.surgery.probe import evaluating, hooked, probe_inputs, reads_images_and_text
 from fas.types import Method, Progress, Record, Stage
@@ -156,5 +156,6 @@ def _complete(sharded: Sharded, directory: Path, tokenizer: Any) -> None:
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     sharded.write_configuration(directory)
+    write_guard(directory)
     write_card(directory)
     write_sums(directory)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -116,3 +118,39 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
 def test_full_disk_message_of_the_weights_writer() -> None:
     error = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert _failures.message(error).startswith("no space left on the disk")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("convert", "@", "out"),
+        ("convert", "@", "out", "--stream"),
+        ("calibrate", "@"),
+        ("finetune", "@", "out"),
+        ("evaluate", "@"),
+        ("compare", "@"),
+        ("energy", "@"),
+        ("generate", "@", "--prompt", "a"),
+        ("inspect", "@"),
+        ("export", "@", "--to", "nir", "--out", "out"),
+        ("serve", "@"),
+        ("report", "@", "--out", "out"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("guarded", [True, False])
+def test_every_command_refuses_another_quantisation_method(run, snn, tmp_path, command, guarded) -> None:
+    # An older release wrote no guard.
+    directory = shutil.copytree(snn, tmp_path / "typo")
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "fass"
+    if not guarded:
+        config.pop("transformers_weights", None)
+    (directory / "config.json").write_text(json.dumps(config))
+    text = tmp_path / "text.txt"
+    text.write_text("a line of text\n" * 400)
+    words = [str({"@": directory, "out": tmp_path / "out"}.get(word, word)) for word in command]
+    data = [] if command[0] in ("generate", "serve", "export") else ["--data", text]
+    said = run(*words, *data, code=1).stderr
+    assert "quant_method 'fass'" in said or "is converted or quantised already" in said
+    assert not (tmp_path / "out").exists()

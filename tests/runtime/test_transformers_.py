@@ -312,3 +312,38 @@ def test_either_import_may_come_first(directory, imports):
         "print(type(model).__name__, model.timesteps, len(model.sites))"
     )
     assert out.split() == ["GPT2LMHeadModel", "4", "9"]
+
+
+@pytest.mark.parametrize("stated", ["fas", "fass", None])
+def test_without_our_import_no_dense_network_is_built(directory, stated):
+    place = directory / "config.json"
+    config = json.loads(place.read_text())
+    if stated is None:
+        del config["quantization_config"]
+    else:
+        config["quantization_config"]["quant_method"] = stated
+    place.write_text(json.dumps(config))
+    out = python(
+        "from transformers import AutoModelForCausalLM\n"
+        "try:\n"
+        f"    AutoModelForCausalLM.from_pretrained({str(directory)!r})\n"
+        "except ValueError as error:\n"
+        "    print(error)"
+    )
+    assert "this is a spiking network: `import fas` before from_pretrained" in out
+    if stated != "fas":
+        with pytest.raises(ValueError, match=r"leave quant_method 'fas' in config\.json"):
+            AutoModelForCausalLM.from_pretrained(directory)
+
+
+def test_a_directory_of_an_older_release_has_no_guard(directory):
+    batch = FAMILIES["gpt2"].batch()
+    answer = logits(AutoModelForCausalLM.from_pretrained(directory), batch)
+    config = json.loads((directory / "config.json").read_text())
+    assert config.pop("transformers_weights")
+    (directory / "config.json").write_text(json.dumps(config))
+    again = AutoModelForCausalLM.from_pretrained(directory)
+    assert torch.equal(logits(again, batch), answer)
+    again.save_pretrained(directory)
+    assert "transformers_weights" in json.loads((directory / "config.json").read_text())
+    assert not hasattr(fas.revert(again).config, "transformers_weights")

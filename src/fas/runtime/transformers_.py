@@ -17,7 +17,7 @@ from fas.layers.simulation import Simulation
 from fas.runtime.spiking import SpikingModel, make_dense, make_spiking
 from fas.storage.card import BASE, is_stock, write_card
 from fas.storage.checksums import write_sums
-from fas.storage.directory import CARD, check_files, is_ours, whole_directory
+from fas.storage.directory import CARD, GUARD, check_files, is_ours, whole_directory, write_guard
 from fas.storage.foreign import check_neurons
 from fas.surgery.attention import SPIKING_ATTENTION
 from fas.surgery.replace import attach
@@ -96,6 +96,7 @@ class ConvertedModel(SpikingModel):
                 super().save_pretrained(beside, **kwargs)
             finally:
                 self.hf_quantizer.weights = None
+            write_guard(beside)
             write_sums(beside)
             # Only the first of several processes writes.
             if (beside / "config.json").is_file() and not (beside / CARD).is_file():
@@ -114,6 +115,7 @@ class ConvertedModel(SpikingModel):
         if mine or not HfApi().file_exists(repo_id, CARD, token=kwargs.get("token")):
             file.unlink(missing_ok=True)
             write_card(Path(working_dir))
+        write_guard(Path(working_dir))
         write_sums(Path(working_dir))
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
@@ -139,6 +141,12 @@ class FASQuantizer(HfQuantizer):
     def is_qat_trainable(self) -> bool:
         """Whether ``Trainer`` may train all parameters: stage 1 does."""
         return True
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Let transformers find the weights, which it refuses to look for without us; it calls this before."""
+        if getattr(config, "transformers_weights", None) == GUARD:
+            del config.transformers_weights
+        return config
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, str]]:
         """Return the weights given to ``save_pretrained`` (gathered ones of a sharded model), and mark the file."""

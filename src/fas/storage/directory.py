@@ -23,6 +23,8 @@ from fas.errors import CheckpointError
 from fas.types import Site
 
 CARD = "README.md"
+# transformers names this text in the error that it raises where nobody has imported fas, or quant_method is another.
+GUARD = "this is a spiking network: `import fas` before from_pretrained, and leave quant_method 'fas' in config.json"
 MARK = "<!-- Written by fas, and again with every save. Take this line out to keep your own text. -->"
 
 
@@ -225,6 +227,27 @@ def check_files(files: Sequence[str], sites: Sequence[Site]) -> None:
                 f"the checkpoint has {what} for {there} of {wanted} {places}: it is dense or incomplete. "
                 "Convert the dense model with fas.convert, or copy the converted directory again"
             )
+
+
+def write_guard(directory: Path) -> None:
+    """Let transformers refuse a directory that it would make a dense network of: it finds no weights of that name."""
+    place = directory / "config.json"
+    if place.is_file():
+        config = {**read_config(directory), "transformers_weights": GUARD}
+        place.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def check_stated(config: Any, method: str | None, name: object) -> None:
+    """Refuse a configuration of ours whose quantisation method is another's, or none.
+
+    Raises:
+        CheckpointError: such a configuration.
+    """
+    if getattr(config, "transformers_weights", None) == GUARD and method != "fas":
+        raise CheckpointError(
+            f"{name} holds a spiking network, but its config.json states quant_method {method!r} where it should be "
+            "'fas': copy config.json again"
+        )
 
 
 def read_config(directory: Path) -> dict[str, Any]:
