@@ -14,6 +14,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from fas.config import FASConfig
 from fas.errors import CheckpointError
 from fas.layers.simulation import Simulation
+from fas.layers.spiking_layer import SpikingLayer
 from fas.runtime.spiking import SpikingModel, make_dense, make_spiking
 from fas.storage.card import BASE, is_stock, write_card
 from fas.storage.checksums import write_sums
@@ -59,6 +60,21 @@ class ConvertedModel(SpikingModel):
                 "spikes: fas.revert(model) first, set it on the dense model and convert again"
             )
         super().set_attn_implementation(attn_implementation, *arguments, **named)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *arguments: Any, **named: Any) -> Any:
+        """Change the size of the vocabulary as in transformers, unless the output layer spikes.
+
+        Raises:
+            ValueError: it does.
+        """
+        head = self.get_output_embeddings()
+        asked = new_num_tokens is not None or named.get("pad_to_multiple_of") or any(arguments)
+        if isinstance(head, SpikingLayer) and asked and new_num_tokens != len(head.weight):
+            raise ValueError(
+                f"the output layer spikes and was calibrated for {len(head.weight)} tokens: fas.revert(model), "
+                "resize_token_embeddings on the dense model, and fas.convert again"
+            )
+        return super().resize_token_embeddings(new_num_tokens, *arguments, **named)
 
     def init_continuous_batching(self, *arguments: Any, **named: Any) -> Any:
         """Batch requests as they come, as in transformers (``generate_batch`` too): layerwise.

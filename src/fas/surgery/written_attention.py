@@ -54,8 +54,9 @@ def use_dense_products(module: nn.Module) -> None:
 
 
 @functools.cache
+@functools.cache
 def class_with(mixin: Any, base: Any) -> Any:
-    """Return ``base`` with the abilities of ``mixin``, under the same name.
+    """Return ``base`` with the abilities of ``mixin``, under the same name; objects of it can be pickled.
 
     The name matters: transformers writes it into config.json, and finds modules and the loss by it.
     """
@@ -64,8 +65,16 @@ def class_with(mixin: Any, base: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return mixin.forward(self, *args, **kwargs)
 
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _new, (mixin, base), *base.__reduce_ex__(self, protocol)[2:]
+
     names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(base.__name__, (mixin, base), {"forward": forward, **names})
+    return type(base.__name__, (mixin, base), {"forward": forward, "__reduce_ex__": reduce, **names})
+
+
+def _new(mixin: Any, base: Any) -> Any:
+    cls = class_with(mixin, base)
+    return cls.__new__(cls)
 
 
 def class_without(mixed: Any) -> Any:
