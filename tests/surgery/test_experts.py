@@ -31,6 +31,12 @@ FAMILIES = {
         "v_head_dim": 8,
     },
     "GraniteMoe": {"num_local_experts": 4},
+    # Its shared expert reads the very tensor that the others get rows of; three of four layers attend linearly.
+    "Qwen3Next": {
+        "num_hidden_layers": 4, "head_dim": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    },
 }  # fmt: skip
 
 
@@ -195,3 +201,22 @@ def test_what_is_not_recognised_stays_dense_loudly(caplog):
     model.model.layers[1].self_attn.o_proj = Own()
     fas.convert(model, fas.FAS(timesteps=8, neuron="signed_if"))
     assert "left dense" in caplog.text and "model.layers.*.self_attn.o_proj" in caplog.text
+
+
+@pytest.mark.parametrize("coverage", ["mlp", "linear", "full"])
+def test_a_linear_layer_that_returns_more_than_its_map_stays_dense(coverage, caplog):
+    # Llama 4's router is one; its experts are a product of many matrices, which is named.
+    torch.manual_seed(0)
+    sizes = {**_SIZES, "intermediate_size_mlp": 48, "head_dim": 8, "num_local_experts": 4, "attention_chunk_size": 16}
+    model = transformers.Llama4ForCausalLM(transformers.Llama4TextConfig(**sizes)).eval()
+    with torch.no_grad():
+        before = model(**batch()).logits
+    with caplog.at_level(logging.WARNING):
+        fas.convert(model, fas.FAS(timesteps=4, coverage=coverage), calibration=[batch()])
+    assert "the probe run never calls it" not in caplog.text
+    assert not any("router" in layer for site in model.sites for layer in site.layers)
+    assert {"model.layers.*.feed_forward.router", "model.layers.*.feed_forward.experts"} <= set(
+        model.fas_config.left_dense
+    )
+    assert torch.equal(logits(model, network="ann"), before) and logits(model).isfinite().all()
+    assert model.generate(**batch(), max_new_tokens=2).shape == (3, 11)

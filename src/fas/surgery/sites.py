@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from fas.errors import SiteError
+from fas.layers.experts import ExpertLinear
 from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.experts import opened
 from fas.surgery.flow import POOLS, RESHAPES, Flow
@@ -41,6 +42,21 @@ def check_exclude(model: nn.Module, patterns: Iterable[str]) -> None:
             f"exclude={pattern!r} matches no name of {type(model).__name__}; names near it are "
             f"{', '.join(near) or 'none'}: patterns match whole names{advice}"
         )
+
+
+def check_adapters(model: nn.Module) -> None:
+    """Refuse adapters that are not merged, as peft's LoRA: spikes would drive their factors beside the weight.
+
+    Raises:
+        SiteError: such a model.
+    """
+    for path, module in model.named_modules():
+        if hasattr(module, "base_layer") and hasattr(module, "merged_adapters"):
+            raise SiteError(
+                f"{path} carries an adapter beside its weight ({type(module).__module__}.{type(module).__name__}): "
+                "merge it first, model = model.merge_and_unload(); where transformers' load_adapter has put it there, "
+                "load it into the dense model with peft.PeftModel.from_pretrained(model, adapter) instead"
+            )
 
 
 def _mlp_inputs(calls: list[Call]) -> tuple[dict[str, Call], list[Call]]:
@@ -105,11 +121,12 @@ def find_sites(
         Sites in the order of execution; layers that read the same tensor share one.
 
     Raises:
-        SiteError: no site, a pattern that matches nothing, a block whose MLP shows no activation in front of a linear
-            layer, or (``full``) attention that neither goes through transformers' attention interface nor is written
-            out as two products around a softmax.
+        SiteError: no site, an adapter, a pattern that matches nothing, a block whose MLP shows no activation in front
+            of a linear layer, or (``full``) attention that neither goes through transformers' attention interface nor
+            is written out as two products around a softmax.
     """
     patterns = tuple(exclude)
+    check_adapters(model)
     with opened(model):
         check_exclude(model, patterns)
     if is_convolutional(model):
@@ -128,7 +145,7 @@ def find_sites(
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
     def covered(path: str) -> bool:
-        return not excluded(path) and (coverage != "mlp" or path in behind)
+        return not excluded(path) and path not in record.others and (coverage != "mlp" or path in behind)
 
     # A layer that is itself numbered stands in a projector, between the blocks of two towers.
     blocks = dict.fromkeys(b for c in linear if (b := block_of(c.path)) not in (None, c.path) and not excluded(c.path))
@@ -143,16 +160,17 @@ def find_sites(
                 "or use coverage 'linear', which needs no activation"
             )
 
-    sites: dict[int, Site] = {}
+    # Experts read rows of the tensor that a layer beside them reads whole: they have a site of their own.
+    sites: dict[tuple[int, bool], Site] = {}
     placed: set[str] = set()
     factors = _operand_sites(model, record, excluded)
-    ordered: list[int | Site] = []
+    ordered: list[tuple[int, bool] | Site] = []
     for when, call in enumerate(record.calls):
         ordered += [site for before, site in factors if before == when]
         if not is_linear(call.module) or not covered(call.path) or call.path in placed:
             continue
         placed.add(call.path)
-        key = id(call.input)
+        key = id(call.input), isinstance(call.module, ExpertLinear)
         if key in sites:
             sites[key] = replace(sites[key], also=(*sites[key].also, call.path))
             continue

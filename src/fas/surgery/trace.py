@@ -63,11 +63,15 @@ class Call:
 
 @dataclass
 class Trace:
-    """Calls of linear layers and activations; those of attention, with how many of the others came before."""
+    """Calls of linear layers and activations; those of attention, with how many of the others came before.
+
+    ``others`` are layers that return more than Wx + b (Llama 4's router is an ``nn.Linear`` that returns scores too).
+    """
 
     calls: list[Call] = field(default_factory=list)
     attention: list[tuple[int, AttentionCall]] = field(default_factory=list)
     entered: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
     flow: Flow | None = None
 
     def watch(self, path: str, module: nn.Module) -> list[RemovableHandle]:
@@ -79,9 +83,11 @@ class Trace:
             if self.flow is not None and not is_activation(module):
                 self.flow.layer = path
 
-        def after(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        def after(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             call = next(call for call in reversed(self.calls) if call.path == path)
             call.output = output
+            if not isinstance(output, Tensor):
+                self.others.add(path)
             if self.flow is not None:
                 self.flow.layer, call.steps = None, len(self.flow.steps)
 
