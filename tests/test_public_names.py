@@ -11,8 +11,8 @@ import pytest
 import fas
 
 VERBS = {
-    "calibrate", "compare", "convert", "count_operations", "estimate_energy", "evaluate", "export", "finetune", "load",
-    "load_module", "record", "report", "revert", "stream", "write_card",
+    "calibrate", "compare", "convert", "count_operations", "estimate_conversion", "estimate_energy", "evaluate",
+    "export", "finetune", "load", "load_module", "record", "report", "revert", "stream", "summarise", "write_card",
 }  # fmt: skip
 METHODS = {"FAS", "FASPaper", "FastSNN", "LAS", "QCFSOnly", "RateNorm", "ThresholdBalancing"}
 NEURONS = {"ClippedCount", "OutlierAware", "Phase", "SignedDigit", "SignedIF", "SoftResetIF", "TernaryPhase"}

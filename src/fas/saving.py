@@ -12,12 +12,12 @@ from typing import Any
 from fas.distributed import place
 from fas.errors import FASError
 from fas.loading import Loaded, directory_method
+from fas.words import size
 
 # In the place of what is unfinished: a model that is to replace the one it was made of, and who has written it.
 _WRITTEN, _COMMAND = "model", "command"
 # What commands keep beside a directory until it is written.
 _UNFINISHED = (".calibrating", ".partial", "-checkpoints")
-_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def check_place(directory: Path, *, overwrite: bool) -> None:
@@ -74,14 +74,9 @@ def check_room(directory: Path, model: Any, copies: int = 1) -> None:
     free = shutil.disk_usage(_nearest(directory.absolute())).free
     if needed > free:
         raise FASError(
-            f"{directory} takes {_size(needed)} and more, and its disk has {_size(free)} free: free some, or name "
+            f"{directory} takes {size(needed)} and more, and its disk has {size(free)} free: free some, or name "
             "another directory"
         )
-
-
-def _size(count: int) -> str:
-    unit = next((u for u in ("GiB", "MiB") if count >= _UNITS[u]), "KiB")
-    return f"{count / _UNITS[unit]:.1f} {unit}"
 
 
 def _nearest(path: Path) -> Path:

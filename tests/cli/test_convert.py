@@ -49,6 +49,35 @@ def test_options_of_the_method_arrive(rows, dense: Path, text: Path, tmp_path: P
     assert errors and errors[0]["conditions"]["site"] == "transformer.h.1.mlp.c_proj"
 
 
+def test_a_log_has_an_estimate_a_line_per_block_and_a_summary(run, dense: Path, text: Path, tmp_path: Path) -> None:
+    how = ["--data", text, "--tokens", 256, "--window", 32, "--exclude", "*.1.mlp.c_proj"]
+    shown = run("convert", dense, tmp_path / "snn", *how)
+    said = shown.stderr.splitlines()
+    blocks = [i for i, line in enumerate(said) if "relative error" in line and "spikes per neuron" in line]
+    assert [said[i].partition(":")[0] for i in blocks] == ["transformer.h.0", "transformer.h.1", "lm_head"]
+    (estimate,) = (i for i, line in enumerate(said) if line.startswith("calibration takes about "))
+    assert estimate < blocks[0] and "8 sites" in said[estimate] and "256 tokens" in said[estimate]
+    summary = shown.stdout
+    assert 8 <= len(summary.splitlines()) <= 14
+    assert "spiking: 8 sites (2 attn.c_attn, 2 attn.c_proj, 2 mlp.c_fc, 1 mlp.c_proj, 1 lm_head)" in summary
+    assert "left dense: " in summary and "(transformer.h.*.mlp.c_proj " in summary
+    assert "stays float: " in summary and "normalisation at transformer.h.*.ln_1" in summary
+    assert "worst site: " in summary and "relative error by layer: attn.c_attn " in summary
+    # A single file has no test part to measure on.
+    assert f"fas evaluate {tmp_path / 'snn'} --data TEXT" in summary and "fas generate" in summary
+    quiet = run("--quiet", "convert", dense, tmp_path / "again", *how)
+    assert quiet.stderr == "" and "worst site" in quiet.stdout
+
+
+def test_what_is_told_is_data_too(rows, dense: Path, text: Path, tmp_path: Path) -> None:
+    found = rows("convert", dense, tmp_path / "snn", "--data", text, "--tokens", 256, "--window", 32)
+    figures = {(row["quantity"], row["conditions"].get("site")): row["value"] for row in found}
+    assert 0 < figures["calibrate.spikes_per_neuron", None] < 8
+    errors = [value for (name, _), value in figures.items() if name == "relative_error"]
+    assert figures["calibrate.mean_relative_error", None] == pytest.approx(sum(errors) / len(errors))
+    assert len(errors) == 9
+
+
 def test_the_seed_chooses_the_data(rows, dense: Path, text: Path, tmp_path: Path) -> None:
     def errors(seed: int, name: str) -> list[float]:
         found = rows("convert", dense, tmp_path / name, "--data", text, "--tokens", 128, "--window", 16, "--seed", seed)

@@ -105,7 +105,7 @@ def test_commands_share_their_work(tmp_path):
         assert ended.returncode == 0, ended.stderr[-3000:]
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert ended.stdout.count("where accuracy is lost") == 1
+    assert ended.stdout.count("worst site") == 1
     ended = launch("--no-python", FAS, "evaluate", "embedded")
     assert ended.returncode != 0 and "runs in one process" in ended.stderr
 

@@ -53,7 +53,7 @@ def result(plan, timesteps, value, quantity="perplexity", network="snn", neuron=
 
 
 def conversions():
-    """Rows of two codes over T with quantised networks, spikes and energies."""
+    """Rows of two codes over T with spikes and energies."""
     rows = [result("dense", 0, 5.0, network="ann")]
     priced = {"accounting": "compute", "neuron": "phase"}
     rows.append(result("fas", 2, 4e6, "energy", energy_of="ann", **priced))
@@ -61,7 +61,6 @@ def conversions():
         for steps in (2, 4):
             value = 5.0 + 2.0 * worse / steps
             rows.append(result("fas", steps, value, neuron=neuron))
-            rows.append(result("fas", steps, value - 0.1, network="quantised", neuron=neuron))
             rows.append(result("fas", steps, steps * worse / 4, "spikes_per_neuron", neuron=neuron))
             cost = {**priced, "neuron": neuron}
             rows.append(result("fas", steps, 1e6 * steps * worse, "energy", energy_of="snn", **cost))

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fas.calibration.figures import Figures, mean_of
 from fas.calibration.layout import Layout, siblings
 from fas.errors import SiteError
 from fas.memory import peak_resident
@@ -25,7 +26,6 @@ from fas.types import Network, Site
 
 logger = logging.getLogger(__name__)
 
-Figures = Mapping[str, float]
 # Bytes of one shard of what belongs to no block.
 _SHARD = 1 << 30
 # The last part of a run: everything is written.
@@ -43,6 +43,7 @@ class Finished:
         seconds: what it took.
         remaining: seconds that the blocks to come will take if they take as long as those of this run.
         peak: most resident memory of this process so far, in bytes.
+        figures: relative error and spikes per neuron (``fas.calibration.figures.mean_of``).
     """
 
     path: str
@@ -51,6 +52,7 @@ class Finished:
     seconds: float
     remaining: float
     peak: int
+    figures: Figures
 
 
 class Residence:
@@ -231,7 +233,8 @@ class Residence:
         # The first of a run brings the way to it with it.
         usual = self._spent[1:] or self._spent
         remaining = (len(self.blocks) - done) * sum(usual) / len(usual)
-        found = Finished(path, done, len(self.blocks), self._spent[-1], remaining, peak_resident())
+        figures = mean_of((site for site in self.sites.values() if block_of(site.path) == path), self._figures)
+        found = Finished(path, done, len(self.blocks), self._spent[-1], remaining, peak_resident(), figures)
         logger.info("%s: %.1f s, %.0f s to come, peak %.2f GiB", path, found.seconds, remaining, found.peak / 2**30)
         if self.told is not None:
             self.told(found)

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas.calibration.figures import Figures, tell
 from fas.calibration.layout import hidden_of, left_out, observe, siblings
 from fas.calibration.masks import masks_of_sites
-from fas.calibration.residence import Figures, Residence
+from fas.calibration.residence import Residence
 from fas.calibration.rows import recorded
 from fas.calibration.teacher import Teacher
 from fas.distributed import agree, check_same, share
@@ -115,8 +116,7 @@ def walk(
     neurons, layers = populations(model), spiking_layers(model)
     check_same("calibration batches", pieces(batches), next(iter(neurons.values())).log_threshold.device)
     figures: dict[str, Figures] = {}
-    missed: list[Site] = []
-    done = 0
+    missed, done = list[Site](), 0
     with evaluating(model), simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
         with _only(neurons.values(), asleep=teacher is None) as active:
             walker = _Walker(model, simulation, batches, max_rows, residence, teacher)
@@ -147,6 +147,8 @@ def walk(
                     done += 1
                     if progress is not None:
                         progress(site.path, done, len(sites))
+                if residence is None:
+                    tell(segment.sites, figures, done, len(sites))
         _pool(missed, sites, neurons)
     return figures
 

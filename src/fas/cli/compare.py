@@ -15,8 +15,8 @@ import typer
 import fas
 from fas.cli.program import options
 from fas.cli.program.output import Output, rows_as_json
-from fas.cli.program.progress import span
 from fas.types import Measurement
+from fas.words import span
 
 if TYPE_CHECKING:
     from fas.comparison import Comparison, Plan, Row
@@ -130,7 +130,7 @@ def compare(
             )  # fmt: skip
         output.measurements.clear()
         output.add(*found.measurements)
-        _show(output, found, None if accounting == "none" else accounting, train_steps)
+        show(output, found, None if accounting == "none" else accounting, train_steps)
         if out is not None:
             _write(out, output.measurements)
             output.remark(f"written to {out}")
@@ -192,7 +192,8 @@ def _setting(method: str, text: str, known: set[str]) -> tuple[str, Any]:
         return name, value
 
 
-def _show(output: Output, found: Comparison, accounting: str | None, train_steps: int) -> None:
+def show(output: Output, found: Comparison, accounting: str | None = None, train_steps: int = 0) -> None:
+    """Show the rows of a comparison as a table, and below it what was refused and why."""
     shown = [row for row in found.rows if row.refused is None]
     kinds = list(dict.fromkeys(row.floats for row in shown if row.floats))
     per = "image" if "images" in found.dense.about else "token"

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fas.cli.program.calibrating import calibrate_and_report, report_left_dense, report_records
+from fas.cli.program.calibrating import calibrate_and_report, report_left_dense, report_records, report_summary
 from fas.cli.program.method_options import method_options
 from fas.cli.program.options import BatchSize, Device, GGUFFile, Json, Model, Overwrite, Seed, Tokens, Window
 from fas.cli.program.output import Output
-from fas.cli.program.progress import span
 from fas.data.for_model import Sample
 from fas.errors import CheckpointError
+from fas.words import bytes_of, size, span
 
-_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # Share of the machine's memory that weights may fill and still leave room for what calibration records.
 _ROOM = 0.7
-
-
-def size(text: str) -> int:
-    """Return the bytes of a size such as ``2GiB`` or ``512MiB``.
-
-    Raises:
-        typer.BadParameter: not such a size.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)", text.strip())
-    if found is None:
-        raise typer.BadParameter(f"{text!r} is no size such as 512MiB or 2GiB", param_hint="--activation-budget")
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def is_large(model: str) -> bool:
@@ -84,7 +70,7 @@ def convert(
         model = model if gguf_file is None else f"{model}/{gguf_file}"
         check_place(out, overwrite=overwrite)
         recipe = build_method(method, options)
-        budget, sample = size(activation_budget), Sample(tokens, window, batch_size, seed)
+        budget, sample = bytes_of(activation_budget), Sample(tokens, window, batch_size, seed)
         if stream or (stream is None and calibrate and device == "cpu" and is_large(model)):
             if not calibrate or device != "cpu":
                 raise ValueError("--stream calibrates block by block on the CPU: leave out --no-calibrate and --device")
@@ -99,16 +85,20 @@ def convert(
             calibrate_and_report(output, loaded, data, sample, keep=unfinished(out))
         save(loaded, out)
         report_left_dense(output, loaded.model.fas_config.left_dense, loaded.conditions)
-        output.remark(f"written to {out}: {len(loaded.model.sites)} sites, T = {loaded.model.timesteps}")
+        report_summary(output, loaded, loaded.model.fas_config, out)
 
 
 def _stream(output: Output, model: str, out: Path, recipe: Any, data: str | None, sample: Sample, budget: int) -> None:
     """Convert and calibrate a directory into another; say after each block what it took and what is to come."""
+    from fas.calibration.figures import in_words
+    from fas.calibration.needs import estimate_conversion
     from fas.calibration.residence import Finished
+    from fas.config import FASConfig
     from fas.data.for_model import default_data, is_classifier, training_rows
     from fas.data.text import batches
     from fas.loading import Loaded, location, tokenizer_of
     from fas.memory import peak_resident
+    from fas.storage.directory import read_config
     from fas.storage.sharded import Sharded
     from fas.streaming import stream
 
@@ -128,10 +118,13 @@ def _stream(output: Output, model: str, out: Path, recipe: Any, data: str | None
     def told(block: Finished) -> None:
         output.measure("stream.block_seconds", block.seconds, "s", block=block.path, **about)
         output.remark(
-            f"{block.path} ({block.done} of {block.total}): {block.seconds:.1f} s, about {span(block.remaining)} to "
-            f"come, peak memory {block.peak / 2**30:.2f} GiB"
+            f"{block.path} ({block.done} of {block.total}): {in_words(block.figures)}; {block.seconds:.1f} s, about "
+            f"{span(block.remaining)} left, peak memory {size(block.peak)}"
         )
 
+    tokens = rows.numel()
+    needs = estimate_conversion(loaded.model, tokens, recipe, streamed=True, budget=budget)
+    output.remark(f"streaming takes {needs}")
     with output.progress("streaming") as progress:
         records = stream(
             place, out, recipe, calibration=batches(rows, sample.batch_size), tokenizer=loaded.tokenizer, budget=budget,
@@ -139,4 +132,4 @@ def _stream(output: Output, model: str, out: Path, recipe: Any, data: str | None
         )  # fmt: skip
     output.measure("stream.peak_resident", peak_resident(), "B", **about)
     report_records(output, records, about)
-    output.remark(f"written to {out}: T = {recipe.timesteps}")
+    report_summary(output, loaded, FASConfig(**read_config(out)["quantization_config"]), out)

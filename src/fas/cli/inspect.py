@@ -114,11 +114,13 @@ def _converted(output: Output, loaded: Any, fired: Any) -> None:
 def _operations(output: Output, loaded: Any, probe: Any) -> None:
     """Say of every operation what arrives there and what is left to compute."""
     from fas.energy.inventory import operations
-    from fas.surgery.left_dense import left_dense
+    from fas.surgery.left_dense import in_words, left_dense
     from fas.surgery.replace import populations
 
     found, about = operations(loaded.model, probe), loaded.conditions
-    report_left_dense(output, left_dense(loaded.model, probe), about)
+    shares = left_dense(loaded.model, probe)
+    report_left_dense(output, shares, about)
+    output.text(in_words(shares))
     per = "token" if probe is None else "image"
     article = "a" if probe is None else "an"
     output.table(

@@ -1,4 +1,4 @@
-"""Figures of several conversions side by side: quality over T with the quantised networks, and Pareto points."""
+"""Figures of several conversions side by side: quality over T, and Pareto points."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class Point:
         conditions: of its rows.
         score: name of ``value``.
         value: of the spiking network.
-        quantised: of the quantised network, None where it was not measured.
         spikes: per neuron and window.
         energy: pJ per token, accounting compute, in the precision of the dense network.
     """
@@ -30,7 +29,6 @@ class Point:
     conditions: dict[str, Any]
     score: str
     value: float
-    quantised: float | None = None
     spikes: float | None = None
     energy: float | None = None
 
@@ -63,7 +61,7 @@ class Results:
 
 
 def gather(rows: Sequence[Measurement]) -> Results:
-    """Return what rows of ``fas compare`` and ``fas demo`` say; rows of other commands are left out."""
+    """Return what rows of ``fas compare`` say; rows of other commands are left out."""
     scores = [row for row in rows if row.quantity in _SCORES]
     planned = [row for row in scores if "plan" in row.conditions and row.conditions.get("network") == "snn"]
     if not planned:
@@ -71,7 +69,6 @@ def gather(rows: Sequence[Measurement]) -> Results:
     score = planned[0].quantity
     found = Results(score)
     found.dense = next((r.value for r in scores if r.quantity == score and r.conditions.get("network") == "ann"), None)
-    twins = {_key(row): row.value for row in scores if row.conditions.get("network") == "quantised"}
     spikes = {_key(row): row.value for row in rows if row.quantity == "spikes_per_neuron"}
     bills = [row for row in rows if row.quantity == "energy" and row.conditions.get("accounting") == "compute"]
     energies = {_key(row): row.value for row in bills if row.conditions.get("energy_of") == "snn"}
@@ -81,9 +78,7 @@ def gather(rows: Sequence[Measurement]) -> Results:
         if row.quantity != score:
             continue
         key = _key(row)
-        point = Point(
-            dict(row.conditions), score, row.value, twins.get(key), spikes.get(key), energies.get(key)
-        )  # fmt: skip
+        point = Point(dict(row.conditions), score, row.value, spikes.get(key), energies.get(key))
         names = ("coverage", "neuron") if same_plan else ("plan", "coverage", "neuron")
         label = ", ".join(str(row.conditions.get(name, "")) for name in names)
         found.curves.setdefault(label, []).append(point)
@@ -106,7 +101,6 @@ def _comparison(found: Results) -> Drawing:
     figure, (left, right) = new_figure(4.3, 1, 2, sharey=True)
     everything = [point for points in found.curves.values() for point in points]
     priced = all(point.energy is not None for point in everything)
-    compared = any(point.quantised is not None for point in everything)
     costs = []
     for number, (label, points) in enumerate(found.curves.items()):
         colour = LIGHT[_LINES[number % len(_LINES)]]
@@ -114,12 +108,6 @@ def _comparison(found: Results) -> Drawing:
         left.plot(
             times, [p.value for p in points], marker="o", markersize=4.5, linewidth=1.7, color=colour, label=label
         )
-        twins = [(p.timesteps, p.quantised) for p in points if p.quantised is not None]
-        if twins:
-            left.plot(
-                *zip(*twins, strict=True), "o", markersize=9, markerfacecolor="none", markeredgewidth=1.3,
-                color=colour,
-            )  # fmt: skip
         known = [(cost, p.value, p.timesteps) for p in points if (cost := _cost(p, priced)) is not None]
         costs += [(cost, value) for cost, value, _ in known]
         right.plot([c for c, _, _ in known], [v for _, v, _ in known], "o", markersize=4.5, color=colour)
@@ -149,11 +137,10 @@ def _comparison(found: Results) -> Drawing:
         *left.get_legend_handles_labels(), loc="outside lower center", ncols=min(5, len(found.curves) + 1),
         columnspacing=1.4,
     )  # fmt: skip
-    rings = "Rings are quantised networks of as many levels, without spikes. " if compared else ""
     return Drawing(
         "comparison",
         "Methods side by side",
-        f"{found.score.capitalize()} of other conversions of the same model. Left: over T. {rings}Right: what they "
+        f"{found.score.capitalize()} of other conversions of the same model. Left: over T. Right: what they "
         "cost, with T at every point; nothing measured here is better and cheaper than the points on the dotted line "
         "(Pareto). Compare systems by levels and spikes, not by T alone. Grey is the dense network.",
         figure,

@@ -61,8 +61,7 @@ def _results(findings: Findings) -> str:
     if not points:
         return ""
     text = (
-        f"{found.score.capitalize()} of other conversions of this model, measured; dense "
-        f"{significant(found.dense, 4)}. The quantised network has as many levels and no spikes."
+        f"{found.score.capitalize()} of other conversions of this model, measured; dense {significant(found.dense, 4)}."
     )
     score = found.score
     columns = {
@@ -71,8 +70,7 @@ def _results(findings: Findings) -> str:
             name: [str(point.conditions.get(key, "")) for point in points]
             for name, key in (("coverage", "coverage"), ("neuron", "neuron"), ("T", "timesteps"), ("levels", "levels"))
         },
-        f"{score}, spiking": [significant(point.value, 4) for point in points],
-        f"{score}, quantised": [significant(point.quantised, 4) for point in points],
+        score: [significant(point.value, 4) for point in points],
         "× dense" if score == "perplexity" else "− dense": [_relation(p.value, found.dense, score) for p in points],
         "spikes per neuron": [significant(point.spikes) for point in points],
         "µJ per token, estimated": ["" if p.energy is None else significant(p.energy / 1e6) for p in points],

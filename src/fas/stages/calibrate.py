@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fas.calibration.allocation import costs_of
+from fas.calibration.figures import mean_of
 from fas.calibration.fit import Fit, counted, drive, fit_channels, fit_layer, mean_spikes
 from fas.calibration.fit_range import PLENTY, fit_range
 from fas.calibration.fit_sparse import SpikeCost, fit_sparse
@@ -122,10 +123,11 @@ class Calibrate(Stage):
                 kept=kept, progress=progress,
             )  # fmt: skip
         tokens = sum(_positions(batch) for batch in batches)
-        error = sum(f["relative_error"] for f in figures.values()) / len(figures)
+        means = mean_of(model.sites, figures)
         seconds = time.perf_counter() - began
         results = {"seconds": seconds, "fit_seconds": fitting, "passes_seconds": seconds - fitting}
-        results |= {"tokens": float(tokens), "mean_relative_error": error}
+        results |= {"tokens": float(tokens), "mean_relative_error": means["relative_error"]}
+        results["spikes_per_neuron"] = means["spikes_per_neuron"]
         if costs:
             results["expected_divergence"] = sum(f["expected_divergence"] for f in figures.values())
         return self.record(results, figures)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from fas.cli.program.session import printable
 from fas.types import Progress
+from fas.words import span
 
 # Seconds between two lines of a log.
 _EVERY = 30.0
@@ -56,8 +57,3 @@ class Log:
             each = (now - self._began) / made
             line += f", {each:.2g} s each, about {span(each * (total - done))} left"
         print(printable(line), file=sys.stderr, flush=True)
-
-
-def span(seconds: float) -> str:
-    """Return a length of time in the unit that fits it."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -18,6 +18,8 @@ from typer.core import TyperGroup
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Commands that share their work where torchrun or accelerate starts several processes.
 _SHARED = ("calibrate", "convert", "finetune")
+# Commands that say a line about every block as it is calibrated.
+_TELLING = ("calibrate", "convert")
 
 
 def printable(text: str) -> str:
@@ -61,7 +63,10 @@ class Session:
         name = str(context.invoked_subcommand)
         if not is_alone() and name not in _SHARED:
             raise typer.BadParameter(f"fas {name} runs in one process, {', '.join(_SHARED)} in several: start it alone")
-        return cls.of(shlex.join(["fas", *context.meta[_ARGUMENTS]]), debug=debug, verbose=verbose, quiet=quiet)
+        session = cls.of(shlex.join(["fas", *context.meta[_ARGUMENTS]]), debug=debug, verbose=verbose, quiet=quiet)
+        talks = name in _TELLING and not session.quiet
+        logging.getLogger("fas.calibration.figures").setLevel(logging.INFO if talks else logging.NOTSET)
+        return session
 
     @classmethod
     def of(cls, command: str, *, debug: bool, verbose: bool, quiet: bool) -> Session:
@@ -110,4 +115,5 @@ def _log_to_stderr(level: int) -> None:
 
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return printable(f"{record.levelname.lower()}: {record.getMessage()}")
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return printable(f"{level}{record.getMessage()}")
