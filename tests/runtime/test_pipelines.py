@@ -119,7 +119,7 @@ def test_a_static_cache(schedule):
 
 def test_continuous_batching():
     family = FAMILIES["llama"]
-    model = fas.convert(family.build(), fas.FAS(timesteps=4), calibration=[family.batch()])
+    model = fas.convert(family.build(), fas.FAS(timesteps=4, neuron="signed_if"), calibration=[family.batch()])
     model.generation_config.eos_token_id = None
     requests = [[5, 6, 7], [8]]
     settings = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from made import converted
 from tiny_models import FAMILIES, logits, spike_counts
+from transformers import AutoModelForCausalLM
 
 import fas
 from fas.errors import FASError
@@ -34,7 +35,7 @@ def test_numbers_of_steps_and_levels(name, value):
     ],
 )
 def test_settings_list_their_choices(name, choices):
-    model = converted()
+    model = converted(neuron="signed_if")
     with pytest.raises(ValueError, match=f"{name} is 'fast'; choose one of {choices}"):
         setattr(model, name, "fast")
     for choice in choices.split(", "):
@@ -76,6 +77,16 @@ def test_the_phase_code():
         logits(model, batch, schedule="online")
 
 
+@pytest.mark.parametrize("neuron", ["signed_digit", "ternary_phase", "phase", "outlier_aware"])
+def test_digits_refuse_the_online_schedule_when_it_is_set(neuron, tmp_path):
+    model = converted(neuron=neuron)
+    with pytest.raises(FASError, match=r"fires after its whole input only.*'layerwise', or convert with neuron="):
+        model.schedule = "online"
+    assert model.schedule == "layerwise"
+    model.save_pretrained(tmp_path / "m")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "m").schedule == "layerwise"
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert_classifier", "t5", "vit"])
 @pytest.mark.parametrize("operators", ["difference", "instant"])
 def test_the_last_step_is_the_answer(name, operators):
@@ -110,7 +121,7 @@ def test_instant_steps_are_running_means():
     [({}, "network 'snn', schedule 'layerwise'"), ({"schedule": "online", "network": "ann"}, "network 'ann'")],
 )
 def test_steps_need_the_online_schedule(settings, message):
-    model = converted()
+    model = converted(neuron="signed_if")
     for name, value in settings.items():
         setattr(model, name, value)
     with pytest.raises(ValueError, match=rf"{message}.*set model\.schedule = 'online'"):
@@ -154,14 +165,14 @@ def test_inputs_by_position():
 
 
 def test_no_input_says_how_many_rows():
-    model = converted("bert_mlm")
+    model = converted("bert_mlm", neuron="signed_if")
     model.schedule = "online"
     with pytest.raises(ValueError, match="cannot tell its size: pass input_ids"):
         model(attention_mask=torch.ones(1, 2))
 
 
 def test_a_part_of_the_model_cannot_run_online():
-    model = converted()
+    model = converted(neuron="signed_if")
     model.schedule = "online"
     with pytest.raises(FASError, match="ran outside the model's own forward"):
         model.transformer(**FAMILIES["gpt2"].batch())
@@ -169,7 +180,7 @@ def test_a_part_of_the_model_cannot_run_online():
 
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_copies_are_independent(name):
-    model, batch = converted(name), FAMILIES[name].batch()
+    model, batch = converted(name, neuron="signed_if"), FAMILIES[name].batch()
     answer = logits(model, batch)
     twin = copy.deepcopy(model)
     assert type(twin) is type(model) and twin.simulation is not model.simulation

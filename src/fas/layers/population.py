@@ -39,8 +39,7 @@ class Population(nn.Module):
     Parameters, all float32 of shape (C,) or (): ``log_threshold`` = ln θ (so that training keeps θ > 0),
     ``v_init`` = v_0/θ in [0, 1), ``offset`` = μ in the unit of the activation.
 
-    The module is called by every linear layer of its site; layers that read the same tensor get the same
-    spikes, computed once.
+    Every linear layer of its site calls the module; those that read the same tensor get the same spikes.
 
     Args:
         path: name of the site, for messages and records.
@@ -334,6 +333,14 @@ class Population(nn.Module):
             return counts
         return choose("decode", kernels, x.device, x.dtype).decode(counts, code, x.dtype)
 
+    def check_online(self) -> None:
+        """Refuse neurons that the online schedule cannot run (FASError)."""
+        if not isinstance(self.neuron, RateNeuron):
+            raise FASError(
+                f"site {self.path}: {type(self.neuron).__name__} fires after its whole input only, which the online "
+                "schedule does not wait for: set model.schedule = 'layerwise', or convert with neuron='signed_if'"
+            )
+
     def _online(self, x: Tensor, form: Form, *, by_torch: bool) -> Tensor:
         """Uneven input: a scan over the steps in the batch, continuing an unfinished window if asked to."""
         simulation, running = self.simulation, self.simulation.steps
@@ -343,11 +350,7 @@ class Population(nn.Module):
                 "into the batch: call the converted model and not a part of it. One that hands on images one by one "
                 "(Qwen2-VL in coverage 'full') runs layerwise only"
             )
-        if not isinstance(self.neuron, RateNeuron):
-            raise FASError(
-                f"site {self.path}: {type(self.neuron).__name__} fires after its whole input only, which the "
-                "online schedule does not wait for: set model.schedule = 'layerwise'"
-            )
+        self.check_online()
         x = x.unflatten(0, (len(running), len(x) // len(running)))
         state = self._state if simulation.carry else None
         difference = simulation.operators == "difference"

@@ -16,7 +16,7 @@ from fas.runtime.parts import Answering, Folding, Writing, parts_of
 from fas.settings import Exposed, Settings
 from fas.surgery.replace import detach, populations, spiking_layers
 from fas.surgery.written_attention import class_with, class_without
-from fas.types import Record
+from fas.types import Record, Schedule
 
 
 class SpikingModel(Answering, Exposed):
@@ -55,6 +55,17 @@ class SpikingModel(Answering, Exposed):
     def timesteps(self, value: int) -> None:
         neuron = next(iter(populations(self).values())).neuron
         self.settings.set_timesteps(value, neuron.resolution, trained=self.is_trained)
+
+    @property
+    def schedule(self) -> Schedule:
+        """``layerwise`` or ``online``; what the neurons cannot do raises FASError."""
+        return self._simulation.schedule
+
+    @schedule.setter
+    def schedule(self, value: Schedule) -> None:
+        for population in populations(self).values() if value == "online" else ():
+            population.check_online()
+        self._simulation.schedule = value
 
     @property
     def is_trained(self) -> bool:

@@ -41,7 +41,9 @@ MeasuredTokens = Annotated[int, typer.Option("--test-tokens", help="Tokens to me
 MeasuredImages = Annotated[
     int, typer.Option("--test-images", help="Images to measure on, of every class as many.", min=1)
 ]
-OwnTimesteps = Annotated[int | None, typer.Option(help="T; the model's if not given.", min=1)]
+OwnTimesteps = Annotated[
+    int | None, typer.Option(help="T; the model's if not given, which its thresholds were calibrated for.", min=1)
+]
 OwnSchedule = Annotated[Schedule | None, typer.Option(help="The model's if not given.")]
 BatchSize = Annotated[int, typer.Option(help="Windows or rows per call of the model.", min=1)]
 
