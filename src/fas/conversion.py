@@ -34,7 +34,7 @@ from fas.storage.digest import digest, pieces
 from fas.storage.foreign import check_generation, check_parameters
 from fas.storage.resume import Run
 from fas.surgery.left_dense import in_words, left_dense
-from fas.surgery.probe import is_convolutional, reads_images_and_text
+from fas.surgery.probe import is_plain, reads_images_and_text
 from fas.types import Method, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
@@ -59,12 +59,12 @@ def convert(
     by spikes from now on. Without calibration data thresholds stay unset, and the spiking network
     refuses to run until ``calibrate`` has set them.
 
-    A plain module with convolutions (torchvision, timm, own) needs ``probe``; its batches are dictionaries by the
+    A plain module (torchvision, timm, own) needs ``probe``; its batches are dictionaries by the
     names of its forward's arguments (``{"x": images}``), and its batch normalisation is folded into the layers before
     it, so that ``revert`` gives the same function without it.
 
     Args:
-        model: a transformers model, or a plain module with convolutions.
+        model: a transformers model, or a plain module.
         method: the recipe; FAS at T = 8 by default.
         calibration: text, as a name (``wikitext``, a file, a directory, another data set of the hub) or as documents;
             or inputs of the model's forward, in a list.
@@ -105,7 +105,7 @@ def convert(
     if probe is None and calibration is not None and batches and reads_images_and_text(model):
         probe = {name: value for name, value in batches[0].items() if name != "labels"}
     config.sites = method.select(model, probe)
-    if is_convolutional(model):
+    if is_plain(model):
         install_module(model, config, probe)
     else:
         install(model, config)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from fas.data import text as text_module
 from fas.data.text import batches, leading_token, load_documents, token_stream, windows
@@ -381,3 +381,13 @@ def test_batch_arguments():
         batches(torch.zeros(2, 2), 0)
     with pytest.raises(ValueError, match=r"shape \[4\]: expected windows \[n, L\]"):
         batches(torch.arange(4), 2)
+
+
+def test_a_slow_tokenizer_reads_in_pieces_too(monkeypatch):
+    slow = ByT5Tokenizer()
+    assert not slow.is_fast
+    line = "Wörter und spaces, digits 123 … " * 200
+    whole = slow(line, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(text_module, "PIECE", 256)
+    assert token_stream([line], slow).tolist() == whole
+    assert token_stream([line], slow, limit=300).tolist() == whole[:300]

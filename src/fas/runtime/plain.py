@@ -39,6 +39,12 @@ class ConvertedModule(ConvertedModel):
 
     def _batch_rows(self, inputs: dict[str, Any]) -> int:
         """Return the rows of the first tensor that the forward was given."""
+        for path, module in self.named_modules():
+            if getattr(module, "batch_first", True) is False:
+                raise ValueError(
+                    f"{path} ({type(module).__name__}) has the sequence first, but the online schedule lays time steps "
+                    "into the first dimension as batch: set model.schedule = 'layerwise', or build it with batch_first"
+                )
         for value in inputs.values():
             if isinstance(value, Tensor) and value.ndim:
                 return len(value)

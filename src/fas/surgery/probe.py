@@ -44,12 +44,12 @@ def probe_inputs(model: nn.Module) -> dict[str, Tensor]:
         SiteError: if the model declares an input that is neither ids nor pixels, or none at all.
     """
     config: Any = getattr(model, "config", None)
-    if config is None and not hasattr(model, "main_input_name"):
+    if is_plain(model):
         raise SiteError(
             f"{type(model).__name__} is no transformers model and does not say what it reads: pass probe={{...}}, a "
             "batch of one by the names of its forward's arguments, such as probe={'x': images[:1]}"
         )
-    name = getattr(model, "main_input_name", "input_ids")
+    name = model.main_input_name
     if name not in ("input_ids", "pixel_values"):
         raise SiteError(
             f"{type(model).__name__} takes {name!r}, for which no probe input is known; "
@@ -126,9 +126,14 @@ def _rows(features: Any) -> int:
     return sum(part.shape[:-1].numel() for part in parts)
 
 
+def is_plain(model: nn.Module) -> bool:
+    """Whether a model is a plain module (torchvision, timm, own) and none of transformers."""
+    return not hasattr(model, "main_input_name")
+
+
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether a model is a plain module with convolutions (torchvision, timm, own) and none of transformers."""
-    return not hasattr(model, "main_input_name") and any(isinstance(m, nn.Conv2d) for m in model.modules())
+    """Whether a model is a plain module with convolutions."""
+    return is_plain(model) and any(isinstance(m, nn.Conv2d) for m in model.modules())
 
 
 @contextmanager

@@ -107,6 +107,7 @@ def attach(
         use_spiking_attention(model)
     for path, module in exchanged.items():
         model.set_submodule(path, module)
+    _call_parts(model, True)
     for path, populations_of in factors.items():
         attention = model.get_submodule(path)
         attention.operands = AttentionOperands(populations_of, softmax_gated=gated)
@@ -119,6 +120,7 @@ def attach(
 def detach(model: nn.Module, sites: Iterable[Site]) -> None:
     """Put dense layers, activations and attention back, with the present weights; thresholds are dropped."""
     sites = list(sites)
+    _call_parts(model, False)
     detach_operators(model)
     operands = dict.fromkeys(attention_of(site) for site in sites if site.role in OPERANDS)
     for path in operands:
@@ -136,6 +138,19 @@ def detach(model: nn.Module, sites: Iterable[Site]) -> None:
         for path, layer in zip(site.layers, layers, strict=True):
             model.set_submodule(path, layer.dense())
     close_experts(model)
+
+
+def _call_parts(model: nn.Module, always: bool) -> None:
+    """Let torch's own encoders call their layers in evaluation too, where they would read the weights past any spikes.
+
+    They do so where an attribute says which activation they have, or that padding may be cut out.
+    """
+    for module in model.modules():
+        name = {nn.TransformerEncoder: "use_nested_tensor", nn.TransformerEncoderLayer: "activation_relu_or_gelu"}
+        for attribute in (name[kind] for kind in name if isinstance(module, kind)):
+            if always:
+                module.__dict__[f"dense_{attribute}"] = module.__dict__[attribute]
+            module.__dict__[attribute] = False if always else module.__dict__.pop(f"dense_{attribute}")
 
 
 def attention_of(site: Site) -> str:

@@ -16,7 +16,7 @@ from fas.layers.experts import ExpertLinear
 from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.experts import opened
 from fas.surgery.flow import POOLS, RESHAPES, Flow
-from fas.surgery.probe import is_convolutional
+from fas.surgery.probe import is_convolutional, is_plain
 from fas.surgery.trace import Call, Trace, block_of, is_activation, is_convolution, is_linear, trace
 from fas.types import OPERANDS, Coverage, Role, Site
 
@@ -129,6 +129,11 @@ def find_sites(
     check_adapters(model)
     with opened(model):
         check_exclude(model, patterns)
+    if is_plain(model) and coverage == "full":
+        raise SiteError(
+            f"{type(model).__name__} is no transformers model, so its attention cannot be reached: "
+            "use coverage 'linear'"
+        )
     if is_convolutional(model):
         return _convolutional_sites(model, coverage, patterns, replace_activation, probe)
     # Where tensors go matters only where a neuron could take an activation's place.
@@ -193,10 +198,11 @@ def find_sites(
     ordered += [site for before, site in factors if before == len(record.calls)]
     if not ordered:
         kinds = sorted({type(m).__name__ for m in model.modules() if next(m.children(), None) is None})
-        raise SiteError(
-            f"{type(model).__name__} has no site for coverage {coverage!r}: it runs no linear layer that is "
-            f"not excluded (patterns {list(patterns)}); its leaf modules are {', '.join(kinds)}"
-        )
+        why = f"it runs no linear layer that is not excluded (patterns {list(patterns)})"
+        if any(not excluded(call.path) for call in linear):
+            why = "no linear layer stands behind an activation module within a numbered block; take coverage 'linear'"
+        leaves = f"its leaf modules are {', '.join(kinds)}"
+        raise SiteError(f"{type(model).__name__} has no site for coverage {coverage!r}: {why}; {leaves}")
     for path in unreached(model, record) if coverage != "mlp" else ():
         if not excluded(path):
             logger.warning("%s stays dense: the probe run never calls it", path)
@@ -213,11 +219,6 @@ def _convolutional_sites(
     # The neuron takes the place of a ReLU module only if all that reads it, directly or through maxima and reshapes,
     # are the layers of one site: a residual sum or an average still needs it. Where it stays, or is a function and no
     # module, the site has no sign, since its input cannot be negative.
-    if coverage == "full":
-        raise SiteError(
-            f"{type(model).__name__} is no transformers model, so its attention cannot be reached: "
-            "use coverage 'linear'"
-        )
     flow = Flow()
     record = trace(model, probe, flow=flow)
     layers = [call for call in record.calls if not is_activation(call.module)]

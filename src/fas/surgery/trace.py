@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -19,7 +20,7 @@ from fas.surgery.probe import evaluating, hooked, is_convolutional, probe_inputs
 
 # Activation modules by the name of their class: transformers and its model files define dozens.
 _ACTIVATION = re.compile(r"gelu|relu|silu|swish|mish|sigmoid|tanh|softplus|activation|laplace", re.IGNORECASE)
-_BLOCK = re.compile(r"^(?:.*?\.)?\d+(?=\.|$)")
+_BLOCK = re.compile(r"^(?:\d+|.*?\.\d+)(?=\.|$)")
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -120,12 +121,23 @@ def trace(
         record.attention.append((len(record.calls), call))
 
     attending = recording_attention(model, keep) if attention else nullcontext()
-    with hooked(handles), evaluating(model), attending, flow or nullcontext():
+    with hooked(handles), evaluating(model), _in_parts(), attending, flow or nullcontext():
         if probe is not None or not reads_images_and_text(model):
             model(**(probe if probe is not None else probe_inputs(model)))
         else:
             _run_made_up(model)
     return record
+
+
+@contextmanager
+def _in_parts() -> Iterator[None]:
+    """Let torch's encoders hand plain tensors to their layers, where fused ones would hand on nested tensors."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _run_made_up(model: nn.Module) -> None:
