@@ -333,13 +333,14 @@ class Population(nn.Module):
             return counts
         return choose("decode", kernels, x.device, x.dtype).decode(counts, code, x.dtype)
 
-    def check_online(self) -> None:
-        """Refuse neurons that the online schedule cannot run (FASError)."""
+    def check_online(self) -> RateNeuron:
+        """Return the neuron model; refuse one that the online schedule cannot run (FASError)."""
         if not isinstance(self.neuron, RateNeuron):
             raise FASError(
                 f"site {self.path}: {type(self.neuron).__name__} fires after its whole input only, which the online "
                 "schedule does not wait for: set model.schedule = 'layerwise', or convert with neuron='signed_if'"
             )
+        return self.neuron
 
     def _online(self, x: Tensor, form: Form, *, by_torch: bool) -> Tensor:
         """Uneven input: a scan over the steps in the batch, continuing an unfinished window if asked to."""
@@ -350,7 +351,7 @@ class Population(nn.Module):
                 "into the batch: call the converted model and not a part of it. One that hands on images one by one "
                 "(Qwen2-VL in coverage 'full') runs layerwise only"
             )
-        self.check_online()
+        neuron = self.check_online()
         x = x.unflatten(0, (len(running), len(x) // len(running)))
         state = self._state if simulation.carry else None
         difference = simulation.operators == "difference"
@@ -369,8 +370,8 @@ class Population(nn.Module):
                 self._state = after[0], after[1]
             return signal if form == "spikes" else signal.flatten(0, 1)
         clock, threshold = simulation.clock(x), self.threshold
-        if by_torch and not (difference or simulation.carry) and getattr(self.neuron, "gamma", False):
-            emitted = self.neuron.fire(x - self.offset, self.v_init, threshold)  # type: ignore[attr-defined]
+        if by_torch and not (difference or simulation.carry) and getattr(neuron, "gamma", False):
+            emitted = neuron.fire(x - self.offset, self.v_init, threshold)  # type: ignore[attr-defined]
             return self._online_signal(emitted, emitted * threshold)
         # Σ_{i≤t} x_i, from the running mean (t · mean) or from the values of each step.
         total = x * clock if difference else x.cumsum(0)
@@ -378,10 +379,10 @@ class Population(nn.Module):
             total = total + state[0]
         levels = floor((total - self.offset * clock) / threshold + self.v_init)
         start = torch.zeros_like(levels[0]) if state is None else state[1]
-        counts = self.neuron.scan(levels.detach(), start, simulation.timesteps)
+        counts = neuron.scan(levels.detach(), start, simulation.timesteps)
         if levels.requires_grad:
             # Surrogate gradient: the count behaves as the clipped one, whose floor passes straight through.
-            clipped = levels.clamp(*self.neuron.bounds(simulation.timesteps))
+            clipped = levels.clamp(*neuron.bounds(simulation.timesteps))
             counts = clipped + (counts - clipped).detach()
         if simulation.carry:
             self._state = total[-1], counts[-1]
