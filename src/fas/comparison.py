@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fas.conversion import convert, losses_of, name_of
+from fas.conversion import calibrate, convert, losses_of, name_of
 from fas.data.for_model import (
     Sample,
     calibration_batches,
@@ -200,7 +200,7 @@ def compare(
         seed: of the choice of calibration windows.
         device: where a model is put that is loaded by name.
         kept: keeps what is measured, for a run that is killed (``fas.evaluation.kept``).
-        measured: called with every row, combinations done and in all.
+        measured: called with every row, that of the dense model first, with combinations done and in all.
         progress: called with the combination and its step, parts done and in all.
 
     Raises:
@@ -227,13 +227,15 @@ def compare(
     sample = Sample(tokens, window, batch_size, seed)
     seen = _Data(dense, source, str(test_data or source), sample, test_tokens, images, test_images)
     bench = _Bench(seen, accounting, train_steps, kept, progress)
-    reference = Row(
-        "dense", None, bench.part("dense", partial(measure, dense, seen.scores, progress=progress, by_window=True))
-    )
+    scored = partial(measure, dense, seen.scores, kept=kept, progress=progress, by_window=True, part="dense")
+    reference = Row("dense", None, bench.part("dense", scored))
+    if measured is not None:
+        measured(reference, 0, len(named))
     rows: list[Row] = []
     control: list[Measurement] = []
     for done, plan in enumerate(named):
-        found = bench.part(f"{done} {plan} {plan.method}", partial(bench.measured, plan, f"{done + 1} of {len(named)}"))
+        key = f"{done} {plan} {plan.method}"
+        found = bench.part(key, partial(bench.measured, plan, key, f"{done + 1} of {len(named)}"))
         control += [row for row in found if row.conditions["plan"] == CONTROL]
         bench.training.has_control = bool(control)
         rows.append(Row(plan.name, plan.timesteps, [row for row in found if row.conditions["plan"] != CONTROL]))
@@ -307,20 +309,20 @@ class _Bench:
         """Return the figures of a part, which an earlier run may have measured."""
         return run() if self.kept is None else self.kept.part(name, run)
 
-    def measured(self, plan: Plan, place: str) -> list[Measurement]:
+    def measured(self, plan: Plan, key: str, place: str) -> list[Measurement]:
         reason = plan.refused
         if plan.method is not None:
             try:
-                return list(self._measured(plan, plan.method, place))
+                return list(self._measured(plan, plan.method, key, place))
             except FASError as error:
                 reason = str(error)
         about = {"model": self.data.dense.name, "network": "snn", "plan": plan.name, "timesteps": plan.timesteps}
         return [Measurement("refused", 1, "1", conditions={**about, "reason": reason})]
 
-    def _measured(self, plan: Plan, method: Method, place: str) -> Iterator[Measurement]:
+    def _measured(self, plan: Plan, method: Method, key: str, place: str) -> Iterator[Measurement]:
         def progress(step: str) -> Progress | None:
             tell = self._progress
-            return None if tell is None else lambda _, done, total: tell(f"{place}: {plan}: {step}", done, total)
+            return None if tell is None else lambda at, *parts: tell(f"{place}: {plan}: {step}, {at}", *parts)
 
         data = self.data
         # A copy: methods tune weights, and a plain network keeps its normalisations folded.
@@ -328,7 +330,9 @@ class _Bench:
         probe = {name: value[:1] for name, value in data.calibration[0].items()} if is_plain(loaded) else None
         began = time.perf_counter()
         try:
-            convert(loaded.model, method, calibration=data.calibration, probe=probe, progress=progress("calibrating"))
+            convert(loaded.model, method, probe=probe)
+            keep = None if self.kept is None else self.kept.folder(key)
+            calibrate(loaded.model, data.calibration, keep=keep, progress=progress("calibrating"))
         except ValueError as error:
             # Neurons refuse a T that their method cannot know of: no reason to lose the other rows.
             raise FASError(str(error)) from error
@@ -342,7 +346,10 @@ class _Bench:
             stated["train_steps"] = self.train_steps
             training = self.training.run(loaded, method, data.calibration, progress("training"))
             yield from self._control()
-        yield from measure(loaded, data.scores, progress=progress("measuring"), by_window=True, **stated)
+        scored = progress("measuring")
+        yield from measure(
+            loaded, data.scores, kept=self.kept, progress=scored, by_window=True, part=key, **stated
+        )  # fmt: skip
         about = {**loaded.conditions, **stated}
         yield Measurement("conversion_time", seconds, "s", conditions=about)
         if training is not None:

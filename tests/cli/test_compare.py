@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -250,12 +251,64 @@ def test_rows_are_kept_as_they_are_measured(
 
     monkeypatch.setattr(comparison, "convert", stopping)
     said = run(*command, code=130).stderr
-    assert "fas, T = 2: perplexity" in said and "1 of 3 done" in said
+    dense_row = re.search(r"^dense: perplexity (\S+)$", said, flags=re.MULTILINE)
+    assert dense_row and "fas, signed_digit, linear, T = 2: perplexity" in said and "1 of 3 done" in said
+    assert " × dense), " in said and "spikes per neuron" in said
     assert "run the same command again to resume" in said
     kept = [row for row in json.loads(out.read_text()) if row["quantity"] == "perplexity"]
-    assert [row["conditions"].get("timesteps") for row in kept] == [2]
+    assert [row["conditions"].get("timesteps") for row in kept] == [None, 2]
     again = run(*command)
-    assert "resuming: 2 parts" in again.stderr and converted == [2, 3, 3, 4]
+    assert "resuming: " in again.stderr and converted == [2, 3, 3, 4]
     found = [row for row in json.loads(out.read_text()) if row["quantity"] == "perplexity"]
-    assert [row["conditions"].get("timesteps") for row in found] == [None, 2, 3, 4] and found[1] == kept[0]
+    assert [row["conditions"].get("timesteps") for row in found] == [None, 2, 3, 4] and found[:2] == kept
     assert not list((tmp_path / "cache" / "fas").iterdir())
+
+
+def test_a_combination_resumes_after_its_last_site(
+    run, rows, dense: Path, text: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fas.evaluation import perplexity
+    from fas.stages.calibrate import Calibrate
+
+    command = ["compare", dense, "--timesteps", "2,3", "--data", text, "--test-data", held_out, *SMALL]
+    command += ["--accounting", "none", "--batch-size", 1]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "whole"))
+
+    def figures(found: list[dict]) -> list[tuple]:
+        return [(row["quantity"], row["value"]) for row in found if row["quantity"] != "conversion_time"]
+
+    fit, fitted, limit = Calibrate._fit, [], 10**9
+    score, scored, scores = perplexity._scored, [], 10**9
+
+    def counting(stage, population, *rest):
+        if len(fitted) == limit:
+            raise KeyboardInterrupt
+        fitted.append(population.path)
+        return fit(stage, population, *rest)
+
+    def scoring(*arguments, **named):
+        if len(scored) == scores:
+            raise KeyboardInterrupt
+        scored.append(1)
+        return score(*arguments, **named)
+
+    monkeypatch.setattr(Calibrate, "_fit", counting)
+    monkeypatch.setattr(perplexity, "_scored", scoring)
+    whole = figures(rows(*command))
+    every, batches = len(fitted), len(scored)
+    fitted.clear()
+    scored.clear()
+    # In the second combination, at its third site; then while it is scored, after one of its batches.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "killed"))
+    limit = every // 2 + 2
+    said = run(*command, "--json", code=130).stderr
+    assert (
+        " batches, and the sites calibrated since, are kept in" in said
+        and "run the same command again to resume" in said
+    )
+    limit, scores = 10**9, batches - 1
+    run(*command, "--json", code=130)
+    scores = 10**9
+    assert figures(rows(*command)) == whole
+    assert len(fitted) == every and len(scored) == batches
+    assert not list((tmp_path / "killed" / "fas").iterdir())

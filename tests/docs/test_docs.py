@@ -55,6 +55,24 @@ def test_the_python_of_a_page_runs(page, own_plugins):
         exec(compile(block, page, "exec"), scope)
 
 
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    # The model in the package and a text at hand take the place of those of the hub.
+    (code,) = blocks(ROOT / "README.md", "python")
+    for hub, here in (('"HuggingFaceTB/SmolLM2-135M-Instruct"', '"embedded"'), ('"wikitext"', "TEXT")):
+        assert code.count(hub) == 1
+        code = code.replace(hub, here)
+    code = code.replace('return_tensors="pt"', 'return_tensors="pt", return_token_type_ids=False')
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"TEXT": ["def f(x):\n    return x + 1\n" * 200]})
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "smollm2-snn").sites
+
+
+def test_the_readme_fits_on_a_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 75
+
+
 @pytest.mark.parametrize(("command", "option"), sorted(commands()))
 def test_commands_and_options_exist(command, option):
     from fas.cli.main import app

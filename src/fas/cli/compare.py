@@ -21,6 +21,8 @@ from fas.words import span
 if TYPE_CHECKING:
     from fas.comparison import Comparison, Plan, Row
 
+# Seconds that a row of an earlier run takes at most.
+_RESUMED = 0.5
 # Each part of the calibration on top of those before it.
 _PARTS: dict[str, dict[str, bool]] = {
     "none (maximum)": {"coarse": False, "fine": False},
@@ -109,16 +111,23 @@ def compare(
         plans = list(_plans(methods, steps, options.words(coverage), options.words(neuron or "")))
         if ablate:
             plans = list(_parts(plans, losses))
-        began = time.monotonic()
+        began, spent, dense = time.monotonic(), list[float](), None
 
         def measured(row: Row, done: int, total: int) -> None:
+            nonlocal began, dense
             output.add(*row.stated)
             if out is not None:
                 _write(out, [*output.measurements])
-            found = row.refused or f"{row.score} {row.value:.4g}"
-            left = (time.monotonic() - began) / done * (total - done)
-            about = f"{done} of {total} done, about {span(left)} left"
-            output.remark(f"{row.plan}, T = {row.timesteps}: {found}; {about}")
+            now = time.monotonic()
+            if not done:
+                began, dense = now, row.value
+                output.remark(f"dense: {row.score} {row.value:.4g}")
+                return
+            began, took = now, now - began
+            # Rows of an earlier run cost nothing.
+            spent.extend([took] if took > _RESUMED else [])
+            left = sum(spent) / max(1, len(spent)) * (total - done)
+            output.remark(f"{_in_words(row, dense)}; {done} of {total} done, about {span(left)} left")
 
         kept = output.keep(model, data, test_data, builder)
         with output.progress("comparing") as progress:
@@ -137,6 +146,17 @@ def compare(
         if plot is not None:
             _draw(output.measurements, plot)
             output.remark(f"drawn to {plot}")
+
+
+def _in_words(row: Row, dense: float | None) -> str:
+    """Return what a row has found, in a line."""
+    about = f"{row.plan}, {row.about.get('neuron', '')}, {row.about.get('coverage', '')}".rstrip(", ")
+    if row.refused is not None:
+        return f"{row.plan}, T = {row.timesteps}: {row.refused}"
+    spikes = row.figure("spikes_per_neuron")
+    ratio = f" ({row.value / dense:.4f} × dense)" if dense and row.score == "perplexity" else ""
+    fires = "" if spikes is None else f", {spikes:.2f} spikes per neuron"
+    return f"{about}, T = {row.timesteps}: {row.score} {row.value:.4g}{ratio}{fires}"
 
 
 def _plans(methods: str, steps: list[int], coverages: list[str], neurons: list[str]) -> Iterator[Plan]:

@@ -57,7 +57,7 @@ def demo(
         with output.progress("comparing") as progress:
             found = fas.compare(
                 loaded, plans, tokens=tokens, test_tokens=test_tokens, window=256, accounting=None, seed=seed,
-                progress=progress,
+                kept=output.keep(EMBEDDED), progress=progress,
             )  # fmt: skip
             output.add(*found.measurements)
             show(output, found)

@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from fas import __version__, registry
 from fas.cli.program.failures import failures_as_messages
 from fas.cli.program.session import RememberingGroup, Session
 
+_MARKUP: Literal["markdown"] = "markdown"
+
+
+class Commands(RememberingGroup):
+    """The files of this folder as commands; the options of one are worked out when it is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands."""
+        return [name for name in registry.available("cli") if name != "main"]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; None of an unknown name."""
+        return _command(cmd_name) if cmd_name in self.list_commands(ctx) else None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the help of the program, which needs no options of commands."""
+        short = {name: TyperCommand(name, help=_function(name).__doc__) for name in self.list_commands(ctx)}
+        self.get_command = lambda _, name: short[name]  # type: ignore[method-assign, assignment]
+        super().format_help(ctx, formatter)
+        del self.get_command
+
+
+def _function(name: str) -> Callable[..., None]:
+    # Command modules import only what their help needs; torch comes with the first call.
+    found: Callable[..., None] = getattr(importlib.import_module(f"fas.cli.{name}"), name)
+    return found
+
+
+def _command(name: str) -> Any:
+    one, function = typer.Typer(add_completion=False, rich_markup_mode=_MARKUP), _function(name)
+    one.command(name, cls=getattr(function, "command_class", None))(failures_as_messages(function))
+    return typer.main.get_command(one)
+
+
 # Tracebacks stay Python's own: `--debug` asks for them, and what nobody foresaw deserves the whole story.
 app = typer.Typer(
-    cls=RememberingGroup,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=_MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -51,10 +86,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: those of the process if None.
     """
     app(args=None if arguments is None else list(arguments), prog_name="fas")
-
-
-for _name in registry.available("cli"):
-    if _name != "main":
-        # Command modules import only what their help needs; torch comes with the first call.
-        _command = getattr(importlib.import_module(f"fas.cli.{_name}"), _name)
-        app.command(_name, cls=getattr(_command, "command_class", None))(failures_as_messages(_command))

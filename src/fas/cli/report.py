@@ -44,7 +44,7 @@ def report(
     """Write one self-contained HTML page: quality, firing, thresholds, spikes, errors by layer, energy.
 
     A dense model is converted first (T = 8), and not saved. The page needs no network and follows the light or
-    dark setting of whoever reads it.
+    dark setting of whoever reads it. A report that was interrupted resumes when the same command is given again.
 
     Example: `fas report gpt2-snn --data wikitext --out gpt2.html --figures build/figures`
     """
@@ -61,17 +61,19 @@ def report(
         with style():  # a missing library is said before the work
             rows = [row for path in results or () for row in read_rows(path)]
         asked = whole_numbers(timesteps, "--timesteps") if timesteps else []
-        loaded = fas.load(model, device)
+        loaded, kept = fas.load(model, device), output.keep(model, data, calibration_data, *(results or ()))
         with output.progress("reporting") as progress:
             if not loaded.converted:
                 output.remark(f"converting, coverage {coverage}, T = 8")
                 source = calibration_data or default_data(loaded, data)
                 batches = calibration_batches(loaded, source, Sample(8192, window, batch_size, seed))
-                fas.convert(loaded.model, fas.FAS(coverage=coverage), calibration=batches, progress=progress)
+                fas.convert(loaded.model, fas.FAS(coverage=coverage))
+                fas.calibrate(loaded.model, batches, keep=kept.folder("converting"), progress=progress)
             findings = look(
                 loaded, data, timesteps=asked, test_tokens=test_tokens, tokens=counted_tokens,
                 calibration_data=calibration_data, coarse=coarse, anytime=anytime, prices=words(prices), results=rows,
-                window=window, batch_size=batch_size, seed=seed, command=context.obj.command, progress=progress,
+                window=window, batch_size=batch_size, seed=seed, command=context.obj.command, kept=kept,
+                progress=progress,
             )  # fmt: skip
         written = write_report(findings, page, figures=figures)
         about = {**loaded.conditions, "data": findings.data}

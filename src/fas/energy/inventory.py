@@ -120,9 +120,10 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
         # A hook on a population would make attention show it what the dense network does not compute.
         parts = [(path, module) for path, module in model.named_modules() if not isinstance(module, Population)]
         handles = [handle for path, module in parts for handle in watch.follow(path, module)]
-        run = {"network": network, "schedule": "layerwise", "execution": "collapsed", "weights": "float"}
+        # The native kernels would take longer to load than this pass.
+        run = {"schedule": "layerwise", "execution": "collapsed", "weights": "float", "kernels": "torch"}
         try:
-            with evaluating(model), simulation.using(**run, observers=[]), watch:
+            with evaluating(model), simulation.using(network=network, **run, observers=[]), watch:
                 model(**inputs, **without_cache(model))
         finally:
             for handle in handles:

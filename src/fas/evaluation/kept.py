@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,23 @@ class Kept:
         """How many batches are done, those of finished parts included."""
         return len(self._run.entries) - self.parts
 
+    @property
+    def sites(self) -> str:
+        """Words about sites of a part under way, where some are done."""
+        return ", and the sites calibrated since," if [*self.file.parent.glob(f"{self.file.stem}-*")] else ""
+
     def part(self, name: str, measure: Callable[[], Sequence[Measurement]]) -> list[Measurement]:
         """Return the figures of a part: those that an earlier run has measured, or what measuring gives now."""
         if name in self._run.entries:
             return [Measurement(**row) for row in self._run.entries[name]["measured"]]
         rows = list(measure())
         self._keep(name, {"measured": [row.to_dict() for row in rows]})
+        shutil.rmtree(self._folder(name), ignore_errors=True)
         return rows
+
+    def folder(self, part: str) -> Path | None:
+        """Return where the calibration of a part keeps its sites until the part is done; None keeps nothing."""
+        return None if self._unwritable else self._folder(part)
 
     def within(self, part: str, recording: Callable[[], Recording | None]) -> Once:
         """Return what keeps the batches of a part as they are done.
@@ -89,6 +100,11 @@ class Kept:
     def close(self) -> None:
         """Remove the journal: all that was found has been handed over."""
         self._run.remove()
+        for folder in self.file.parent.glob(f"{self.file.stem}-*"):
+            shutil.rmtree(folder)
+
+    def _folder(self, part: str) -> Path:
+        return self.file.with_name(f"{self.file.stem}-{digest([part.encode()])[:12]}")
 
     def _keep(self, key: str, value: Any) -> None:
         """Write to the journal; say once where it cannot be written."""

@@ -184,6 +184,7 @@ def measure(
     kept: Kept | None = None,
     progress: Progress | None = None,
     by_window: bool = False,
+    part: str = "",
     **about: Any,
 ) -> list[Measurement]:
     """Score a model and count its spikes.
@@ -194,6 +195,7 @@ def measure(
         kept: keeps the batches that are done.
         progress: called with batches, rows or images done and in all.
         by_window: state what every window of a text gave beside its perplexity.
+        part: tells its batches from those of another model in what is kept.
         about: further conditions to state.
 
     Returns:
@@ -204,7 +206,9 @@ def measure(
 
     def scored(batch_size: int) -> tuple[Scored, Recording | None]:
         with record(loaded.model) if spiking else nullcontext() as spikes:
-            once = directly if kept is None else kept.within(f"{scores.source} {stated}", lambda: spikes)
+            once = (
+                directly if kept is None else kept.within(f"{part} {scores.source} {stated}".lstrip(), lambda: spikes)
+            )
             return scores.of(loaded, progress, batch_size, once), spikes
 
     (found, where), spikes = with_fewer_rows(scores.batch_size, scored)

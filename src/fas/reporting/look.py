@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from fas.data.for_model import Sample, calibration_batches, default_data, held_o
 from fas.energy.bill import Hardware
 from fas.energy.estimate import Estimate, count_both, levels_of
 from fas.energy.prices import Prices, load_prices
+from fas.evaluation.kept import Kept
+from fas.evaluation.score import measure as score
 from fas.evaluation.score import scores_on
 from fas.loading import loaded_of
 from fas.reporting import measure
@@ -73,6 +76,7 @@ def look(
     batch_size: int = 8,
     seed: int = 0,
     command: str = "",
+    kept: Kept | None = None,
     progress: Progress | None = None,
 ) -> Findings:
     """Return everything that a report shows of a converted, calibrated model, which is left as it was.
@@ -94,6 +98,7 @@ def look(
         batch_size: windows or rows per call.
         seed: of the choice of windows.
         command: that makes the report.
+        kept: keeps the scores, for a run that is killed (``fas.evaluation.kept``).
         progress: called with what is done, parts done and in all.
 
     Raises:
@@ -117,9 +122,10 @@ def look(
     names: list[str] = []
 
     def chief() -> float:
-        (name, value), *_ = scores.of(loaded, progress)[0].items()
-        names.append(name)
-        return value
+        scored = partial(score, loaded, scores, kept=kept, progress=progress)
+        found = scored() if kept is None else kept.part(f"quality {loaded.conditions}", scored)
+        names.append(found[0].quantity)
+        return found[0].value
 
     quality = measure.quality_over_time(network, chief, steps, batches, prefill)
     before = None

@@ -82,10 +82,8 @@ class Output:
         kept = self._kept
         if kept is None or not (kept.parts or kept.batches):
             return ""
-        return (
-            f"interrupted: {kept.parts} parts and {kept.batches} batches are kept in {kept.file}; run the same command "
-            "again to resume"
-        )
+        done = f"{kept.parts} parts and {kept.batches} batches{kept.sites}"
+        return f"interrupted: {done} are kept in {kept.file}; run the same command again to resume"
 
     def conditions(self) -> dict[str, Any]:
         """Return the command and the versions that make all figures of this run."""

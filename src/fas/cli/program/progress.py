@@ -23,15 +23,14 @@ def bar(title: str) -> Iterator[Progress]:
 
     with Bars(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(title, total=None)
-        before = ""
+        before = 0, 0
 
         def show(what: str, done: int, total: int) -> None:
             nonlocal before
-            if what != before:
-                # What begins has a rate of its own.
-                bars.reset(task, description=printable(what) or title, total=total)
-                before = what
-            bars.update(task, completed=done, total=total)
+            if _begins(done, total, *before):
+                bars.reset(task, total=total)
+            before = done, total
+            bars.update(task, description=printable(what) or title, completed=done, total=total)
 
         yield show
 
@@ -40,14 +39,15 @@ class Log:
     """Writes what is being done, its rate and the time left, once in a while; ``title`` in front of every line."""
 
     def __init__(self, title: str) -> None:
-        self._title, self._what, self._start = title, "", 0
+        self._title, self._start, self._before = title, 0, (0, 0)
         self._began = self._shown = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Take note of parts done and in all; write a line if the last one is old."""
         now = time.monotonic()
-        if what != self._what or done < self._start:
-            self._what, self._began, self._start = what, now, done
+        if _begins(done, total, *self._before):
+            self._began, self._start = now, done
+        self._before = done, total
         if now - self._shown < _EVERY:
             return
         self._shown = now
@@ -57,3 +57,8 @@ class Log:
             each = (now - self._began) / made
             line += f", {each:.2g} s each, about {span(each * (total - done))} left"
         print(printable(line), file=sys.stderr, flush=True)
+
+
+def _begins(done: int, total: int, before: int, total_before: int) -> bool:
+    """Whether other parts are being counted than before: these have a rate of their own."""
+    return total != total_before or done < before
