@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.layers.gated import Gated
 from fas.layers.simulation import Simulation
 from fas.runtime.spiking import SpikingModel
 
@@ -56,7 +57,7 @@ class Recording:
     """Spikes by site, in the order in which the sites first fired.
 
     Attributes:
-        sites: spikes by path.
+        sites: spikes by path; of gated populations, a neuron per evaluation, under ``gated.<function>``.
         simulation: of the model, to tell where a window begins that several calls share.
     """
 
@@ -70,6 +71,16 @@ class Recording:
         if not self._continues:
             site.windows += windows
         site.timesteps = timesteps
+
+    def gated(self, function: Gated, x: Tensor, _: Tensor) -> None:
+        """Take note of the spikes of a gated population (``Simulation.gated``), under the name of its function."""
+        sent = function.spikes(x).sum(dtype=torch.float64).to(torch.int64).view(1)
+        self.tally(f"gated.{function.name}", sent, x.numel(), function.digits)
+
+    def hide(self, path: str, windows: int) -> None:
+        """Take back windows at which no neuron stands (``Simulation.hide``)."""
+        if not self._continues:
+            self.sites[path].windows -= windows
 
     @property
     def _continues(self) -> bool:

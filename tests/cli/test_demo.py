@@ -37,7 +37,7 @@ def test_rows_for_every_network_and_the_page(rows, tmp_path: Path) -> None:
     figures = {path.stem for path in (page.parent / "figures").glob("*.svg")}
     assert figures == {path.stem for path in (page.parent / "figures").glob("*.png")} == {
         "quality", "comparison", "firing", "raster", "errors", "thresholds", "initial-potentials", "energy",
-        "break-even",
+        "break-even", "sensitivity",
     }  # fmt: skip
     shown = page.read_text(encoding="utf-8")
     for part in ("signed_digit", "What it writes", "fas demo", "loihi"):

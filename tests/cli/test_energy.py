@@ -22,6 +22,13 @@ def test_rows_of_a_converted_model(rows, snn: Path, text: Path) -> None:
         (phase, accounting) for phase in ("prefill", "decode") for accounting in ("paper", "compute", "memory")
     }
     assert {c["energy_of"] for c in energies} >= {"snn", "ann", "twin", "twin_zeros_skipped"}
+    assert {"twin_4", "twin_8_zeros_skipped", "best_twin", "sparse"} < {c["energy_of"] for c in energies}
+    assert all(c["perplexity"] > 1 for c in energies)
+    assert {row["conditions"].get("changed") for row in found if row["quantity"] == "energy_ratio"} > {
+        None, "int32_add", "state_access", "order output", "accumulator 16",
+    }  # fmt: skip
+    kinds = {row["conditions"].get("kind") for row in found if row["quantity"] == "break_even"}
+    assert kinds > {None, "transformer.h.*.mlp.c_proj"}
     networks = {row["conditions"]["network"] for row in found if row["quantity"] == "weight_words"}
     assert networks == {"snn", "ann"}
 
@@ -30,7 +37,9 @@ def test_tables_say_when_it_wins(run, snn: Path, text: Path) -> None:
     shown = run(
         "energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--prices", "45nm,loihi", "--by-layer"
     ).stdout
-    assert "When does the spiking network win?" in shown and "integer twin" in shown and "decode" not in shown
+    assert "integer twin" in shown and "decode" not in shown and "By kind of layer, prefill" in shown
+    assert "prefill, compute: " in shown and "wins below: " in shown and "What the memory ratio of prefill" in shown
+    assert "best twin" in shown and "of inputs skipped" in shown and "perplexity" in shown
     assert (
         "transformer.h.1.mlp.c_proj" in shown
         and "Weights are kept for: time" in shown
@@ -87,7 +96,7 @@ def test_a_plain_network(rows, run, plain: tuple[Path, Path], tmp_path: Path) ->
     layers = [(3, 6, 144), (6, 7, 36), (7, 8, 36), (8, 9, 9)]
     inside = sum(outs * ins * _taps(round(size**0.5)) for ins, outs, size in layers) + 36 * 10 + 10 * 5
     assert energy["value"] == pytest.approx(4.6 * inside) and energy["unit"] == "pJ/image"
-    assert "Per image, counted" in run(*arguments, "--images", 4).stdout
+    assert "Per image, counted" in run(*arguments, "--images", 4, "--by-layer").stdout
 
 
 def _taps(side: int) -> int:

@@ -16,9 +16,11 @@ import fas
 from fas import registry
 from fas.energy.count import count_operations
 from fas.energy.operations import Operations
+from fas.layers.gated import Gated
 from fas.types import OPERANDS
 
 STEPS = 4
+NAMES = ("exp", "reciprocal", "square_root", "square", "gelu", "gelu_tanh", "silu", "tanh", "digits")
 
 
 def counted(model, batch, **settings):
@@ -186,18 +188,91 @@ def test_attention_factors_against_a_loop(name, neuron):
     linear, full = counted(converted(name, neuron=neuron), batch).total(), counted(model, batch).total()
     # What left the dense arithmetic stands at the sites now.
     moved = full.dense_multiply_adds - linear.dense_multiply_adds
-    assert moved == 3 * 2 * heads * 45 * 2 * width == linear.multiply_adds - full.multiply_adds
+    # Offsets of queries, times keys, are new.
+    offsets = sum(counts[site.path].multiply_adds for site in model.sites)
+    assert moved == 3 * 2 * heads * 45 * 2 * width == linear.multiply_adds - (full.multiply_adds - offsets)
+
+
+def test_masked_pairs_have_no_neurons_wherever_spikes_are_counted():
+    batch = FAMILIES["gpt2"].batch()
+    for schedule in ("layerwise", "online"):
+        model = converted(coverage="full", neuron="signed_if", schedule=schedule)
+        with torch.no_grad(), fas.record(model) as spikes:
+            model(**batch)
+        counts = counted(model, batch).by_place()
+        for site in model.sites:
+            seen, found = spikes.sites[site.path], counts[site.path]
+            assert (seen.spikes, seen.windows) == (found.spikes, found.windows), (schedule, site.path)
+            assert found.membrane_updates == STEPS * found.windows
+            if site.role == "attention_weight":
+                # Nine queries of which each sees the keys up to its own.
+                assert seen.windows == 3 * 2 * 45
+        total = Operations()
+        for found in counts.values():
+            total += found
+        assert spikes.spikes_per_neuron == total.spikes / total.windows
+
+
+def ones_of(function, x):
+    """Spikes of a gated population for one input, by the definition: ones among the digits of a place in a segment."""
+    if function.reduction == "exponent":
+        x = min(80.0, max(0.0, -x * math.log2(math.e)))
+        x -= math.floor(x)
+    elif function.reduction != "none":
+        if x == 0:
+            return 0
+        x = abs(x)
+        base = 4.0 if function.reduction == "double_octave" else 2.0
+        while x >= base:
+            x /= base
+        while x < 1:
+            x *= base
+    along = (x - function.low) * len(function.slopes) / (function.high - function.low)
+    segment = min(max(math.floor(along), 0), len(function.slopes) - 1)
+    digits = math.floor((along - segment) * 2**function.digits + 0.5)
+    return bin(min(max(digits, 0), 2**function.digits)).count("1")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_functions_of_gated_populations_are_evaluations(name):
-    family, batch = FAMILIES[name], FAMILIES[name].batch()
+def test_gated_populations_send_spikes_that_are_counted(name, monkeypatch):
+    family, batch = FAMILIES[name], {"input_ids": FAMILIES[name].batch()["input_ids"][:1, :5]}
     method = registry.load("methods", "las")(timesteps=STEPS)
-    gated = fas.convert(family.build(), method, calibration=[family.batch(seed=3)])
-    found = counted(gated, batch).total()
-    dense = counted(converted(name, coverage="full"), batch, network="ann").total()
-    for kind in ("exponentials", "activations", "roots", "divisions"):
-        assert getattr(found, kind) == getattr(dense, kind) > 0
+    # Digits of float64 do not depend on how a place is computed.
+    model = fas.convert(family.build(), method, calibration=[family.batch(seed=3)]).double()
+    calls = []
+    evaluate = Gated.__call__
+    monkeypatch.setattr(Gated, "__call__", lambda self, x: (calls.append((self, x.clone())), evaluate(self, x))[1])
+    counts = counted(model, batch)
+    heads, layers = {"gpt2": 2, "llama": 4}[name], 2
+    width, spikes, evaluations, additions, previous = 32 // heads, 0, 0, 0, ""
+    for function, x in calls:
+        # What a mask hides lies far below all else.
+        values = [value for value in x.flatten().tolist() if value > -1e30]
+        sent = sum(ones_of(function, value) for value in values)
+        spikes, evaluations = spikes + sent, evaluations + len(values)
+        # The digits of a reciprocal drive a product with a whole row: of normalisation, or of a head's values.
+        rows = {5: 32, heads * 5: width}.get(x.numel(), 1) if function.name == "digits" else 1
+        additions += sent * (rows if previous == "reciprocal" else 1)
+        previous = function.name
+    found = [place for path, place in counts.by_place().items() if path.rpartition(".")[2] in NAMES]
+    assert {"exp", "square", "square_root", "reciprocal", "digits"} < {f.name for f, _ in calls}
+    assert sum(place.spikes for place in found) == sum(place.events for place in found) == spikes > 0
+    assert sum(place.windows for place in found) == evaluations
+    assert sum(place.shift_additions for place in found) == additions
+    assert sum(place.membrane_updates for place in found) == sum(
+        f.digits * sum(v > -1e30 for v in x.flatten().tolist()) for f, x in calls
+    )
+    total = counts.total()
+    assert total.exponentials == total.activations == total.roots == total.divisions == 0
+    # Gain and bias of normalisation; factors that rotate.
+    assert total.multiply_adds == (2 * layers + 1) * 5 * 32
+    with torch.no_grad(), fas.record(model) as recorded:
+        model(**batch)
+    named = {path: site for path, site in recorded.sites.items() if path.startswith("gated.")}
+    assert (sum(s.spikes for s in named.values()), sum(s.windows for s in named.values())) == (spikes, evaluations)
+    # The dense network evaluates the functions.
+    dense = counted(model, batch, network="ann").total()
+    assert dense.exponentials == layers * heads * 15 and dense.roots == (2 * layers + 1) * 5
 
 
 def generated(model, prompt, new, **options):

@@ -152,7 +152,7 @@ def test_hidden_weights_are_zero_and_others_are_not(dtype, by_gates):
     least = torch.finfo(dtype).min
     for hide in (lambda x, m: x.masked_fill(m, least), lambda x, m: x + torch.zeros_like(x).masked_fill(m, -torch.inf)):
         mask = torch.tensor([[False, False, True, False], [True, True, True, True]])
-        found = exponentials(hide(scores, mask), by_gates=by_gates)
+        found = exponentials(hide(scores, mask), gates=Simulation() if by_gates else None)
         assert torch.equal(found > 0, ~mask) and found[0, 0] == pytest.approx(1, abs=2e-6)
 
 

@@ -21,7 +21,7 @@ from .tiny_findings import Page, conversions, everything, findings, result
 
 FIGURES = [
     "quality", "comparison", "firing", "raster", "errors", "thresholds", "initial-potentials", "early-exit",
-    "energy", "break-even",
+    "energy", "break-even", "sensitivity",
 ]  # fmt: skip
 TABLES = ["results", "sites", "energies", "provenance"]
 EVIL = "\"><script>alert(1)</script><img src=//evil.example/x> $x^2$ & ' {name} $name"

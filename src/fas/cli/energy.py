@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +12,9 @@ import fas
 from fas.cli.program import options
 from fas.cli.program.output import Output
 from fas.plain_networks import inputs_of, load_either, photographs
+
+if TYPE_CHECKING:
+    from fas.energy.estimate import Accounting, Estimate
 
 
 def energy(
@@ -41,7 +45,14 @@ def energy(
         Literal["8", "16", "32"], typer.Option(help="Bits of the accumulators of integer networks.")
     ] = "32",
     precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Of the dense network.")] = "fp32",
-    by_layer: Annotated[bool, typer.Option("--by-layer", help="Show every site.")] = False,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="Show all counts, and every site.")] = False,
+    rivals: Annotated[
+        bool,
+        typer.Option(
+            help="Measure the perplexity of a language model, and the twin of the fewest bits and the network of the "
+            "most skipped inputs that reach it."
+        ),
+    ] = True,
     neurobench: Annotated[
         bool, typer.Option("--neurobench", help="Add NeuroBench's metrics, by its key names.")
     ] = False,
@@ -77,6 +88,7 @@ def energy(
         from fas.energy.bill import Hardware
         from fas.energy.estimate import Estimate, count_both, levels_of
         from fas.energy.prices import load_prices
+        from fas.energy.rivals import Rival, measure_rivals
 
         cost_models = [load_prices(name) for name in options.words(prices)]
         if not cost_models:
@@ -104,10 +116,18 @@ def energy(
             about = {**loaded.conditions, "data": source}
             with output.progress("counting") as progress:
                 counts, dense = count_both(loaded.model, batches, new_tokens=new, progress=progress)
+                scores, others = dict[str, float](), list[Rival]()
+                if rivals and loaded.generates and not plain and not loaded.model.config.is_encoder_decoder:
+                    part = Sample(min(tokens, _MAGNITUDES), window, batch_size, seed)
+                    seen = calibration or calibration_batches(loaded, calibration_data or source, part)
+                    score = _perplexity(loaded, source, Sample(test_tokens, window, batch_size, seed))
+                    scores, others = measure_rivals(
+                        loaded.model, score, batches, seen, new_tokens=new, progress=progress
+                    )
             _counts(output, counts, dense, about, per, by_layer=by_layer)
             for cost in cost_models:
                 hardware = Hardware(cost, reuse, order, precision, int(accumulator))  # type: ignore[arg-type]
-                found = Estimate(counts, dense, levels_of(loaded.model), hardware)
+                found = Estimate(counts, dense, levels_of(loaded.model), hardware, others, scores)
                 _estimates(output, found, about, per)
             if neurobench:
                 _neurobench(output, loaded, batches[0], about)
@@ -125,6 +145,20 @@ def _convert(
         fas.convert(loaded.model, plan, calibration=calibration, probe=probe, progress=progress)
 
 
+def _perplexity(loaded: Any, source: str, sample: Any) -> Callable[[], float]:
+    from fas.evaluation.score import scores_on
+
+    window = sample.window_for(loaded)
+    on = scores_on(loaded, source, limit=sample.tokens, window=window, stride=window, batch_size=sample.batch_size)
+
+    def score() -> float:
+        return on.of(loaded)[0]["perplexity"]
+
+    return score
+
+
+# Tokens that show how large activations are.
+_MAGNITUDES = 1024
 _SHOWN = (
     ("spikes", "spikes"),
     ("events", "events"),
@@ -153,6 +187,8 @@ def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], per
     for phase, total in totals.items():
         per_neuron = total.spikes / max(1, total.windows)
         output.measure("spikes_per_neuron", per_neuron, "spikes/neuron", **about, phase=phase)
+    if not by_layer:
+        return
     rows = [["spikes per neuron", *(t.spikes / max(1, t.windows) for t in totals.values())]]
     for title, name in _SHOWN:
         values = [getattr(total, name) / spiking.tokens[phase] for phase, total in totals.items()]
@@ -164,44 +200,91 @@ def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], per
         ["quantity", *totals],
         rows,
     )
-    if by_layer:
-        for phase in totals:
-            tokens = spiking.tokens[phase]
-            sites = [(p, f) for (of, p), f in spiking.places.items() if of == phase and f.windows]
-            output.table(
-                f"Sites, {phase}, per {per}",
-                ["site", "spikes per neuron", "events", "additions", "dense multiply-adds"],
-                [
-                    [path, f.spikes / f.windows, f.events / tokens, f.synaptic / tokens, f.dense_multiply_adds / tokens]
-                    for path, f in sites
-                ],
-            )
+    for phase in totals:
+        tokens = spiking.tokens[phase]
+        sites = [(p, f) for (of, p), f in spiking.places.items() if of == phase and f.windows]
+        output.table(
+            f"Sites, {phase}, per {per}",
+            ["site", "spikes per neuron", "events", "additions", "dense multiply-adds"],
+            [
+                [path, f.spikes / f.windows, f.events / tokens, f.synaptic / tokens, f.dense_multiply_adds / tokens]
+                for path, f in sites
+            ],
+        )
 
 
-def _estimates(output: Output, found: Any, about: dict[str, Any], per: str) -> None:
-    from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES
+def _estimates(output: Output, found: Estimate, about: dict[str, Any], per: str) -> None:
+    from fas.energy.sensitivity import measurements
     from fas.reporting.tables import energy_cells
 
-    for row in found.measurements(**about):
+    for row in (*found.measurements(**about), *measurements(found, **about)):
         output.add(replace(row, unit=row.unit.replace("token", per)))
-    energies, limits = [], []
     for phase in found.spiking.phases:
-        for accounting in ACCOUNTINGS:
-            energies.append([phase, accounting, *energy_cells(found, phase, accounting)])
-            points = [found.break_even(phase, accounting, baseline) for baseline in BASELINES]
-            if any(point is not None for point in points):
-                limits.append([phase, accounting, found.spikes_per_neuron(phase), *map(_point, points)])
-    title = f"Energy, µJ per {per}, estimated with {found.prices.name}: {found.prices.title}"
-    output.table(title, ["phase", "accounting", *NAMES.values()], energies)
-    if any(accounting != "paper" for _, accounting, *_ in limits):
-        output.table(
-            "When does the spiking network win? Below so many spikes per neuron and window",
-            ["phase", "accounting", "it fires", *(NAMES[baseline] for baseline in BASELINES)],
-            limits,
+        cells = zip(
+            *(energy_cells(found, phase, accounting) for accounting in ("paper", "compute", "memory")), strict=True
         )
-    else:
-        output.text(f"{found.prices.name} prices no dense network: there is no break-even.")
+        rows = [
+            [
+                title, found.score(network), *energies,
+                *(found.ratio(phase, of, network) if network in found.baselines else None for of in _PRICED),
+                *(_point(found.break_even(phase, of, network)) if network in found.baselines else "" for of in _PRICED),
+            ]
+            for (network, title), energies in zip(found.names.items(), cells, strict=True)
+        ]  # fmt: skip
+        titles = ["network", "perplexity", "paper", "compute", "memory", "spiking / it, compute", "memory"]
+        titles += ["spiking wins below, compute", "memory"]
+        shown = [i for i in range(len(titles)) if i != 1 or found.scores]
+        output.table(
+            f"{phase}: µJ per {per}, estimated with {found.prices.name}; it sends "
+            f"{found.spikes_per_neuron(phase):.3g} spikes per neuron",
+            [titles[i] for i in shown],
+            [[row[i] for i in shown] for row in rows],
+        )
     _remarks(output, found)
+    _verdict(output, found)
+    _hangs_on(output, found)
+
+
+def _verdict(output: Output, found: Estimate) -> None:
+    """Say against the fair twin who wins, and below how many spikes it would be the spiking network."""
+    fair, known = found.names[found.fair], False
+    for phase in found.spiking.phases:
+        for accounting in _PRICED:
+            ratio, point = (of(phase, accounting, found.fair) for of in (found.ratio, found.break_even))
+            if ratio is not None:
+                known = True
+                output.text(
+                    f"{phase}, {accounting}: {ratio:.3g} × the {fair}: spikes {'win' if ratio < 1 else 'lose'}. "
+                    f"It sends {found.spikes_per_neuron(phase):.3g} per neuron, wins below: {_point(point)}."
+                )
+    if not known:
+        output.text(f"{found.prices.name} prices no dense network: there is no break-even.")
+
+
+def _hangs_on(output: Output, found: Estimate) -> None:
+    from fas.energy.sensitivity import kinds, sensitivity
+
+    phase, parts = found.spiking.phases[-1], kinds(found)
+    if found.ratio(phase, "memory", found.fair) is None:
+        return
+    output.table(
+        f"By kind of layer, {phase}, against the {found.names[found.fair]}",
+        ["input of", "spikes per neuron", "spiking / it, compute", "memory", "wins below, compute", "memory"],
+        [
+            [
+                kind, part.spikes_per_neuron(phase), *(part.ratio(phase, of, found.fair) for of in _PRICED),
+                *(_point(part.break_even(phase, of, found.fair)) for of in _PRICED),
+            ]
+            for kind, part in parts.items()
+        ],
+    )  # fmt: skip
+    for accounting in _PRICED:
+        swings = sensitivity(found, phase, accounting, found.fair)[:_SWINGS]
+        output.table(
+            f"What the {accounting} ratio of {phase} hangs on: each price halved and doubled, other choices",
+            ["price or choice", "half", "as it is", "double, or chosen"],
+            [[swing.name, swing.half, swing.ratio, swing.double] for swing in swings],
+        )
 
 
 def _point(value: float | None) -> str:
@@ -210,6 +293,9 @@ def _point(value: float | None) -> str:
     return "never" if value <= 0 else f"{value:.3g}"
 
 
+# Accountings that know every network; the widest swings shown.
+_PRICED: tuple[Accounting, ...] = ("compute", "memory")
+_SWINGS = 8
 _CHOICES = {
     "row": "Order row: every addition reads and writes its accumulator, one per spike in the spiking network, one per "
     "input in the others.",
@@ -217,11 +303,11 @@ _CHOICES = {
 }
 
 
-def _remarks(output: Output, found: Any) -> None:
+def _remarks(output: Output, found: Estimate) -> None:
     output.text(
-        f"{_CHOICES[found.hardware.order]} Weights are kept for: {found.hardware.reuse}. The twin has up to "
-        f"{max(found.levels.values())} levels, {found.activation_bits} bits, INT8 weights and INT"
-        f"{found.hardware.accumulator} accumulators as the INT8 spiking network; what no spike drives is "
+        f"{_CHOICES[found.hardware.order]} Weights are kept for: {found.hardware.reuse}. The integer twin has as many "
+        f"levels as the neurons, up to {max(found.levels.values())}, {found.activation_bits} bits; integer networks "
+        f"have INT8 weights and INT{found.hardware.accumulator} accumulators; what no spike drives is "
         f"{found.hardware.precision} in every network. "
         "Accounting paper: 0.9 pJ per addition against 4.6 pJ per multiply-add, the layers behind the sites alone."
     )

@@ -38,6 +38,29 @@ class _Product:
     counted: bool
 
 
+@dataclass
+class Digits:
+    """What a gated population has sent digit by digit, for a product that they may drive.
+
+    Attributes:
+        values: that they stand for.
+        spikes: of all of them.
+        found: the entry of the population.
+    """
+
+    values: Tensor
+    spikes: int
+    found: Operations
+
+    def drive(self, products: int) -> None:
+        """Count a product: every spike adds the other factor to each result, in place of the value itself.
+
+        A second product with the same values is none of the network's: attention returns its weights.
+        """
+        self.found.shift_additions += round(self.spikes * (products / self.values.numel() - 1))
+        self.spikes = 0
+
+
 class Arithmetic(TorchFunctionMode):
     """Counts operations on floats while it is active, under the name of the module that runs.
 
@@ -50,12 +73,14 @@ class Arithmetic(TorchFunctionMode):
         place: dotted name of the module that runs.
         opaque: above zero, nothing is counted: whoever raised it counts for itself.
         uncounted: products that this class does not know, by name and number of calls.
+        digits: sent last by a gated population.
     """
 
     def __init__(self, at: Callable[[str], Operations], operands: Operands) -> None:
         super().__init__()
         self.place, self.opaque = "", 0
         self.uncounted: dict[str, int] = {}
+        self.digits: Digits | None = None
         self._at, self._operands = at, operands
         self._scores: Scores | None = None
         self._product: _Product | None = None
@@ -68,6 +93,9 @@ class Arithmetic(TorchFunctionMode):
         if name in _PACKED and not self.opaque:
             query, key, value, _, heads = args[:5]
             self._attend_packed(query, key, value, heads, keys=key.shape[0 if name.startswith("m") else 1])
+        if self.digits is not None and name in _MULTIPLICATIONS and any(x is self.digits.values for x in args[:2]):
+            self.digits.drive(result.numel())
+            return result
         if self.opaque or not isinstance(result, Tensor) or not result.is_floating_point():
             return result
         if name in _PRODUCTS:
@@ -162,7 +190,8 @@ class Arithmetic(TorchFunctionMode):
         self._product = None
         visible = (values > _MASKED).sum(-1)
         scores = Scores(self.place, values.numel(), visible)
-        self._normalise(scores.pairs, visible.numel(), fused=fused)
+        if not self._operands.gated(self.place):
+            self._normalise(scores.pairs, visible.numel(), fused=fused)
         if product is None or not attends:
             return
         self._scores = scores

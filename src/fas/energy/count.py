@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from fas.energy.arithmetic import Arithmetic
+from fas.energy.arithmetic import Arithmetic, Digits
 from fas.energy.emission import Code, Emission
 from fas.energy.operands import Operands, Positions
 from fas.energy.operations import Counts, Operations, Phase
 from fas.energy.reach import Reach
-from fas.layers.attention import Operand
+from fas.errors import FASError
+from fas.layers.attention import AttentionOperands, Operand
+from fas.layers.gated import DIGITS, Gated
+from fas.layers.gated_operators import GatedActivation, GatedNorm
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.runtime.parts import Folding
 from fas.runtime.spiking import SpikingModel
+from fas.surgery.probe import evaluating
 from fas.surgery.replace import populations, spiking_layers
 from fas.surgery.trace import is_activation
+from fas.types import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +71,40 @@ def count_operations(model: Any) -> Iterator[Counts]:
         logger.warning("%d calls of %s were not counted: the figures are too small", calls, name)
 
 
+def counts_of(
+    model: Any,
+    batches: Sequence[Mapping[str, Tensor]],
+    network: str = "snn",
+    *,
+    new_tokens: int = 0,
+    progress: Progress | None = None,
+) -> Counts:
+    """Return the counts of one network of a converted model on some batches (``estimate_energy``)."""
+    with count_operations(model) as counts, model.simulation.using(network=network), evaluating(model):
+        for i, batch in enumerate(batches):
+            _run(model, batch, new_tokens)
+            if progress is not None:
+                progress(f"counting operations, {network}", i + 1, len(batches))
+    if counts.uncounted:
+        missing = ", ".join(f"{calls} calls of {name}" for name, calls in counts.uncounted.items())
+        raise FASError(
+            f"{missing} in {type(model).__name__} cannot be counted, and a sum without them would be too small: "
+            "no energy is estimated for this model; fas.count_operations counts what is known"
+        )
+    return counts
+
+
+def _run(model: Any, batch: Mapping[str, Tensor], new_tokens: int) -> None:
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    if not new_tokens:
+        model(**inputs)
+        return
+    # As many tokens from every network, whatever it would like to say.
+    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+    end = model.config.eos_token_id
+    model.generate(**inputs, **length, do_sample=False, pad_token_id=end if isinstance(end, int) else 0)
+
+
 class _Counter:
     """Observes spikes and keeps track of which module runs, in which phase."""
 
@@ -77,7 +117,8 @@ class _Counter:
         self._reach = Reach(spiking_layers(model), model.sites)
         self._populations = populations(model)
         self._codes: dict[str, Code] = {}
-        self._operands = Operands(model.sites, simulation, self._positions, self._at, self._offset)
+        gates = {path for path, m in model.named_modules() if isinstance(m, AttentionOperands) and m.softmax_gated}
+        self._operands = Operands(model.sites, simulation, self._positions, self._at, self._offset, gates)
         self._fired: dict[str, Tensor] = {}
         self.arithmetic = Arithmetic(self._at, self._operands)
         self.counts.uncounted = self.arithmetic.uncounted
@@ -111,6 +152,33 @@ class _Counter:
         emission.sent(self._at(path), addresses)
         dense = emission.neurons // neurons * int(fan_out if isinstance(fan_out, int) else fan_out.sum())
         emission.caused(self._at(path), fan_out, addresses=addresses, words=words, dense=dense)
+
+    def hide(self, path: str, windows: int) -> None:
+        """Leave out neurons of pairs that a mask hides (``Simulation.hide``)."""
+        steps, found = self._simulation.steps, self._at(path)
+        found.membrane_updates -= windows * (self._simulation.timesteps if steps is None else len(steps))
+        if not self._continues:
+            found.windows -= windows
+
+    def gated(self, function: Gated, x: Tensor, result: Tensor) -> None:
+        """Count evaluations of a gated population (``Simulation.gated``).
+
+        A few-spikes neuron follows the digits of each input; every spike adds to the value, which starts from two words
+        of its segment. Digits that drive a product add to that instead.
+        """
+        found = self._at(f"{self.arithmetic.place}.{function.name}")
+        spikes, number = function.spikes(x), x.numel()
+        sent = int(spikes.sum(dtype=torch.float64))
+        for name in ("spikes", "events", "event_bits", "shift_additions"):
+            setattr(found, name, getattr(found, name) + sent)
+        found.windows += number
+        found.active_windows += int((spikes > 0).sum())
+        found.membrane_updates += number * function.digits
+        found.outputs += number
+        for name in ("weight_words", "weight_words_time", "weight_words_pass"):
+            setattr(found, name, getattr(found, name) + 2 * number)
+        if function is DIGITS:
+            self.arithmetic.digits = Digits(result, sent, found)
 
     @property
     def _continues(self) -> bool:
@@ -168,10 +236,11 @@ class _Counter:
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
     def _unit(self, path: str, module: nn.Module, values: Tensor, output: Tensor) -> None:
+        spiking = self._simulation.network == "snn"
         if isinstance(module, SpikingLayer):
             found = self._at(module.population.path)
             found.outputs += output.numel()
-            if self._simulation.network != "snn":
+            if not spiking:
                 number = self._reach.multiply_adds(path, values)
                 found.dense_multiply_adds += number
                 found.weight_words += number
@@ -180,11 +249,16 @@ class _Counter:
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             # Its statistics are constants: a gain and a shift per value.
             self._at(path).multiply_adds += output.numel()
+        elif isinstance(module, GatedNorm) and spiking:
+            # Squares, root, reciprocal and the product with it are counted where digits are sent.
+            found = self._at(path)
+            found.multiply_adds += output.numel()
+            found.float_additions += output.numel() * (3 if module.centred else 1)
         elif _is_norm(module):
             found = self._at(path)
             found.multiply_adds += 2 * output.numel()
             found.roots += output.numel() // output.shape[-1]
-        elif not isinstance(module, nn.ReLU | Operand):
+        elif not isinstance(module, nn.ReLU | Operand) and not (isinstance(module, GatedActivation) and spiking):
             self._at(path).activations += output.numel()
 
     def _dense_input(self, population: nn.Module, arguments: tuple[Any, ...], values: Tensor) -> None:

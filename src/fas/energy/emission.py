@@ -97,23 +97,21 @@ class Emission:
         """Neurons times positions."""
         return self.spikes[0].numel()
 
-    def sent(self, found: Operations, addresses: int, windows: int | None = None) -> None:
+    def sent(self, found: Operations, addresses: int) -> None:
         """Count what the neurons themselves did.
 
         Args:
             found: the entry of the site.
             addresses: neurons that an address must tell apart.
-            windows: neurons times positions, if fewer exist than are simulated.
         """
-        windows = self.neurons if windows is None else windows
         events = int(self.events.sum())
         found.spikes += int(self.spikes.sum(dtype=torch.float64))
         found.events += events
         found.event_bits += events * (bits(addresses) + self.code.payload)
         if self.before is None:
-            found.windows += windows
+            found.windows += self.neurons
         found.active_windows += int(self.newly.sum())
-        found.membrane_updates += windows * self.steps
+        found.membrane_updates += self.neurons * self.steps
 
     def caused(
         self, found: Operations, fan_out: int | Tensor, *, addresses: int, words: int | None, dense: int

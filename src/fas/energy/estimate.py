@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from fas.energy.bill import Accumulator, Hardware, Line, Precision, Work
-from fas.energy.count import count_operations
+from fas.energy.count import counts_of
 from fas.energy.emission import bits
 from fas.energy.operations import Counts, Operations, Order, Phase, Reuse
 from fas.energy.prices import Prices, load_prices
-from fas.errors import FASError
-from fas.surgery.probe import evaluating
+from fas.energy.rivals import BEST, Rival, measure_rivals
 from fas.surgery.replace import populations
-from fas.types import Measurement, Progress
+from fas.types import Batches, Measurement, Progress
 
 Accounting = Literal["paper", "compute", "memory"]
-Network = Literal["snn", "snn_int8", "ann", "ann_zeros_skipped", "twin", "twin_zeros_skipped"]
+Network = str
+"""One of ``NAMES``, or of the rivals of an estimate (``Estimate.names``)."""
 
 ACCOUNTINGS: tuple[Accounting, ...] = get_args(Accounting)
 NAMES: dict[Network, str] = {
@@ -39,6 +39,7 @@ BASELINES: dict[Network, Network] = {
     "twin_zeros_skipped": "snn_int8",
 }
 """Dense networks, each with the spiking network in the same arithmetic that it is compared with."""
+_SKIPPING = "_zeros_skipped"
 # Horowitz 2014, as papers on conversion use them, whatever the cost model.
 _PAPER_ADD, _PAPER_MULTIPLY_ADD = 0.9, 4.6
 _ARITHMETIC = (
@@ -55,12 +56,48 @@ class Estimate:
         dense: counts of the dense network on the same tokens.
         levels: by site, values that a neuron can send in its window; the twin's activations there have ⌈log2⌉ bits.
         hardware: prices, and the order in which things are thought to be computed.
+        rivals: further networks, whose quality was measured (``fas.energy.rivals``).
+        scores: perplexities by network, of those that were measured.
     """
 
     spiking: Counts
     dense: Counts
     levels: Mapping[str, int]
     hardware: Hardware
+    rivals: Sequence[Rival] = ()
+    scores: Mapping[Network, float] = field(default_factory=dict)
+
+    @property
+    def names(self) -> dict[Network, str]:
+        """What every network is called."""
+        found = dict(NAMES)
+        for rival in self.rivals:
+            if rival.bits is None:
+                found[rival.name] = f"dense, {rival.share:.0%} of inputs skipped"
+                continue
+            title = f"{'best' if rival.name == BEST else 'integer'} twin, {rival.bits} bits"
+            found |= {rival.name: title, rival.name + _SKIPPING: f"{title}, zeros skipped"}
+        return found
+
+    @property
+    def baselines(self) -> dict[Network, Network]:
+        """Dense networks, each with the spiking network in the same arithmetic that it is compared with."""
+        return {
+            name: BASELINES.get(name, "snn" if name == "sparse" else "snn_int8")
+            for name in self.names
+            if name not in ("snn", "snn_int8")
+        }
+
+    @property
+    def fair(self) -> Network:
+        """The twin that the spiking network has to beat: of the fewest bits, if known, and without zeros."""
+        return (BEST if any(rival.name == BEST for rival in self.rivals) else "twin") + _SKIPPING
+
+    def score(self, network: Network) -> float | None:
+        """Return the perplexity of a network, None if it was not measured."""
+        name = network.removesuffix(_SKIPPING)
+        same = {"snn_int8": "snn", "twin": "snn"}.get(name, name)
+        return next((rival.score for rival in self.rivals if rival.name == name), self.scores.get(same))
 
     @property
     def prices(self) -> Prices:
@@ -106,7 +143,7 @@ class Estimate:
 
     def ratio(self, phase: Phase, accounting: Accounting, baseline: Network) -> float | None:
         """Return the spiking network's energy over a dense one's, None where either is not fully priced."""
-        mine, theirs = BASELINES[baseline], self.energy(phase, accounting, baseline)
+        mine, theirs = self.baselines[baseline], self.energy(phase, accounting, baseline)
         own = self.energy(phase, accounting, mine)
         missing = self.unpriced(phase, accounting, mine) or self.unpriced(phase, accounting, baseline)
         return None if missing or own is None or not theirs else own / theirs
@@ -120,7 +157,7 @@ class Estimate:
         Returns:
             Zero or less if a network without any spike takes as much already, None where prices are missing.
         """
-        mine = BASELINES[baseline]
+        mine = self.baselines[baseline]
         if accounting == "paper":
             own, theirs = self._paper(phase, mine), self._paper(phase, baseline)
             return self.spikes_per_neuron(phase) * theirs / own if own and theirs is not None else None
@@ -144,19 +181,24 @@ class Estimate:
         for phase in self.spiking.phases:
             for accounting in ACCOUNTINGS:
                 stated = {**about, "phase": phase, "accounting": accounting, "tokens": self.spiking.tokens[phase]}
-                for network in get_args(Network):
+                for network in self.names:
                     value = self.energy(phase, accounting, network)
                     if value is not None:
                         missing = sorted(self.unpriced(phase, accounting, network))
-                        row = {**stated, "energy_of": network, "unpriced": missing}
+                        row = {**stated, "energy_of": network, "unpriced": missing, **self._measured(network)}
                         yield Measurement("energy", value, "pJ/token", "estimated", row)
-                for baseline in BASELINES:
+                for baseline in self.baselines:
                     for name, value, unit in (
                         ("energy_ratio", self.ratio(phase, accounting, baseline), "1"),
                         ("break_even", self.break_even(phase, accounting, baseline), "spikes/neuron"),
                     ):
                         if value is not None:
                             yield Measurement(name, value, unit, "estimated", {**stated, "baseline": baseline})
+
+    def _measured(self, network: Network) -> dict[str, Any]:
+        """Return what was measured of a network, as conditions."""
+        value = self.score(network)
+        return {} if value is None else {"perplexity": value}
 
     def _paper(self, phase: Phase, network: Network) -> float | None:
         places = [found for (of, _), found in self.spiking.places.items() if of == phase and found.events]
@@ -171,10 +213,13 @@ class Estimate:
     def _spiking(self, phase: Phase, network: Network) -> list[Line]:
         own, rest = _split(self.spiking.of(phase))
         graded = {path: found.graded_multiply_adds for path, found in self.spiking.of(phase).items()}
-        return self.hardware.spiking(own, rest, self._mean_bits(graded), integer=network == "snn_int8")
+        widths = {path: bits(self.levels.get(path, 1)) for path in graded}
+        return self.hardware.spiking(own, rest, _mean(widths, graded), integer=network == "snn_int8")
 
     def _dense(self, phase: Phase, network: Network) -> list[Line]:
-        integer, skips = network.startswith("twin"), network.endswith("zeros_skipped")
+        name, skips = network.removesuffix(_SKIPPING), network.endswith(_SKIPPING) or network == "sparse"
+        rival, integer = next((r for r in self.rivals if r.name == name), None), "twin" in name
+        found_by_it = {} if rival is None else rival.counts.of(phase)
         dense, spiking = self.dense.of(phase), self.spiking.of(phase)
         sites = {path: found for path, found in (spiking if integer else dense).items() if path in self.levels}
         own, rest = _split(dense)
@@ -190,24 +235,23 @@ class Estimate:
                 rest, multiply_adds=rest.multiply_adds - moved + offsets, weight_words=rest.weight_words - moved,
                 weight_words_time=rest.weight_words_time - moved, outputs=rest.outputs - delivered,
             )  # fmt: skip
-        numbers, reread, sent = dict[str, int](), 0, 0
+        numbers, widths, reread, sent = dict[str, int](), dict[str, int](), 0, 0
         for path, found in sites.items():
-            width = bits(self.levels[path]) if integer else self.hardware.width
-            number, some = found.dense_multiply_adds, found.nonzero_multiply_adds
+            widths[path] = width = self._width(path, rival) if integer else self.hardware.width
+            number = found.dense_multiply_adds
+            some = found_by_it.get(path, found).nonzero_multiply_adds
             numbers[path] = some if skips else number
             # All of them, or those that are not zero behind one bit for each.
             reread += min(number * width, number + some * width) if skips else number * width
             sent += found.windows * width
         executed = sum(numbers.values())
         words = own.weight_words_pass if self.hardware.reuse == "pass" else executed
-        mean = self._mean_bits(numbers) if integer else self.hardware.width
+        mean = _mean(widths, numbers)
         windows = sum(found.windows for found in sites.values())
         return self.hardware.dense(Work(executed, mean, words, windows, sent, outputs, reread), rest, integer=integer)
 
-    def _mean_bits(self, numbers: Mapping[str, int]) -> float:
-        """Return the bits of an activation of the twin, in the mean over so many uses at each place."""
-        weighed = sum(number * bits(self.levels.get(path, 1)) for path, number in numbers.items())
-        return weighed / max(1, sum(numbers.values()))
+    def _width(self, path: str, rival: Rival | None) -> int:
+        return bits(self.levels[path]) if rival is None or rival.bits is None else rival.bits
 
 
 def estimate_energy(
@@ -220,6 +264,8 @@ def estimate_energy(
     order: Order = "row",
     precision: Precision = "fp32",
     accumulator: Accumulator = 32,
+    score: Callable[[], float] | None = None,
+    calibration: Batches = (),
     progress: Progress | None = None,
 ) -> Estimate:
     """Run a converted model, count what it does, and estimate what that would cost.
@@ -237,6 +283,9 @@ def estimate_energy(
             (``fas.energy.bill.Hardware``).
         precision: of the dense network and of the spiking one beside it.
         accumulator: bits of the integer networks' accumulators and membrane potentials.
+        score: gives the perplexity of the network that the model is set to; then rivals are measured, which reach that
+            of the spiking network (``measure_rivals``).
+        calibration: batches of the data that calibrated the model, for the rivals' thresholds; ``batches`` if none.
         progress: called with batches done and in all, of each network.
 
     Returns:
@@ -255,7 +304,14 @@ def estimate_energy(
         raise ValueError("no batches to run on: pass at least one input of the model's forward")
     cost = prices if isinstance(prices, Prices) else load_prices(prices)
     hardware = Hardware(cost, reuse, order, precision, accumulator)
-    return Estimate(*count_both(model, batches, new_tokens=new_tokens, progress=progress), levels_of(model), hardware)
+    counts = count_both(model, batches, new_tokens=new_tokens, progress=progress)
+    found = Estimate(*counts, levels_of(model), hardware)
+    if score is None:
+        return found
+    scores, rivals = measure_rivals(
+        model, score, batches, calibration or batches, new_tokens=new_tokens, progress=progress
+    )
+    return replace(found, rivals=rivals, scores=scores)
 
 
 def count_both(
@@ -266,43 +322,14 @@ def count_both(
     return spiking, counts_of(model, batches, "ann", new_tokens=new_tokens, progress=progress)
 
 
-def counts_of(
-    model: Any,
-    batches: Sequence[Mapping[str, Tensor]],
-    network: str = "snn",
-    *,
-    new_tokens: int = 0,
-    progress: Progress | None = None,
-) -> Counts:
-    """Return the counts of one network of a converted model on some batches (``estimate_energy``)."""
-    with count_operations(model) as counts, model.simulation.using(network=network), evaluating(model):
-        for i, batch in enumerate(batches):
-            _run(model, batch, new_tokens)
-            if progress is not None:
-                progress(f"counting operations, {network}", i + 1, len(batches))
-    if counts.uncounted:
-        missing = ", ".join(f"{calls} calls of {name}" for name, calls in counts.uncounted.items())
-        raise FASError(
-            f"{missing} in {type(model).__name__} cannot be counted, and a sum without them would be too small: "
-            "no energy is estimated for this model; fas.count_operations counts what is known"
-        )
-    return counts
-
-
 def levels_of(model: Any) -> dict[str, int]:
     """Return by site how many values a neuron of a converted model can send in its window, zero included."""
     return {path: found.neuron.levels(model.timesteps) for path, found in populations(model).items()}
 
 
-def _run(model: Any, batch: Mapping[str, Tensor], new_tokens: int) -> None:
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    if not new_tokens:
-        model(**inputs)
-        return
-    # As many tokens from every network, whatever it would like to say.
-    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-    end = model.config.eos_token_id
-    model.generate(**inputs, **length, do_sample=False, pad_token_id=end if isinstance(end, int) else 0)
+def _mean(widths: Mapping[str, int], numbers: Mapping[str, int]) -> float:
+    """Return the bits of an activation, in the mean over so many uses at each place."""
+    return sum(number * widths[path] for path, number in numbers.items()) / max(1, sum(numbers.values()))
 
 
 def _split(places: Mapping[str, Operations]) -> tuple[Operations, Operations]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -50,7 +50,7 @@ class Operands:
     A spike of a query adds one entry of every key that the query may see to its scores; a spike of a weight
     adds a row of values to the output. Spikes of keys and values go into what is decoded and kept for later
     queries, one addition each, when their position is new; those already in the cache are encoded again in the
-    simulation and not counted again. Neurons of weights stand at the pairs that the mask lets through.
+    simulation and not counted again.
 
     What a query's offset μ adds to its scores is no spike: a product μ · k of every new key and head, which a sum over
     stored keys cannot fold into weights. It is counted as the multiply-adds of the channels whose μ is not 0.
@@ -63,6 +63,7 @@ class Operands:
         positions: of the pass that runs.
         at: gives the entry of a place.
         offset: gives the channels of a site whose offset is not 0.
+        gates: dotted names of the factors of modules whose softmax is gated.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class Operands:
         positions: Positions,
         at: Callable[[str], Operations],
         offset: Callable[[str], int],
+        gates: Container[str] = (),
     ) -> None:
         self._sites = {site.path: site for site in sites if site.role in OPERANDS}
         self._roles = {(attention_of(site), site.role): site for site in self._sites.values()}
         self._simulation, self._positions, self._at = simulation, positions, at
-        self._offset = offset
+        self._offset, self._gates = offset, gates
         self._queries: dict[str, Emission] = {}
         self._weights: dict[str, Emission] = {}
         self._scores: dict[str, Scores] = {}
@@ -90,6 +92,10 @@ class Operands:
         simulation = self._simulation
         spiking = simulation.network == "snn" and simulation.schedule == "layerwise"
         return spiking and (place, _DRIVER[product]) in self._roles
+
+    def gated(self, place: str) -> bool:
+        """Whether gated populations evaluate the softmax of the module at a place."""
+        return self._simulation.network == "snn" and f"{place}.operands" in self._gates
 
     def emitted(self, path: str, emission: Emission) -> None:
         """Count one call of a site, at once or when its product has been computed."""
@@ -130,7 +136,7 @@ class Operands:
         emission = self._weights.pop(place)
         site, scores = self._roles[place, "attention_weight"], self._scores[place]
         found, addresses = self._at(site.path), emission.spikes.shape[-2] * site.channels
-        emission.sent(found, addresses, windows=scores.pairs)
+        emission.sent(found, addresses)
         emission.caused(found, width, addresses=addresses, words=words, dense=scores.pairs * width)
         found.outputs += scores.visible.numel() * width
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fas.layers.gated import DIGITS, gated
 from fas.layers.population import Population
+from fas.layers.simulation import Simulation
 
 
 class Operand(nn.Module):
@@ -49,7 +50,7 @@ class AttentionOperands(nn.Module):
     def __init__(self, populations: Mapping[str, Population], *, softmax_gated: bool = False) -> None:
         super().__init__()
         self.softmax_gated = softmax_gated
-        self.simulation = next(iter(populations.values())).simulation
+        self.simulation: Simulation = next(iter(populations.values())).simulation
         for role, population in populations.items():
             if role == "attention_weight":
                 # Exponentials lie above 0: trained below it, μ could take their sum to 0 or under.
@@ -57,6 +58,21 @@ class AttentionOperands(nn.Module):
                 del population.offset
                 population.register_buffer("offset", fixed)
             self.add_module(role, Operand(population, by_head=role == "attention_weight"))
+
+    @property
+    def gates(self) -> Simulation | None:
+        """What evaluates gated functions, None where the exact ones are meant."""
+        return self.simulation if self.softmax_gated else None
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Return the coded weights of scores [B, heads, queries, keys] before their division, also stepped."""
+        hidden = hidden_keys(scores)
+        coded = self.encode("attention_weight", exponentials(scores, gates=self.gates))
+        operand = getattr(self, "attention_weight", None)
+        if operand is not None and operand.neuron.active and self.simulation.observers:
+            self.simulation.hide(operand.neuron.path, hidden)
+        # Whatever training has made of v_0, a hidden key says nothing.
+        return coded.masked_fill(hidden, 0)
 
     def encode(self, role: str, x: Tensor) -> Tensor:
         """Return a factor as the product receives it, [B, …] or stepped [T, B, …]."""
@@ -88,7 +104,7 @@ def attention_scores(
     causal: bool = False,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    softmax_gated: bool = False,
+    gates: Simulation | None = None,
 ) -> Tensor:
     """Return what the softmax receives, [B, heads, queries, keys].
 
@@ -100,11 +116,12 @@ def attention_scores(
         causal: without a mask, whether query i sees keys 0…i only.
         bias: summand of T5's relative positions.
         softcap: c of c·tanh(x/c) before the mask (Gemma 2).
-        softmax_gated: whether that function is a gated one.
+        gates: evaluates that function by a gated population; None computes it exactly.
     """
     scores = collapsed(query @ _repeated(key, query).transpose(-1, -2)) * scaling
     if softcap is not None:
-        scores = (gated("tanh") if softmax_gated else torch.tanh)(scores / softcap) * softcap
+        capped = scores / softcap
+        scores = (torch.tanh(capped) if gates is None else gates.gated(gated("tanh"), capped)) * softcap
     if bias is not None:
         scores = scores + bias
     if mask is None and causal and scores.shape[-2] > 1:
@@ -144,18 +161,15 @@ def spiking_attention(
     spikes = operands.encode("query", query)
     keys = collapsed(operands.encode("key", key))
     values = collapsed(operands.encode("value", value))
-    by_gates = operands.softmax_gated
-    scores = attention_scores(spikes, keys, softmax_gated=by_gates, **scoring)
-    coded = operands.encode("attention_weight", exponentials(scores, by_gates=by_gates))
-    # Whatever training has made of v_0, a hidden key says nothing.
-    coded = coded.masked_fill(hidden_keys(scores), 0)
-    share = share_of(collapsed(coded), by_gates=by_gates)
+    scores = attention_scores(spikes, keys, gates=operands.gates, **scoring)
+    coded = operands.weights(scores)
+    share = share_of(collapsed(coded), gates=operands.gates)
     kept = functional.dropout(coded, p=dropout) if dropout else coded
     output = collapsed(kept.to(values.dtype) @ _repeated(values, scores)) * share.to(values.dtype)
     return output.transpose(1, 2).contiguous(), (collapsed(coded) * share).to(query.dtype)
 
 
-def exponentials(scores: Tensor, *, by_gates: bool = False) -> Tensor:
+def exponentials(scores: Tensor, *, gates: Simulation | None = None) -> Tensor:
     """Return exp(s − max s) over the last dimension, in float32 at least.
 
     What a mask hides is 0, all else above 0: calibration tells the two apart.
@@ -164,15 +178,15 @@ def exponentials(scores: Tensor, *, by_gates: bool = False) -> Tensor:
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # A sum of −∞ masks has no difference to itself.
     below = scores - scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
-    found = gated("exp")(below) if by_gates else below.exp()
+    found = below.exp() if gates is None else gates.gated(gated("exp"), below, hidden)
     return found.clamp_min(torch.finfo(found.dtype).tiny).masked_fill(hidden, 0)
 
 
-def share_of(coded: Tensor, *, by_gates: bool = False) -> Tensor:
+def share_of(coded: Tensor, *, gates: Simulation | None = None) -> Tensor:
     """Return 1 over the sum of the coded weights of a query, [*B, 1] of [*B, keys]; by gates, in digits."""
     # Without any spike: a query to which a mask hides every key, a single step (operators "instant").
     total = coded.sum(-1, keepdim=True).clamp_min(torch.finfo(coded.dtype).tiny)
-    return DIGITS(gated("reciprocal")(total)) if by_gates else total.reciprocal()
+    return total.reciprocal() if gates is None else gates.gated(DIGITS, gates.gated(gated("reciprocal"), total))
 
 
 def hidden_keys(scores: Tensor) -> Tensor:

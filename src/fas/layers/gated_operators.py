@@ -43,7 +43,8 @@ class GatedActivation(nn.Module):
         """Map any shape to the same shape."""
         if self.simulation.network == "ann":
             return cast(Tensor, self.dense()(x))
-        return DIGITS(self.function(x))
+        gated = self.simulation.gated
+        return gated(DIGITS, gated(self.function, x))
 
 
 class GatedNorm(nn.Module):
@@ -96,7 +97,8 @@ class GatedNorm(nn.Module):
         work = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.centred:
             work = work - work.mean(-1, keepdim=True)
-        power = gated("square")(work).mean(-1, keepdim=True) + self.epsilon
+        by = self.simulation.gated
+        power = by(gated("square"), work).mean(-1, keepdim=True) + self.epsilon
         gain = 1 + self.weight if self.plus_one else self.weight
-        normal = work * DIGITS(gated("reciprocal")(gated("square_root")(power))) * gain
+        normal = work * by(DIGITS, by(gated("reciprocal"), by(gated("square_root"), power))) * gain
         return (normal if self.bias is None else normal + self.bias).to(x.dtype)

@@ -16,6 +16,8 @@ from fas.kernels.interface.code import Code
 from fas.settings import SETTINGS, Settings, check
 
 if TYPE_CHECKING:
+    from fas.layers.gated import Gated
+
     _Attributes = Settings
 else:
     _Attributes = object
@@ -168,6 +170,31 @@ class Simulation(_Attributes):
                 cast(Tally, observer).tally(path, sent, spikes[0].numel(), self.timesteps)
             else:
                 observer.observe(path, spikes, self.timesteps)
+
+    def gated(self, function: Gated, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Evaluate a function by its gated population, and show what it sends to whoever looks at such.
+
+        Args:
+            function: the population.
+            x: its inputs, any shape.
+            hidden: bool of that shape, inputs that a mask hides: they are computed and not counted.
+        """
+        result = function(x)
+        for observer in self.observers if self.network == "snn" else ():
+            if hasattr(observer, "gated"):
+                observer.gated(function, x if hidden is None else x[~hidden], result)
+        return result
+
+    def hide(self, path: str, hidden: Tensor) -> None:
+        """Tell observers that a mask hides pairs of query and key, at which no neurons stand.
+
+        Args:
+            path: the site of the attention weights, whose spikes have been shown.
+            hidden: bool [B, heads, queries, keys], online with the steps in the first dimension.
+        """
+        for observer in self.observers if self.network == "snn" else ():
+            if hasattr(observer, "hide"):
+                observer.hide(path, int(hidden.sum()) // (len(self.steps) if self.folds and self.steps else 1))
 
     def clock(self, like: Tensor) -> Tensor:
         """Return the running steps as a column [n, 1, …, 1] to combine with [n, *B, C]."""

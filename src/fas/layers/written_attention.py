@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from fas.errors import FASError
-from fas.layers.attention import AttentionOperands, collapsed, exponentials, hidden_keys, share_of
+from fas.layers.attention import AttentionOperands, collapsed, exponentials, share_of
 from fas.layers.simulation import Simulation
 
 _PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm"})
@@ -100,10 +100,8 @@ class SpikingProducts(ProductsAroundSoftmax):
             operands.show(attention_weight=lambda: exponentials(split))
             self._share = scores.new_ones(())
             return dense()
-        gates = operands.softmax_gated
-        coded = collapsed(operands.encode("attention_weight", exponentials(split, by_gates=gates)))
-        coded = coded.masked_fill(hidden_keys(split), 0)
-        self._share = share_of(coded, by_gates=gates)
+        coded = collapsed(operands.weights(split))
+        self._share = share_of(coded, gates=operands.gates)
         return (coded * self._share).view(scores.shape).to(dtype)
 
     def check(self) -> None:

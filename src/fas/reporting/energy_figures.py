@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fas.energy.estimate import ACCOUNTINGS, BASELINES, NAMES, Estimate
+from fas.energy.estimate import ACCOUNTINGS, Accounting, Estimate
+from fas.energy.sensitivity import sensitivity
 from fas.reporting.findings import Findings
 from fas.reporting.theme import LIGHT, PAGE, Drawing, named_rows, new_figure, note
 
@@ -28,13 +29,17 @@ _GROUPS = {
     ),
 }
 
+# Changes that are drawn, in accountings that know every network.
+_SWINGS = 10
+_PRICED: tuple[Accounting, ...] = ("compute", "memory")
+
 
 def energy_figures(findings: Findings) -> list[Drawing]:
-    """Draw the bills of the first cost model and the break-even points."""
+    """Draw the bills of the first cost model, the break-even points, and what the verdict hangs on."""
     found = findings.estimates[0]
     if found.unpriced(_phase(found), "compute", "ann"):
         return []
-    return [_bill(found), _break_even(found)]
+    return [_bill(found), _break_even(found), _tornado(found)]
 
 
 def _phase(found: Estimate) -> Any:
@@ -46,7 +51,7 @@ def _bill(found: Estimate) -> Drawing:
     phase = _phase(found)
     figure, grid = new_figure(3.1, 1, 3, sharey=True, width_ratios=[1, 1.25, 1.25])
     for axes, accounting in zip(grid, ACCOUNTINGS, strict=True):
-        for place, network in enumerate(NAMES):
+        for place, network in enumerate(found.names):
             total = found.energy(phase, accounting, network)
             if total is None:
                 axes.annotate(" not defined", (0, place), va="center", fontsize=8, color=LIGHT["muted"])
@@ -67,7 +72,7 @@ def _bill(found: Estimate) -> Drawing:
         axes.set_xlabel("µJ per token")
         axes.margins(x=0.2)
         axes.grid(axis="y", visible=False)
-    named_rows(grid[0], list(NAMES.values()))
+    named_rows(grid[0], list(found.names.values()))
     from matplotlib.patches import Patch
 
     handles = [Patch(color=LIGHT[colour], label=label) for label, (colour, _) in _GROUPS.items()]
@@ -88,9 +93,9 @@ def _break_even(found: Estimate) -> Drawing:
     phase = _phase(found)
     fires = found.spikes_per_neuron(phase)
     rows = [
-        (f"{NAMES[baseline]}, {accounting}", point)
+        (f"{found.names[baseline]}, {accounting}", point)
         for accounting in ACCOUNTINGS
-        for baseline in BASELINES
+        for baseline in found.baselines
         if (point := found.break_even(phase, accounting, baseline)) is not None
     ]
     figure, axes = new_figure(0.25 * len(rows) + 1.0)
@@ -117,5 +122,31 @@ def _break_even(found: Estimate) -> Drawing:
         "Below so many spikes per neuron and window the spiking network takes less energy than the network named, in "
         f"the accounting named. It fires {fires:.3g} times (upright line) and wins {won} of {len(rows)} comparisons. "
         "What spikes cause is thought to grow in proportion to them.",
+        figure,
+    )
+
+
+def _tornado(found: Estimate) -> Drawing:
+    phase, names = _phase(found), _PRICED
+    swings = [sensitivity(found, phase, accounting, found.fair)[:_SWINGS] for accounting in names]
+    figure, grid = new_figure(0.25 * max(map(len, swings)) + 1.0, 1, 2)
+    for axes, accounting, shown in zip(grid, names, swings, strict=True):
+        for place, swing in enumerate(shown):
+            for end, colour in ((swing.half, "quantised"), (swing.double, "spiking")):
+                if end is not None:
+                    axes.barh(place, end - swing.ratio, left=swing.ratio, height=0.66, color=LIGHT[colour])
+        ratio = shown[0].ratio if shown else 1.0
+        axes.axvline(ratio, color=LIGHT["ink"], linewidth=1.4)
+        axes.axvline(1.0, color=LIGHT["rose"], linewidth=1.4)
+        named_rows(axes, [swing.name.replace("_", " ") for swing in shown])
+        axes.set_title(f"{accounting}: {ratio:.3g}")
+        axes.set_xlabel("spiking over the twin")
+        axes.grid(axis="y", visible=False)
+    return Drawing(
+        "sensitivity",
+        "What does the verdict hang on?",
+        f"Energy of the INT8 spiking network over that of the {found.names[found.fair]}, {phase}: each price halved "
+        "and doubled, and other choices of order, reuse and accumulators, the widest swings first. Left of the second line "
+        "(1.0) spikes win.",
         figure,
     )

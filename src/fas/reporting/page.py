@@ -19,7 +19,7 @@ from fas.storage.directory import write_text
 # From what one wants to know first to what one looks up.
 _ORDER = (
     "quality", "comparison", "firing", "raster", "errors", "thresholds", "initial-potentials", "early-exit",
-    "energy", "break-even",
+    "energy", "break-even", "sensitivity",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from fas.energy.estimate import ACCOUNTINGS, NAMES, Accounting, Estimate
+from fas.energy.estimate import ACCOUNTINGS, Accounting, Estimate
 from fas.energy.operations import Phase
 from fas.reporting.findings import Findings
 from fas.reporting.result_figures import gather
@@ -108,7 +108,7 @@ def _sites(findings: Findings) -> str:
 def energy_cells(found: Estimate, phase: Phase, accounting: Accounting) -> list[str]:
     """Return µJ per token of every network; where operations have no price the number is a lower bound."""
     cells = []
-    for network in NAMES:
+    for network in found.names:
         value, partial = found.energy(phase, accounting, network), bool(found.unpriced(phase, accounting, network))
         if value is None or (partial and not value):
             cells.append("" if value is None else "no price")
@@ -126,7 +126,7 @@ def _energies(findings: Findings) -> str:
         for accounting in ACCOUNTINGS
     ]
     details = "".join(_sources(found) for found in estimates)
-    shown = table(["prices", "phase", "accounting", *NAMES.values()], rows) + details
+    shown = table(["prices", "phase", "accounting", *estimates[0].names.values()], rows) + details
     text = "µJ per token, estimated; where a number has > in front, some operations have no price and are left out."
     return section("energies", "Energy in numbers", shown, text)
 
