@@ -71,6 +71,15 @@ def test_gpt2_in_full_coverage_is_what_one_counts_by_hand():
     }
 
 
+def test_an_offset_of_queries_is_a_product_of_floats():
+    family = FAMILIES["gpt2"]
+    model = fas.convert(family.build(), fas.FAS(timesteps=4, coverage="full", neuron="signed_if"))
+    assert ("transformer.h.*.attn", "offset of query · key") not in by_place(operations(model))
+    fas.calibrate(model, [family.batch()])
+    left = (FLOATS, "multiply-adds with stored keys", True, 2, 2 * 32)
+    assert by_place(operations(model))["transformer.h.*.attn", "offset of query · key"] == left
+
+
 def test_gates_leave_no_float():
     table = by_place(found("gpt2", LAS()))
     shifted = ("gated digits", "additions of stored values, shifted", False)

@@ -258,6 +258,11 @@ class _Watch(TorchDispatchMode):
             kept = f"{store} {'counts' if sent[store] != FLOATS else 'floats'}"
             left = f"additions of stored {kept}" if spiking else f"multiply-adds with stored {kept}"
             self._note(path, what, sent[driver], left, max(channels["query"], channels[store]), floats=not spiking)
+        query = factors["query"]
+        if query is not None and bool((query.neuron.offset != 0).any()):
+            # What no spike of a query says, times every key.
+            left = "multiply-adds with stored keys"
+            self._note(path, "offset of query · key", FLOATS, left, channels["query"], floats=True)
         gates, heads = operands.softmax_gated, channels["attention_weight"]
         left = DIGITS if gates else "an exponential a key, a reciprocal a query"
         self._note(path, "softmax", self.between, left, heads, floats=not gates)

@@ -146,7 +146,7 @@ def _tornado(found: Estimate) -> Drawing:
         "sensitivity",
         "What does the verdict hang on?",
         f"Energy of the INT8 spiking network over that of the {found.names[found.fair]}, {phase}: each price halved "
-        "and doubled, and other choices of order, reuse and accumulators, the widest swings first. Left of the second line "
-        "(1.0) spikes win.",
+        "and doubled, and other choices of order, reuse and accumulators, the widest swings first. Left of the second "
+        "line (1.0) spikes win.",
         figure,
     )
