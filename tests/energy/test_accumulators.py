@@ -60,6 +60,15 @@ def test_row_by_row_every_spike_reads_and_writes_all_sums_behind_it(neuron):
     assert 0 < skipping.accesses < min(spiking.accesses, twin.accesses)
     for network, memory in (("snn_int8", spiking), ("snn", spiking), ("twin", twin), ("twin_zeros_skipped", skipping)):
         assert numbers(found, network)["accumulators"] == 32 * memory.accesses
+    # All spikes of a window at once.
+    window = replace(found, hardware=replace(found.hardware, order="window"))
+    for network, memory in (
+        ("snn_int8", skipping),
+        ("snn", skipping),
+        ("twin", twin),
+        ("twin_zeros_skipped", skipping),
+    ):
+        assert numbers(window, network)["accumulators"] == 32 * memory.accesses
     # One output at a time: each of them once, whatever the network.
     output = replace(found, hardware=replace(found.hardware, order="output"))
     for network in ("snn", "snn_int8", "ann", "twin", "twin_zeros_skipped"):

@@ -284,7 +284,10 @@ def test_what_is_refused():
         estimate_energy(model, [batch], reuse="ever")
     with pytest.raises(ValueError, match="precision is 'int8'; choose one of fp32, fp16"):
         estimate_energy(model, [batch], precision="int8")
-    with pytest.raises(ValueError, match="order is 'column'; choose one of row, output"):
+    online = converted(coverage="mlp", neuron="signed_if", schedule="online")
+    with pytest.raises(ValueError, match="order is 'window', but online a neuron's spikes are spread over time"):
+        estimate_energy(online, [batch], order="window")
+    with pytest.raises(ValueError, match="order is 'column'; choose one of row, window, output"):
         estimate_energy(model, [batch], order="column")
     with pytest.raises(ValueError, match="accumulator is 64; choose one of 8, 16, 32"):
         estimate_energy(model, [batch], accumulator=64)

@@ -35,10 +35,11 @@ def energy(
         typer.Option(help="How long a weight stays where it is used; time: for all steps of a position."),
     ] = "time",
     order: Annotated[
-        Literal["row", "output"],
+        Literal["row", "window", "output"],
         typer.Option(
             help="How sums are made; row: an input adds its row of weights to all accumulators, which are read and "
-            "written each time; output: one accumulator at a time, for which all inputs are read again."
+            "written each time; window: once for all spikes of a neuron's window; output: one accumulator at a time, "
+            "for which all inputs are read again."
         ),
     ] = "row",
     accumulator: Annotated[
@@ -299,6 +300,7 @@ _SWINGS = 8
 _CHOICES = {
     "row": "Order row: every addition reads and writes its accumulator, one per spike in the spiking network, one per "
     "input in the others.",
+    "window": "Order window: an input reads and writes its accumulators once, whatever the spikes of its window.",
     "output": "Order output: every accumulator is written once, and the inputs are read again for each.",
 }
 

@@ -69,8 +69,9 @@ class Hardware:
         prices: cost model.
         reuse: how long a weight stays where it is used.
         order: ``row``: an input adds its row of weights to all accumulators, each of which is read and written for
-            every addition; ``output``: one accumulator at a time stands in a register and is written once, and the
-            inputs are read again for each. The same for every network.
+            every addition; ``window``: the same, but a neuron's spikes of a window are added up in a register before
+            the accumulator, as a multiplier that works digit by digit would; ``output``: one accumulator at a time
+            stands in a register and is written once, and the inputs are read again for each. The same for all networks.
         precision: of the dense network and of the spiking one beside it.
         accumulator: bits of accumulators, currents and membrane potentials of integer networks.
 
@@ -87,13 +88,14 @@ class Hardware:
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), get_args(choices))
 
-    def spiking(self, own: Operations, rest: Operations, bits: float, *, integer: bool) -> list[Line]:
+    def spiking(self, own: Operations, rest: Operations, bits: float, once: int, *, integer: bool) -> list[Line]:
         """Return the bill of a spiking network.
 
         Args:
             own: operations of the sites.
             rest: all others.
             bits: of a graded spike's integer, as an activation of the twin has.
+            once: additions if a neuron's spikes of a window were one.
             integer: INT8 weights and integer accumulators, or all in the precision of the dense network.
         """
         price, state, add = self.prices.get, self._state(integer), self.addition(integer=integer)
@@ -121,8 +123,9 @@ class Hardware:
             Line("events", *transported, memory=True, scales=True),
         ]
         where = access if operation is None else 0.0
-        if self.order == "row":
-            lines.append(Line("accumulators", 2 * state * own.synaptic, where, memory=True, scales=True))
+        if self.order != "output":
+            updates = own.synaptic if self.order == "row" else once
+            lines.append(Line("accumulators", 2 * state * updates, where, memory=True, scales=True))
         else:
             lines.append(Line("accumulators", state * own.outputs, where, memory=True))
             lines.append(Line("inputs read again", own.spike_bits, where, memory=True, scales=True))
@@ -139,7 +142,7 @@ class Hardware:
             Line("activations", work.activation_bits, self._read("activation_transport"), memory=True),
             Line("input currents", state * work.windows, access, memory=True),
         ]
-        if self.order == "row":
+        if self.order != "output":
             lines.append(Line("accumulators", 2 * state * work.multiply_adds, access, memory=True))
         else:
             lines.append(Line("accumulators", state * work.outputs, access, memory=True))
@@ -149,7 +152,7 @@ class Hardware:
     def remainder(self, rest: Operations) -> list[Line]:
         """Return what every network computes on floats, in the precision of the dense one."""
         kind, width, price = self.precision, self.width, self.prices.get
-        moved = 2 * rest.weight_words if self.order == "row" else rest.weight_words + rest.outputs
+        moved = rest.weight_words + rest.outputs if self.order == "output" else 2 * rest.weight_words
         return [
             Line("other multiply-adds", rest.multiply_adds, self.multiply_add(width, integer=False)),
             Line("multiplications", rest.multiplications, price(f"{kind}_multiply")),

@@ -109,7 +109,7 @@ class _Counter:
     """Observes spikes and keeps track of which module runs, in which phase."""
 
     def __init__(self, model: Any, simulation: Simulation) -> None:
-        self.counts = Counts()
+        self.counts = Counts(online=simulation.folds)
         self._simulation = simulation
         self._phase: Phase = "prefill"
         self._positions = Positions()

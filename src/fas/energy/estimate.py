@@ -67,6 +67,12 @@ class Estimate:
     rivals: Sequence[Rival] = ()
     scores: Mapping[Network, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.spiking.online and self.hardware.order == "window":
+            raise ValueError(
+                "order is 'window', but online a neuron's spikes are spread over time: choose row or output"
+            )
+
     @property
     def names(self) -> dict[Network, str]:
         """What every network is called."""
@@ -211,10 +217,13 @@ class Estimate:
         return None
 
     def _spiking(self, phase: Phase, network: Network) -> list[Line]:
-        own, rest = _split(self.spiking.of(phase))
-        graded = {path: found.graded_multiply_adds for path, found in self.spiking.of(phase).items()}
+        places = self.spiking.of(phase)
+        own, rest = _split(places)
+        graded = {path: found.graded_multiply_adds for path, found in places.items()}
+        # What goes into stored keys and values, and out of gated populations, is one sum for each neuron.
+        once = sum(f.nonzero_multiply_adds if f.dense_multiply_adds else f.synaptic for f in places.values())
         widths = {path: bits(self.levels.get(path, 1)) for path in graded}
-        return self.hardware.spiking(own, rest, _mean(widths, graded), integer=network == "snn_int8")
+        return self.hardware.spiking(own, rest, _mean(widths, graded), once, integer=network == "snn_int8")
 
     def _dense(self, phase: Phase, network: Network) -> list[Line]:
         name, skips = network.removesuffix(_SKIPPING), network.endswith(_SKIPPING) or network == "sparse"
@@ -279,8 +288,8 @@ def estimate_energy(
         prices: cost model, by name, as a file, or read already.
         reuse: how long a weight stays where it is used: ``none``, every operation fetches it; ``time``, for all
             steps of a position; ``pass``, for all positions of one forward pass, the whole prompt.
-        order: ``row`` or ``output``: which way sums are made, and so how often accumulators or inputs are read again
-            (``fas.energy.bill.Hardware``).
+        order: ``row``, ``window`` or ``output``: which way sums are made, and so how often accumulators or inputs are
+            read again (``fas.energy.bill.Hardware``).
         precision: of the dense network and of the spiking one beside it.
         accumulator: bits of the integer networks' accumulators and membrane potentials.
         score: gives the perplexity of the network that the model is set to; then rivals are measured, which reach that

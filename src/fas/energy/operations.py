@@ -10,7 +10,7 @@ from fas.types import Measurement
 
 Phase = Literal["prefill", "decode"]
 Reuse = Literal["none", "time", "pass"]
-Order = Literal["row", "output"]
+Order = Literal["row", "window", "output"]
 
 
 @dataclass
@@ -106,11 +106,13 @@ class Counts:
             site, everything else under that of the module that computed it.
         tokens: positions of text processed by phase (images, for a model of images).
         uncounted: products that this library does not know how to count, by name and number of calls.
+        online: whether spikes were sent while input arrived, and not when its window was over.
     """
 
     places: dict[tuple[Phase, str], Operations] = field(default_factory=dict)
     tokens: dict[Phase, int] = field(default_factory=dict)
     uncounted: dict[str, int] = field(default_factory=dict)
+    online: bool = False
 
     def at(self, phase: Phase, path: str) -> Operations:
         """Return the entry of a place, made if need be."""

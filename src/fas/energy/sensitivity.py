@@ -55,7 +55,8 @@ def sensitivity(found: Estimate, phase: Phase, accounting: Accounting, baseline:
 
     swings = [Swing(name, ratio, scaled(name, 0.5), scaled(name, 2.0)) for name in found.prices.constants]
     choices: dict[str, tuple[Any, ...]] = {
-        "order": ("row", "output"), "reuse": ("none", "time", "pass"), "accumulator": (8, 16, 32),
+        "order": ("row", "output") if found.spiking.online else ("row", "window", "output"),
+        "reuse": ("none", "time", "pass"), "accumulator": (8, 16, 32),
     }  # fmt: skip
     swings += [
         Swing(f"{name} {value}", ratio, None, changed(**{name: value}))
