@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,21 @@ def test_the_list_is_complete() -> None:
     for name in EXAMPLES:
         lines = (FOLDER / f"{name}.py").read_text().splitlines()
         assert len(lines) <= 60 and lines[0].startswith('"""')
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    notebook = json.loads((FOLDER / "five_minutes.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell.get("outputs") for cell in notebook["cells"])
+    (tmp_path / "notebook.py").write_text(
+        "\n\n".join(cells) + "\nprint({row.quantity: row.value for row in spiking})\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "notebook.py"], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "worst site: " in run.stdout and "'spikes_per_neuron': " in run.stdout
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

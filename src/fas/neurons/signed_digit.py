@@ -26,10 +26,10 @@ class SignedDigit(Neuron):
     others, down to 1: at T = 8 it is 648, 216, 72, 24, 8, 4, 2, 1. With r what is left of the count, the neuron fires
     with the sign of r where
 
-        |r| ≥ max(3/4 · w_t, (w_t + λ/w_t) / 2),
+        ``|r|`` ≥ max(3/4 · w_t, (w_t + λ/w_t) / 2),
 
-    of a wide step where |r| is above w_t/2: to send w_t brings r nearest to zero, and lowers the squared error r² by at
-    least the price λ. After ``max_spikes`` spikes it is silent. Without wide steps this rule is optimal: no other
+    of a wide step where ``|r|`` is above w_t/2: to send w_t brings r nearest to zero, and lowers the squared error r²
+    by at least the price λ. After ``max_spikes`` spikes it is silent. Without wide steps this rule is optimal: no other
     choice of at most ``max_spikes`` digits has a smaller (n − N_T)² + λ · spikes. Without limit and price every count
     is exact; among powers of two it takes as few spikes as there can be, on the average a third of the steps (bit
     planes: half; balanced ternary: two thirds). With a limit of k the error is relative to the value, as that of a

@@ -19,7 +19,7 @@ class SoftResetIF(RateNeuron):
     non-negative activations only.
 
     Attributes:
-        gamma: γ of the surrogate gradient ∂s/∂v = max(0, γ − |v − θ|)/γ², in the unit of the activation, which passes
+        gamma: γ of the surrogate gradient ∂s/∂v = max(0, γ − ``|v − θ|``)/γ², in the unit of the activation; it passes
             through resets too; online with instant operators. 0 for the gradient of the clipped count.
 
     Raises:
