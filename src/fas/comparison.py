@@ -17,9 +17,9 @@ from fas.data.for_model import (
     Sample,
     calibration_batches,
     check_apart,
+    contents,
     default_data,
     held_out_batches,
-    is_classifier,
 )
 from fas.energy.bill import Hardware
 from fas.energy.estimate import Accounting, Estimate, counts_of, levels_of
@@ -32,6 +32,7 @@ from fas.evaluation.kept import Kept
 from fas.evaluation.score import WINDOWS, measure, scores_on
 from fas.loading import Loaded, loaded_of
 from fas.plain_networks import inputs_of, is_plain, photographs
+from fas.storage.digest import digest, pieces
 from fas.types import Measurement, Method, Progress
 
 # Tokens, or images, whose operations are counted: counts per token settle quickly.
@@ -219,13 +220,12 @@ def compare(
     source = default_data(dense, None if data is None else str(data))
     if test_data is None and Path(source).is_file():
         raise ValueError(f"{source} would be both calibrated and measured on: name other data with --test-data")
-    if not (is_plain(dense) or is_classifier(dense)):
-        check_apart(source, str(test_data or source))
     named = [plan if isinstance(plan, Plan) else Plan(name_of(plan), plan, timesteps=plan.timesteps) for plan in plans]
     if not named:
         raise ValueError("no combination is possible: no method was named")
     sample = Sample(tokens, window, batch_size, seed)
     seen = _Data(dense, source, str(test_data or source), sample, test_tokens, images, test_images)
+    check_apart(*seen.contents, source, seen.test_source)
     bench = _Bench(seen, accounting, train_steps, kept, progress)
     scored = partial(measure, dense, seen.scores, kept=kept, progress=progress, by_window=True, part="dense")
     reference = Row("dense", None, bench.part("dense", scored))
@@ -267,6 +267,14 @@ class _Data:
     test_tokens: int
     images: int
     test_images: int
+
+    @property
+    def contents(self) -> tuple[list[str], list[str]]:
+        """What calibrates and what is measured on, as ``check_apart`` takes it."""
+        if not is_plain(self.dense):
+            return contents(self.dense, self.source, "train"), contents(self.dense, self.test_source, "test")
+        # Of images as many are read as will be used.
+        return _digests(self.calibration), _digests(inputs_of(self.scores.images))
 
     @property
     def per(self) -> str:
@@ -388,3 +396,8 @@ class _Bench:
             if value is not None:
                 conditions = {**stated, "energy_of": network}
                 yield Measurement("energy", value, f"pJ/{self.data.per}", "estimated", conditions)
+
+
+def _digests(batches: Sequence[Any]) -> list[str]:
+    """Return one for every image."""
+    return [digest(pieces([{"": row}])) for batch in batches for x in batch.values() for row in x]

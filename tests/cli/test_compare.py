@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,10 @@ def test_unknown_names_list_the_known_ones(run, dense: Path, text: Path) -> None
 def test_a_classifier_is_compared_by_accuracy(run, classifier: Path, table: Path, tmp_path: Path) -> None:
     other = tmp_path / "dev.tsv"
     other.write_text(table.read_text())
-    done = run("compare", classifier, "--timesteps", "2", "--data", table, "--test-data", other, "--tokens", 64)
+    arguments = ["compare", classifier, "--timesteps", "2", "--data", table, "--test-data", other, "--tokens", 64]
+    assert "would calibrate and measure: name other data" in run(*arguments, code=1).stderr
+    other.write_text(table.read_text().replace("film", "film film"))
+    done = run(*arguments)
     assert "− ANN" in done.stdout and "accuracy" in done.stdout
 
 
@@ -169,6 +173,19 @@ def test_a_plain_network(run, rows, photographs: Path, tmp_path: Path) -> None:
     assert refused["plan"] == "las" and "no transformers model" in refused["reason"]
     assert {row["conditions"]["images"] for row in found if row["quantity"] == "accuracy"} == {12}
     assert "µJ/image" in run("compare", tmp_path, *arguments).stdout
+
+
+def test_images_that_calibrate_do_not_measure_under_other_names(run, photographs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "network.py"
+    file.write_text("import tiny_cnns\n\ndef load_network(directory):\n    return tiny_cnns.build('vgg'), {}\n")
+    copy = tmp_path / "copy"
+    for place in sorted((photographs / "train").glob("*/*.png")):
+        (copy / place.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(place, copy / place.parent.name / f"again-{place.name}")
+    arguments = ["compare", tmp_path, "--builder", file, "--images", 8, "--test-images", 12, "--timesteps", "2"]
+    for data, test in ((photographs / "train", copy), (photographs, copy), (copy, copy)):
+        said = run(*arguments, "--data", data, "--test-data", test, code=1).stderr
+        assert "would calibrate and measure: name other data" in said
 
 
 def test_a_plain_network_is_trained_beside_its_control(run, rows, photographs: Path, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -302,3 +305,21 @@ def test_a_soak_of_clients_that_come_and_go(loaded: Loaded) -> None:
     assert wrong == []
     # The highest point of memory (KiB) has been reached before the second half.
     assert peaks[2] - peaks[1] < 4096
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [False, True])
+def test_one_interrupt_ends_the_program_cleanly(snn: Path, busy: bool) -> None:
+    command = [sys.executable, "-c", "from fas.cli.main import main; main()", "serve", str(snn), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "answers at" in line)
+        host, port = line.partition("http://")[2].partition("/")[0].split(":")
+        with socket.create_connection((host, int(port)), 10) as wire:
+            body = b'{"prompt": "12", "max_tokens": 60, "stream": true}'
+            if busy:
+                wire.sendall(HEAD % len(body) + body)
+                assert wire.recv(64).split()[1] == b"200"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        assert process.stderr.read() == ""

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -16,6 +17,7 @@ from fas.data.for_model import (
     Sample,
     calibration_batches,
     check_apart,
+    contents,
     default_data,
     held_out_batches,
     name_of_data,
@@ -185,10 +187,15 @@ def test_calibration_reads_the_train_part_and_measurements_the_test_part(loaded:
         for place in (tmp_path, tmp_path / "train.txt", tmp_path / "test.txt")
     )
     assert whole == test != train
-    check_apart(source, source)
+    apart(loaded, source, source)
 
 
-def test_text_that_calibrates_does_not_measure_whatever_it_is_called(tmp_path: Path) -> None:
+def apart(loaded: Loaded, source: object, test: object) -> None:
+    parts = contents(loaded, str(source), "train"), contents(loaded, str(test), "test")
+    check_apart(*parts, str(source), str(test))
+
+
+def test_text_that_calibrates_does_not_measure_whatever_it_is_called(loaded: Loaded, tmp_path: Path) -> None:
     # A directory without names of splits gives all of its files to both.
     for name in ("one", "other"):
         (tmp_path / f"{name}.txt").write_text(f"{name} " * 64)
@@ -196,9 +203,28 @@ def test_text_that_calibrates_does_not_measure_whatever_it_is_called(tmp_path: P
     copy.parent.mkdir()
     copy.write_text("one " * 64)
     for test in (tmp_path, tmp_path / "one.txt", copy):
-        with pytest.raises(ValueError, match=r"the same text of .* would calibrate and measure: name other data"):
-            check_apart(str(tmp_path), str(test))
-    check_apart(str(tmp_path / "one.txt"), str(tmp_path / "other.txt"))
+        with pytest.raises(ValueError, match=r"the same data of .* would calibrate and measure: name other data"):
+            apart(loaded, tmp_path, test)
+    # A part of what is measured may not calibrate either.
+    with pytest.raises(ValueError, match="would calibrate and measure"):
+        apart(loaded, tmp_path / "one.txt", tmp_path)
+    apart(loaded, tmp_path / "one.txt", tmp_path / "other.txt")
+
+
+def test_rows_of_a_table_that_calibrate_do_not_measure_in_another_file_or_order(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
+    )
+    classifier = Loaded.of(transformers.BertForSequenceClassification(config))
+    rows = [f"{word} fine\t{word} indeed\t{i % 2}\n" for i, word in enumerate("abcdefgh")]
+    places = {}
+    for name, chosen in {"train": rows[:4], "test": rows[4:], "copy": rows[3::-1], "half": rows[2:6]}.items():
+        places[name] = tmp_path / f"{name}.tsv"
+        places[name].write_text("sentence1\tsentence2\tlabel\n" + "".join(chosen))
+    apart(classifier, places["train"], places["test"])
+    for name in ("copy", "half"):
+        with pytest.raises(ValueError, match=rf"the same data of .*train.tsv and .*{name}.tsv would calibrate"):
+            apart(classifier, places["train"], places[name])
 
 
 def test_what_is_held_out_of_the_standard_library_is_a_twentieth_by_the_hash_of_its_path() -> None:

@@ -92,20 +92,34 @@ def tokens(loaded: Loaded, data: str | Path | Sequence[str], split: str, limit: 
     return token_stream(documents, tokenizer, vocab_size=loaded.vocabulary, bos=loaded.bos, limit=limit)
 
 
-def check_apart(source: str, test_source: str) -> None:
-    """Refuse text that would be both calibrated and measured on: by what it says, not by its name.
-
-    Raises:
-        ValueError: half of the text to measure on, or more, is in documents that calibrate too.
-    """
+def contents(loaded: Loaded, source: str, split: str) -> list[str]:
+    """Return what data say: the rows of a table for a classifier, else documents."""
+    from fas.data.table import load_table
     from fas.data.text import load_documents
 
-    calibrating = set(load_documents(source, split="train"))
-    measured = load_documents(test_source, split="test")
-    shared = sum(len(text) for text in measured if text in calibrating)
-    if shared >= sum(map(len, measured)) / 2:
-        both = source if test_source == source else f"{source} and {test_source}"
-        raise ValueError(f"the same text of {both} would calibrate and measure: name other data with --test-data")
+    if not is_classifier(loaded):
+        return load_documents(source, split=split)
+    table = load_table(source, task="regression" if loaded.model.config.num_labels == 1 else None)
+    return ["\t".join(row) for row in zip(table.sentences, table.pairs or [""] * len(table), strict=True)]
+
+
+def check_apart(calibrating: Sequence[str], measured: Sequence[str], source: str, test_source: str) -> None:
+    """Refuse data that would be both calibrated and measured on: by what they say, not by their name.
+
+    Args:
+        calibrating: documents, rows of a table, or images as text.
+        measured: as many of them as will be measured on.
+        source: name of the first, for the message.
+        test_source: name of the second.
+
+    Raises:
+        ValueError: half of either, or more, is in the other too.
+    """
+    for these, others in ((measured, set(calibrating)), (calibrating, set(measured))):
+        shared = sum(len(one) for one in these if one in others)
+        if shared and shared >= sum(map(len, these)) / 2:
+            both = source if test_source == source else f"{source} and {test_source}"
+            raise ValueError(f"the same data of {both} would calibrate and measure: name other data with --test-data")
 
 
 def training_rows(loaded: Loaded, data: Any, sample: Sample) -> Any:
