@@ -174,7 +174,7 @@ def server(loaded: Loaded, name: str, limits: Limits | None = None) -> Server:
             gate.close()
             await super().shutdown(sockets)
 
-    return Ending(uvicorn.Config(gate, log_level="warning", timeout_graceful_shutdown=1))
+    return Ending(uvicorn.Config(gate, log_level="warning", timeout_graceful_shutdown=5))
 
 
 def listen(host: str, port: int) -> socket.socket:
