@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo models lint format test test-all mutants bench docs clean
+.PHONY: help setup demo models lint format test test-all mutants audit bench docs clean
 
 # The interpreter that builds the environment. 3.11 first: the CPU wheel of torch named in
 # constraints.txt is built for it.
@@ -48,6 +48,10 @@ test-all: lint docs  ## lint, the site, then every test
 mutants: setup  ## change the library one spot at a time: do the tests notice? build/mutants; LIMIT=40 tries forty more
 	$(BIN)/python -m pip install --quiet -c constraints.txt cosmic-ray==8.7.0
 	$(BIN)/python tools/mutants.py --limit $(or $(LIMIT),300)
+
+audit: setup  ## ask for known flaws of the packages in .venv (pip-audit); build/sbom.json lists them (CycloneDX)
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install --quiet -c constraints.txt pip-audit cyclonedx-bom; }
+	build/audit/bin/python tools/audit.py $(BIN)/python
 
 bench: setup  ## measure speed and memory beside the dense model; writes build/bench
 	$(BIN)/python -m benchmarks.suite --out build/bench

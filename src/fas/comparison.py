@@ -32,7 +32,7 @@ from fas.evaluation.kept import Kept
 from fas.evaluation.score import WINDOWS, measure, scores_on
 from fas.loading import Loaded, loaded_of
 from fas.plain_networks import inputs_of, is_plain, photographs
-from fas.storage.digest import digest, pieces
+from fas.storage.digest import digests
 from fas.types import Measurement, Method, Progress
 
 # Tokens, or images, whose operations are counted: counts per token settle quickly.
@@ -274,7 +274,7 @@ class _Data:
         if not is_plain(self.dense):
             return contents(self.dense, self.source, "train"), contents(self.dense, self.test_source, "test")
         # Of images as many are read as will be used.
-        return _digests(self.calibration), _digests(inputs_of(self.scores.images))
+        return digests(self.calibration), digests(inputs_of(self.scores.images))
 
     @property
     def per(self) -> str:
@@ -396,8 +396,3 @@ class _Bench:
             if value is not None:
                 conditions = {**stated, "energy_of": network}
                 yield Measurement("energy", value, f"pJ/{self.data.per}", "estimated", conditions)
-
-
-def _digests(batches: Sequence[Any]) -> list[str]:
-    """Return one for every image."""
-    return [digest(pieces([{"": row}])) for batch in batches for x in batch.values() for row in x]

@@ -104,13 +104,7 @@ def contents(loaded: Loaded, source: str, split: str) -> list[str]:
 
 
 def check_apart(calibrating: Sequence[str], measured: Sequence[str], source: str, test_source: str) -> None:
-    """Refuse data that would be both calibrated and measured on: by what they say, not by their name.
-
-    Args:
-        calibrating: documents, rows of a table, or images as text.
-        measured: as many of them as will be measured on.
-        source: name of the first, for the message.
-        test_source: name of the second.
+    """Refuse documents, rows or digests that would calibrate and measure: by what they say, not by their source's name.
 
     Raises:
         ValueError: half of either, or more, is in the other too.

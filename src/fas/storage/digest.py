@@ -33,6 +33,11 @@ def pieces(batches: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
                 yield f"{name} {value!r}".encode()
 
 
+def digests(batches: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a digest of every row of every tensor in some batches."""
+    return [digest(pieces([{"": row}])) for batch in batches for rows in batch.values() for row in rows]
+
+
 def digest_rows(dataset: Any) -> str:
     """Return the digest of a data set: its length and up to 10,000 rows, evenly spread.
 
