@@ -107,7 +107,7 @@ def test_malformed_sites(site):
 
 @pytest.mark.parametrize("sites", [5, "abc", {"path": "a"}])
 def test_sites_that_are_no_list(sites):
-    with pytest.raises(CheckpointError, match="which is no list"):
+    with pytest.raises(CheckpointError, match="which is not a list"):
         FASConfig(sites=sites)
 
 
@@ -124,7 +124,7 @@ def test_malformed_records(record):
 
 @pytest.mark.parametrize("records", [1, None, {"stage": "x"}, "calibrate"])
 def test_records_that_are_no_list(records):
-    with pytest.raises(CheckpointError, match="which is no list"):
+    with pytest.raises(CheckpointError, match="which is not a list"):
         FASConfig(records=records)
 
 

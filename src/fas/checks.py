@@ -7,7 +7,7 @@ from typing import Any
 
 
 def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Refuse a value that is no whole number within bounds.
+    """Refuse a value that is not a whole number within bounds.
 
     Raises:
         ValueError: such a value; the message names it.

@@ -206,7 +206,7 @@ def _damaged(what: str) -> CheckpointError:
 
 def _listed(name: str, value: Any) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        raise _damaged(f"{name} {value!r}, which is no list")
+        raise _damaged(f"{name} {value!r}, which is not a list")
     return value
 
 

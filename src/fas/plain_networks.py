@@ -42,7 +42,7 @@ def load_either(name: str, device: str = "cpu", builder: Path | None = None, spi
 
     spec = importlib.util.spec_from_file_location(builder.stem, builder) if builder.is_file() else None
     if spec is None or spec.loader is None:
-        raise CheckpointError(f"--builder {builder} is no Python file")
+        raise CheckpointError(f"--builder {builder} is not a Python file")
     code = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(code)
     function = getattr(code, _FUNCTION, None)

@@ -51,7 +51,7 @@ def check_writable(path: Path) -> None:
     """Refuse, before the work begins, a file or directory that could not be written.
 
     Raises:
-        OSError: the nearest place that exists is no directory, or takes nothing.
+        OSError: the nearest place that exists is not a directory, or takes nothing.
     """
     nearest = _nearest(path.absolute())
     # What lies at the place itself is replaced by something beside it.

@@ -218,7 +218,7 @@ def test_a_plain_network_without_its_code(run, photographs: Path, tmp_path: Path
     assert "has no function load_network" in message("x = 1\n")
     assert "expected a plain module" in message("def load_network(directory):\n    return 3\n")
     missing = run("compare", tmp_path, "--builder", tmp_path / "none.py", "--data", photographs, code=1).stderr
-    assert "is no Python file" in " ".join(missing.split())
+    assert "is not a Python file" in " ".join(missing.split())
 
 
 def test_a_row_for_every_part_of_the_calibration(rows, run, dense: Path, text: Path, held_out: Path) -> None:

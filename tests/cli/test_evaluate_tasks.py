@@ -85,4 +85,4 @@ def test_options_that_do_not_go_together(run, snn: Path, text: Path, sets: Path)
     assert "belong to --tasks" in run("evaluate", snn, "--data", text, "--fewshot", 3, code=2).stderr
     assert "models that read images" in run("evaluate", snn, "--data", text, "--limit", 3, code=1).stderr
     assert "names no task" in run("evaluate", snn, "--tasks", ",", code=2).stderr
-    assert "is no directory" in run("evaluate", snn, "--tasks", "sums", "--task-path", text, code=1).stderr
+    assert "is not a directory" in run("evaluate", snn, "--tasks", "sums", "--task-path", text, code=1).stderr

@@ -58,12 +58,12 @@ def test_rows_that_are_refused(tmp_path, rows, message):
 
 
 def test_files_that_are_refused(tmp_path):
-    with pytest.raises(DataError, match="is no jsonl file"):
+    with pytest.raises(DataError, match="is not a jsonl file"):
         load_pictures(tmp_path / "missing.jsonl")
-    with pytest.raises(DataError, match="is no jsonl file"):
+    with pytest.raises(DataError, match="is not a jsonl file"):
         load_pictures(tmp_path)
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(DataError, match="is no image that can be read"):
+    with pytest.raises(DataError, match="is not an image that can be read"):
         open_image(tmp_path / "text.png")
 
 

@@ -121,7 +121,7 @@ def test_what_cannot_be_read(folder, tmp_path):
     Image.fromarray(picture(0, (64, 64))).save(content, "PNG")
     for damaged in (b"", content.getvalue()[:300]):
         (folder / "dog" / "d.png").write_bytes(damaged)
-        with pytest.raises(DataError, match=r"dog/d\.png is no image that can be read"):
+        with pytest.raises(DataError, match=r"dog/d\.png is not an image that can be read"):
             read_images(folder)
     with pytest.raises(ValueError, match="per_class is 0"):
         read_images(folder, per_class=0)

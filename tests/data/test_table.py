@@ -174,7 +174,7 @@ def test_file_that_is_not_text(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match=r"nosuch\.tsv is no file"):
+    with pytest.raises(DataError, match=r"nosuch\.tsv is not a file"):
         load_table(tmp_path / "nosuch.tsv")
 
 

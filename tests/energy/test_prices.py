@@ -79,7 +79,7 @@ def test_an_unknown_name_lists_the_known_ones():
         ('unit = "pJ"', 'unit = "nJ"', "is in 'nJ'; expected pJ"),
         ("value = 2", "value = 2\nunverified = true", "is unverified: say why"),
         ("value = 2", "value = 2\ncolour = 1", "has unknown entries colour"),
-        ("value = 2", "value = ", "is no TOML file"),
+        ("value = 2", "value = ", "is not a TOML file"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(tmp_path, before, after, message):

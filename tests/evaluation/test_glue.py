@@ -50,7 +50,7 @@ def test_scores_are_a_regression(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'piqa' is no task of GLUE: choose among cola, sst2"):
+    with pytest.raises(DataError, match="'piqa' is not a GLUE task: choose among cola, sst2"):
         glue_table("piqa", tmp_path)
-    with pytest.raises(DataError, match=r"CoLA/dev\.tsv is no file"):
+    with pytest.raises(DataError, match=r"CoLA/dev\.tsv is not a file"):
         glue_table("cola", tmp_path)

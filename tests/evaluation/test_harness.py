@@ -208,7 +208,7 @@ def test_refusals(places: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="network is 'brain'; choose one of ann, quantised, snn"):
         SpikingLM(str(places / "snn"), device="cpu", network="brain")  # type: ignore[arg-type]
     lm = SpikingLM(str(places / "snn"), device="cpu")
-    with pytest.raises(DataError, match="is no directory"):
+    with pytest.raises(DataError, match="is not a directory"):
         score(lm, "piqa", task_path=tmp_path / "missing")
     lm.model.set_submodule("transformer.h.0.mlp.c_proj", lm.model.transformer.h[0].mlp.c_proj.dense())
     with pytest.raises(CheckpointError, match=r"has 8 spiking layers where its configuration names 9"):

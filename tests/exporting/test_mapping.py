@@ -182,7 +182,7 @@ def test_chips(name, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('title = "', "titel = '"), "is no TOML file"),
+        (('title = "', "titel = '"), "is not a TOML file"),
         (('title = "', 'name = "'), "chip own has no title"),
         (("[constants.weight_bits]", "[constants.bits]"), "constant bits of chip own is unknown"),
         (("[constants.weight_bits]", "[other]"), "chip own lacks weight_bits"),

@@ -150,7 +150,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_damage_is_told(tmp_path: Path) -> None:
     model, inputs = converted("relu")
     place = tmp_path / "out"
-    with pytest.raises(CheckpointError, match=r"is no export: export\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"is not an export: export\.json is missing"):
         import_nir(place)
     export_nir(model, place, inputs)
     sidecar = json.loads((place / "export.json").read_text())

@@ -136,10 +136,10 @@ def test_every_character_of_a_checksum_counts(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"{'0' * 64}  ../../etc/passwd\n", "is no checksum and name"),
-        ("0123  model.safetensors\n", "is no checksum and name"),
+        (f"{'0' * 64}  ../../etc/passwd\n", "is not a checksum and a name"),
+        ("0123  model.safetensors\n", "is not a checksum and a name"),
         (f"{'0' * 64}  other.safetensors\n", "other.safetensors is missing"),
-        ("\x00\xff", "is no checksum and name"),
+        ("\x00\xff", "is not a checksum and a name"),
     ],
 )
 def test_damaged_checksums(text, said, tmp_path) -> None:
@@ -169,7 +169,7 @@ CONFIGURATIONS: list[tuple[str, str, Edit, str]] = [
     ("time steps as text", "snn", quantisation(timesteps="4"), "timesteps is '4'; expected a whole number"),
     ("no time steps", "snn", quantisation("timesteps"), "has sites but no timesteps"),
     ("no sites", "snn", quantisation("sites"), "names no spiking sites"),
-    ("sites as text", "snn", quantisation(sites="x"), "which is no list"),
+    ("sites as text", "snn", quantisation(sites="x"), "which is not a list"),
     ("a switch as text", "snn", quantisation(gated="no"), "gated is 'no'; expected true or false"),
     ("malformed records", "snn", quantisation(records=[{"stage": "a", "settings": 1, "results": 2}]), "malformed"),
     ("NaN in v_init", "snn", value(".v_init", torch.nan), r"v_init of .* has 1 NaN or infinite values of \d+"),

@@ -220,7 +220,7 @@ def test_a_card_shows_no_class_that_is_none(name, snn, tmp_path) -> None:
     place = tmp_path / "snn"
     shutil.copytree(snn, place)
     edited(place / "config.json", architectures=[name])
-    with pytest.raises(CheckpointError, match=r"names the class .*, which is no name of a class"):
+    with pytest.raises(CheckpointError, match=r"names the class .*, which is not the name of a class"):
         write_card(place)
 
 

@@ -86,9 +86,9 @@ def test_what_was_there_stays_where_a_file_cannot_grow(name, run, models, earlie
     assert "exceed the limit of the system (ulimit -f)" in said and "name another directory" in said, said
     assert contents(place) == before
     beside = {path.name for path in place.parent.iterdir()} - {place.name}
-    # Only what a second run goes on from, and then the message says so.
+    # Only what a second run resumes from, and then the message says so.
     assert beside <= {"model-checkpoints", "model.calibrating"}
-    assert ("a second run goes on" in said) == bool(beside), (said, beside)
+    assert ("run the command again to resume" in said) == bool(beside), (said, beside)
 
 
 @pytest.mark.parametrize("size", ["4k", "12k"])
@@ -140,7 +140,7 @@ def test_streaming_keeps_what_is_finished_and_goes_on(run, models, tmp_path, lim
     arguments = [*COMMANDS["convert"][1](models, tmp_path / "snn"), "--stream"]
     with limited(12_000):
         said = run(*arguments, code=1).stderr
-    assert "exceed the limit" in said and "a second run goes on from where this one was" in said
+    assert "exceed the limit" in said and "run the command again to resume" in said
     assert not (tmp_path / "snn").exists() and (tmp_path / "snn.partial").is_dir()
     run(*arguments)
     run(*COMMANDS["convert"][1](models, tmp_path / "whole"))

@@ -163,7 +163,7 @@ def test_damaged_and_foreign_directories(tmp_path):
     config = tmp_path / "snn" / "config.json"
     stored = json.loads(config.read_text())
     config.write_text(json.dumps({"architectures": ["VGG"]}))
-    with pytest.raises(CheckpointError, match=r"is no converted plain module: it needs a config\.json with"):
+    with pytest.raises(CheckpointError, match=r"is not a converted plain module: it needs a config\.json with"):
         load_module(tiny_cnns.build("vgg"), tmp_path / "snn")
     config.write_text(json.dumps(stored))
     weights = tmp_path / "snn" / "model.safetensors"

@@ -123,7 +123,7 @@ def test_a_sequence_in_the_first_dimension_runs_layerwise_only():
 
 def test_what_is_missing_is_named():
     model, batch, _ = built("perceptron")
-    with pytest.raises(SiteError, match=r"Perceptron is no transformers model .*pass probe="):
+    with pytest.raises(SiteError, match=r"Perceptron is not a transformers model .*pass probe="):
         fas.convert(model, calibration=[batch])
     with pytest.raises(SiteError, match=r"no linear layer stands behind an activation module .*coverage 'linear'"):
         fas.convert(model, fas.FAS(coverage="mlp"), probe=batch, calibration=[batch])

@@ -69,13 +69,13 @@ def test_exclusion_and_coverage():
     assert [s.path for s in find_sites(model, "mlp", probe=PROBE)] == ["classifier.3"]
     with pytest.raises(SiteError, match=r"ResNet has no site for coverage 'mlp'.*coverage 'linear' takes every conv"):
         find_sites(tiny_cnns.build("resnet"), "mlp", probe=PROBE)
-    with pytest.raises(SiteError, match="VGG is no transformers model, so its attention cannot be reached"):
+    with pytest.raises(SiteError, match="VGG is not a transformers model, so its attention cannot be reached"):
         find_sites(model, "full", probe=PROBE)
 
 
 def test_a_plain_module_needs_a_probe():
     with pytest.raises(
-        SiteError, match=r"VGG is no transformers model .* pass probe=\{\.\.\.\}, a batch of one by the"
+        SiteError, match=r"VGG is not a transformers model .* pass probe=\{\.\.\.\}, a batch of one by the"
     ):
         find_sites(tiny_cnns.build("vgg"))
 

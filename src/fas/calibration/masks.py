@@ -16,7 +16,7 @@ from fas.surgery.replace import populations
 # From what flows into a site last to what does so first: an answer is made of the question, which knows of the image.
 _MASKS = {"decoder_input_ids": "decoder_attention_mask", "input_ids": "attention_mask"}
 NO_MASK = ""
-"""Stands for the mask of rows that are no tokens: patches of an image."""
+"""Stands for the mask of rows that are not tokens: patches of an image."""
 
 
 def masks_of_sites(model: nn.Module, batch: Mapping[str, Any], run: Callable[[], None]) -> dict[str, str]:

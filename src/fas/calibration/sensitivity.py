@@ -80,7 +80,7 @@ def _watch(gradients: dict[str, dict[int, Tensor]], module: nn.Module, arguments
 
 
 def _mask(inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor:
-    """Return which answers are no padding, shape [*B]."""
+    """Return which answers are not padding, shape [*B]."""
     mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
     if mask is None or mask.shape != logits.shape[:-1]:
         return torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)

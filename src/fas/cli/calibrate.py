@@ -1,4 +1,4 @@
-"""``fas calibrate``: thresholds of a converted model, set anew."""
+"""``fas calibrate``: thresholds of a converted model, set again."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def energy(
     ] = None,
     test_tokens: options.MeasuredTokens = 2048,
     new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens to generate behind each window; 16 where the model writes text.", min=0)
+        int | None, typer.Option(help="Tokens to generate after each window; 16 where the model writes text.", min=0)
     ] = None,
     prices: Annotated[
         str, typer.Option(help="Cost models, several with commas: 45nm, 45nm-dram, 22nm, loihi, or TOML files.")

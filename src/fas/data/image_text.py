@@ -70,7 +70,7 @@ def load_pictures(source: str | Path, *, images: Path | None = None, split: str 
             name = record.get("image")
             record["image"] = folder / name if isinstance(name, str) else None
     elif path.is_dir() or path.suffix:
-        raise DataError(f"{path} is no jsonl file: expected rows with image and captions, or question and answers")
+        raise DataError(f"{path} is not a jsonl file: expected rows with image and captions, or question and answers")
     else:
         records = hub_rows(str(source), split)
     return [_picture(f"{source}, row {i}", record) for i, record in enumerate(records, 1)]

@@ -125,11 +125,11 @@ def open_image(file: str | Path, content: bytes | None = None) -> Any:
     except FileNotFoundError:
         raise DataError(f"no image {file}: name a file, or the folder that images lie in") from None
     except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file} is no image that can be read ({error})") from None
+        raise DataError(f"{file} is not an image that can be read ({error})") from None
 
 
 class AugmentedBatches(Sequence[dict[str, Tensor]]):
-    """Batches whose images are mirrored and shifted anew each time they are read, for stages that train.
+    """Batches whose images are mirrored and shifted again each time they are read, for stages that train.
 
     Every image is mirrored left to right in half of the cases and shifted by up to ``shift`` pixels in both
     directions, zeros coming in. Reading the batches in one order from one seed gives the same images again.

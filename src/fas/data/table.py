@@ -140,7 +140,7 @@ def load_table(path: str | Path, *, task: Task | None = None, label_names: Seque
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} is no file: expected a .tsv, .csv, .json or .jsonl file with labels")
+        raise DataError(f"{path} is not a file: expected a .tsv, .csv, .json or .jsonl file with labels")
     records = read_records(path)
     columns = list(records[0])
     first, second = _text_columns(path, columns)

@@ -70,7 +70,7 @@ def load_documents(source: str | Path, *, split: str = "train") -> list[str]:
         documents = _hub(source, split)
     else:
         raise DataError(
-            f"no file or directory {str(source)!r}, and it is no name of a hub data set: "
+            f"no file or directory {str(source)!r}, and it is not the name of a hub data set: "
             f"expected a path, 'stdlib', {', '.join(map(repr, HUB_ALIASES))}, or 'name:config' of a data set"
         )
     if not any(text.strip() for text in documents):

@@ -1,4 +1,4 @@
-"""What the neurons of one site sent in one call, and what it sets off behind them."""
+"""What the neurons of one site sent in one call, and what it sets off after them."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
     """
     if probe is None and not hasattr(model, "main_input_name"):
         raise SiteError(
-            f"{type(model).__name__} is no transformers model and does not say what it reads: pass probe={{...}}, a "
+            f"{type(model).__name__} is not a transformers model and does not say what it reads: pass probe={{...}}, a "
             "batch of one by the names of its forward's arguments"
         )
     inputs = probe if probe is not None else probe_inputs(model)

@@ -141,7 +141,7 @@ def read_described(
         table = tomllib.loads(own.read_text(encoding="utf-8"))
     # RecursionError: brackets in brackets.
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{name} is no TOML file: {error}") from None
+        raise DataError(f"{name} is not a TOML file: {error}") from None
     for key in ("title", "reference"):
         if not isinstance(table.get(key), str):
             raise DataError(f"{kind} {stem} has no {key}: say what it stands for, as a string")

@@ -61,7 +61,7 @@ def glue_table(task: str, folder: Path | None = None, limit: int | None = None) 
         MissingExtraError: the hub is asked for and the package datasets is not installed.
     """
     if task not in GLUE:
-        raise DataError(f"{task!r} is no task of GLUE: choose among {', '.join(GLUE)}")
+        raise DataError(f"{task!r} is not a GLUE task: choose among {', '.join(GLUE)}")
     return _first(_from_hub(task) if folder is None else _from_folder(task, folder), limit)
 
 

@@ -59,7 +59,7 @@ class Stretches(HFLM):
         return self._answered(super().loglikelihood_rolling, requests, disable_tqdm)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return what the model writes behind each context."""
+        """Return what the model writes after each context."""
         return self._answered(super().generate_until, requests, disable_tqdm)
 
     def _answered(self, answer: Callable[..., Any], requests: Sequence[Any], quiet: bool) -> list[Any]:
@@ -117,7 +117,7 @@ class SpikingLM(Stretches):
             super()._create_model(*arguments, **options)
 
     def forget(self) -> None:
-        """Begin to count spikes anew."""
+        """Start counting spikes again."""
         self.recording = Recording(simulation=self.model.simulation)
 
     @property
@@ -198,7 +198,7 @@ def _find(task: str, task_path: Path | None) -> tuple[Any, Any]:
     """Return what the harness takes for a task, and the manager that knows it."""
     if task_path is not None:
         if not task_path.is_dir():
-            raise DataError(f"{task_path} is no directory: name one with jsonl or YAML files of tasks")
+            raise DataError(f"{task_path} is not a directory: name one with jsonl or YAML files of tasks")
         local = local_task(task, task_path)
         manager = TaskManager(include_path=str(task_path), include_defaults=False)
         if local is not None or task in manager.all_tasks:

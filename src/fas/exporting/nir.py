@@ -166,7 +166,7 @@ def export_nir(
 def import_nir(directory: str | Path) -> dict[str, Exported]:
     """Read what ``export_nir`` has written, by site.
 
-    ``Exported.block.modules()`` gives a population and spiking layers again; exporting that block anew writes the
+    ``Exported.block.modules()`` gives a population and spiking layers again; exporting that block again writes the
     same arrays.
 
     Raises:
@@ -180,7 +180,7 @@ def import_nir(directory: str | Path) -> dict[str, Exported]:
         sidecar = json.loads((place / SIDECAR).read_text(encoding="utf-8"))
         tensors = load_file(place / TRACES)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{place} is no export: {Path(error.filename or SIDECAR).name} is missing") from None
+        raise CheckpointError(f"{place} is not an export: {Path(error.filename or SIDECAR).name} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise CheckpointError(f"{place} is damaged ({error}): export the model again") from None
     if not isinstance(sidecar, dict) or sidecar.get("format") != FORMAT:

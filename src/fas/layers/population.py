@@ -217,8 +217,8 @@ class Population(nn.Module):
             return self.quantised(work).to(x.dtype)
         if form == "counts" and not self.has_small_counts:
             raise FASError(
-                f"site {self.path}: counts of {type(self.neuron).__name__} at T = {simulation.timesteps} are no whole "
-                f"numbers up to {LARGEST}: set model.weights = 'float', or fewer time steps"
+                f"site {self.path}: counts of {type(self.neuron).__name__} at T = {simulation.timesteps} exceed "
+                f"{LARGEST}, or are not whole numbers: set model.weights = 'float', or fewer time steps"
             )
         by_torch = self.differentiates(work)
         if simulation.schedule == "online":

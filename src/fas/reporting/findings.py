@@ -111,7 +111,7 @@ class Findings:
         versions: by package.
         seconds: that it took.
         data: on what.
-        sample: a prompt, and what the spiking network wrote behind it.
+        sample: a prompt, and what the spiking network wrote after it.
     """
 
     name: str

@@ -140,7 +140,7 @@ def _sample(findings: Findings) -> str:
     if findings.sample is None:
         return ""
     prompt, written = (escape(part) for part in findings.sample)
-    text = "The prompt, and how the spiking network goes on."
+    text = "The prompt, and how the spiking network continues it."
     return section("sample", "What it writes", f"<pre><b>{prompt}</b>{written}</pre>", text)
 
 

@@ -101,7 +101,7 @@ def load_module(model: nn.Module, directory: str | os.PathLike[str]) -> Any:
     file = folder / _WEIGHTS
     if not isinstance(stored, Mapping) or not file.is_file():
         raise CheckpointError(
-            f"{folder} is no converted plain module: it needs a config.json with quantization_config and {_WEIGHTS}"
+            f"{folder} is not a converted plain module: it needs a config.json with quantization_config and {_WEIGHTS}"
         )
     config = FASConfig(**stored)
     if config.sites is None:

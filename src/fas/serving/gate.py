@@ -204,7 +204,7 @@ def _checked(whole: bytes) -> dict[str, Any]:
         body = json.loads(whole)
     # RecursionError: brackets in brackets in brackets.
     except (ValueError, RecursionError) as error:
-        raise _Refused(400, f"the request is no JSON: {type(error).__name__}") from None
+        raise _Refused(400, f"the request is not JSON: {type(error).__name__}") from None
     if not isinstance(body, dict):
         raise _Refused(400, f"the request is a JSON {type(body).__name__}; expected an object")
     for name, harmless in _REFUSED.items():

@@ -187,7 +187,7 @@ def _figures(population: Population, counts: Tensor, sent: Tensor, target: Tenso
 
 
 def _positions(batch: Mapping[str, Tensor]) -> int:
-    """Return the tokens of a batch that are no padding; of other inputs, the samples."""
+    """Return the tokens of a batch that are not padding; of other inputs, the samples."""
     mask = batch.get("attention_mask")
     if mask is not None:
         return int(mask.sum())

@@ -105,7 +105,7 @@ def model_card(config: Mapping[str, Any]) -> ModelCard:
     architecture = (config.get("architectures") or ["model"])[0]
     if not isinstance(architecture, str) or not architecture.isidentifier():
         # It becomes part of the code that a card shows.
-        raise CheckpointError(f"config.json names the class {architecture!r}, which is no name of a class")
+        raise CheckpointError(f"config.json names the class {architecture!r}, which is not the name of a class")
     base = config.get(BASE)
     local = base is not None and not _HUB_NAME.fullmatch(base)
     task = _task(architecture)

@@ -31,7 +31,9 @@ def check_sums(directory: Path) -> None:
     for line in place.read_text(encoding="utf-8", errors="replace").splitlines():
         stated, _, name = line.partition("  ")
         if not is_plain_name(name) or len(stated) != 64:
-            raise CheckpointError(f"{place} has the line {line[:80]!r}, which is no checksum and name: copy it again")
+            raise CheckpointError(
+                f"{place} has the line {line[:80]!r}, which is not a checksum and a name: copy it again"
+            )
         file = directory / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: {SUMS} names it; copy the model again")

@@ -127,7 +127,7 @@ def check_generation(model: Any) -> None:
 
 
 def check_neurons(model: nn.Module, where: str) -> None:
-    """Refuse neurons whose parameters are no numbers; a population without any threshold is not calibrated yet.
+    """Refuse neurons whose parameters are not numbers; a population without any threshold is not calibrated yet.
 
     Raises:
         CheckpointError: the first such parameter.

@@ -46,7 +46,7 @@ def probe_inputs(model: nn.Module) -> dict[str, Tensor]:
     config: Any = getattr(model, "config", None)
     if is_plain(model):
         raise SiteError(
-            f"{type(model).__name__} is no transformers model and does not say what it reads: pass probe={{...}}, a "
+            f"{type(model).__name__} is not a transformers model and does not say what it reads: pass probe={{...}}, a "
             "batch of one by the names of its forward's arguments, such as probe={'x': images[:1]}"
         )
     name = model.main_input_name

@@ -131,7 +131,7 @@ def find_sites(
         check_exclude(model, patterns)
     if is_plain(model) and coverage == "full":
         raise SiteError(
-            f"{type(model).__name__} is no transformers model, so its attention cannot be reached: "
+            f"{type(model).__name__} is not a transformers model, so its attention cannot be reached: "
             "use coverage 'linear'"
         )
     if is_convolutional(model):

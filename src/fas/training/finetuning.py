@@ -60,7 +60,7 @@ def finetune(
         collator: makes a batch of rows.
         tokenizer: pads rows of unequal length.
         control: False trains no control.
-        resume: go on from checkpoints in ``output_dir``; False removes them.
+        resume: resume from checkpoints in ``output_dir``; False removes them.
         progress: told after each step of both.
         callbacks: transformers' TrainerCallbacks, for the quantised network; where they stop it early, the
             control stops at the same step.

@@ -106,7 +106,7 @@ def running_maxima(
 
 
 def checked(model: Any, maxima: dict[Population, Tensor]) -> dict[Population, Tensor]:
-    """Refuse maxima of zero, and those that are no numbers.
+    """Refuse maxima of zero, and those that are not numbers.
 
     Raises:
         CalibrationError: a site that was never above zero or never reached, or received NaN or infinite values.

@@ -195,7 +195,7 @@ def train(
         collator: makes a batch of rows.
         network: its name.
         eval_dataset: rows on which the mean loss is taken, before and after, if there are some.
-        resume: go on from checkpoints; else they are removed.
+        resume: resume from checkpoints; else they are removed.
         progress: told after each step.
         callbacks: TrainerCallbacks.
         stop_at: step after which training ends, though the schedule is longer.
@@ -274,7 +274,7 @@ def _run(trainer: ThresholdTrainer, checkpoint: Path | None, stop_at: int | None
 
 
 def _begun(directory: Path, description: Mapping[str, Any], resume: bool, arguments: TrainingArguments) -> Path | None:
-    """Return the checkpoint to go on from, which the first process chooses."""
+    """Return the checkpoint to resume from, which the first process chooses."""
     found = begin(directory, description, resume=resume) if place()[0] == 0 else None
     step = first_says(-1 if found is None else step_of(found), arguments.device)
     return None if step < 0 else directory / f"checkpoint-{step}"

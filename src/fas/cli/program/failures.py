@@ -51,7 +51,7 @@ def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
 
 def _fail(error: BaseException, arguments: dict[str, Any]) -> NoReturn:
     place = next((arguments[name] for name in ("out", "plot", "page") if arguments.get(name) is not None), None)
-    again = "" if _starts_anew(arguments) or not _is_full(error) else "; a second run goes on from where this one was"
+    again = "" if _starts_anew(arguments) or not _is_full(error) else "; run the command again to resume"
     _say(f"error: {message(error, place)}{again}")
     try:
         # What stdout still holds cannot be written either, where that is what failed.
@@ -63,7 +63,7 @@ def _fail(error: BaseException, arguments: dict[str, Any]) -> NoReturn:
 
 
 def _starts_anew(arguments: dict[str, Any]) -> bool:
-    """Whether an interrupted command has left nothing to go on from: no checkpoint of training, no calibrated site."""
+    """Whether an interrupted command has left nothing to resume from: no checkpoint of training, no calibrated site."""
     out = arguments.get("out")
     endings = ("partial", "calibrating")
     began = isinstance(out, Path) and any(Path(f"{out.absolute()}.{ending}").exists() for ending in endings)
@@ -94,7 +94,7 @@ _REMEDIES = {
     errno.EROFS: ", nothing was written: name a place that can be written to",
     errno.EACCES: ": take the rights to it, or name another place",
     errno.EPERM: ": take the rights to it, or name another place",
-    errno.EEXIST: ", and is no directory: name another place",
+    errno.EEXIST: ", and is not a directory: name another place",
     errno.ENOTDIR: ", but a file where a directory should be: name another place",
 }
 

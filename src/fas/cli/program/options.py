@@ -57,7 +57,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of whole numbers such as 2,4,8", param_hint=option) from None
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 2,4,8", param_hint=option) from None
 
 
 def words(text: str) -> list[str]:

@@ -151,7 +151,7 @@ def read_rows(path: Path, *, finite: bool = False) -> list[Measurement]:
             raise TypeError("no list")
         found = [Measurement(**row) for row in rows]
         if not all(isinstance(row.conditions, dict) for row in found):
-            raise TypeError("conditions are no table")
+            raise TypeError("conditions are not a table")
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} holds no rows of a fas command ({error}): write them with --json > {path}") from None
     numbers = [row for row in found if isinstance(row.value, int | float)]
