@@ -150,6 +150,10 @@ def test_energies_of_rivals_by_hand():
     )
     assert found.score("ann_zeros_skipped") == found.scores["ann"] and found.score("twin") == found.scores["snn"]
     assert len(found.names) == 6 + 2 * 4 + 1 and "of inputs skipped" in found.names["sparse"]
+    stated = {row.conditions["energy_of"]: row.conditions for row in found.measurements() if row.quantity == "energy"}
+    for name, about in (("twin_6", {"bits": 6}), ("sparse", {"share": found.rivals[-1].share}), ("ann", {})):
+        shown = {key: value for key, value in stated[name].items() if key in ("bits", "share", "perplexity")}
+        assert shown == {**about, "perplexity": found.score(name)}
     assert Estimate(found.spiking, found.dense, found.levels, found.hardware).fair == "twin_zeros_skipped"
 
 

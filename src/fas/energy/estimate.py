@@ -101,9 +101,12 @@ class Estimate:
 
     def score(self, network: Network) -> float | None:
         """Return the perplexity of a network, None if it was not measured."""
-        name = network.removesuffix(_SKIPPING)
+        rival, name = self._rival(network), network.removesuffix(_SKIPPING)
         same = {"snn_int8": "snn", "twin": "snn"}.get(name, name)
-        return next((rival.score for rival in self.rivals if rival.name == name), self.scores.get(same))
+        return self.scores.get(same) if rival is None else rival.score
+
+    def _rival(self, network: Network) -> Rival | None:
+        return next((rival for rival in self.rivals if rival.name == network.removesuffix(_SKIPPING)), None)
 
     @property
     def prices(self) -> Prices:
@@ -203,8 +206,9 @@ class Estimate:
 
     def _measured(self, network: Network) -> dict[str, Any]:
         """Return what was measured of a network, as conditions."""
-        value = self.score(network)
-        return {} if value is None else {"perplexity": value}
+        rival, value = self._rival(network), self.score(network)
+        about = {} if rival is None else {"bits": rival.bits, "share": rival.share}
+        return {name: found for name, found in {**about, "perplexity": value}.items() if found is not None}
 
     def _paper(self, phase: Phase, network: Network) -> float | None:
         places = [found for (of, _), found in self.spiking.places.items() if of == phase and found.events]
@@ -227,7 +231,7 @@ class Estimate:
 
     def _dense(self, phase: Phase, network: Network) -> list[Line]:
         name, skips = network.removesuffix(_SKIPPING), network.endswith(_SKIPPING) or network == "sparse"
-        rival, integer = next((r for r in self.rivals if r.name == name), None), "twin" in name
+        rival, integer = self._rival(network), "twin" in name
         found_by_it = {} if rival is None else rival.counts.of(phase)
         dense, spiking = self.dense.of(phase), self.spiking.of(phase)
         sites = {path: found for path, found in (spiking if integer else dense).items() if path in self.levels}
