@@ -6,8 +6,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# One thread per test process: two processes with two threads each only get in each other's way.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# One thread per test process: two processes with two threads each only get in each other's way. Neighbours stay in one
+# process, so that a model which several tests use is made once; at the end the idle one takes work from the other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'

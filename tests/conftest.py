@@ -1,5 +1,6 @@
 """What every test gets: no hub, one seed, the same hypothesis examples each time."""
 
+import gc
 import os
 
 # Before transformers and tokenizers are imported, which read these once.
@@ -15,9 +16,15 @@ from hypothesis import settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # FAS_HYPOTHESIS=thorough looks for new counterexamples; the usual run is the same on every machine.
-settings.register_profile("usual", deadline=None, derandomize=True, max_examples=200)
+settings.register_profile("usual", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("thorough", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("FAS_HYPOTHESIS", "usual"))
+
+
+def pytest_collection_finish() -> None:
+    # What has been imported stays: collections need not look through its half a million objects each time.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

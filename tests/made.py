@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tiny_cnns
@@ -15,6 +16,26 @@ import fas
 from fas.types import Method
 
 
+def once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate what makes a model: for the same arguments it runs once in a process, and every call gets a copy.
+
+    Random numbers go on as if it had run each time. Arguments are told apart by what they look like in print.
+    """
+    kept: dict[str, tuple[Any, Tensor]] = {}
+
+    @functools.wraps(make)
+    def copied(*arguments: Any, **named: Any) -> Any:
+        key = repr((arguments, sorted(named.items())))
+        if key not in kept:
+            kept[key] = make(*arguments, **named), torch.get_rng_state()
+        model, state = kept[key]
+        torch.set_rng_state(state)
+        return copy.deepcopy(model)
+
+    return copied
+
+
+@once
 def converted(
     name: str = "gpt2",
     method: type[Method] = fas.FAS,
@@ -38,19 +59,6 @@ def converted(
     batches = [family.batch(seed=seed) for seed in seeds]
     options = {"timesteps": 4, **options}
     return fas.convert(family.build(**(build or {})), method(**options), calibration=batches or None).to(dtype)
-
-
-_KEPT: dict[str, tuple[Any, Tensor]] = {}
-
-
-def copied(name: str = "gpt2", **options: Any) -> Any:
-    """Return a copy of what ``converted`` makes of these arguments, which is made once; random numbers go on alike."""
-    key = repr((name, sorted(options.items())))
-    if key not in _KEPT:
-        _KEPT[key] = converted(name, **options), torch.get_rng_state()
-    model, state = _KEPT[key]
-    torch.set_rng_state(state)
-    return copy.deepcopy(model)
 
 
 def converted_chain(method: Method, batches: Sequence[Mapping[str, Tensor]]) -> Any:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
@@ -37,10 +35,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     (tmp_path / "notebook.py").write_text(
         "\n\n".join(cells) + "\nprint({row.quantity: row.value for row in spiking})\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "notebook.py"], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
-    )
+    run = forked.run(tmp_path / "notebook.py", cwd=tmp_path, TMPDIR=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     assert "worst site: " in run.stdout and "'spikes_per_neuron': " in run.stdout
 
@@ -51,10 +46,6 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, str(FOLDER / f"{name}.py")], capture_output=True, text=True, env=environment, cwd=tmp_path,
-        timeout=300,
-    )  # fmt: skip
+    run = forked.run(FOLDER / f"{name}.py", cwd=tmp_path, TMPDIR=tmp_path)
     assert run.returncode == 0, run.stderr
     assert told in run.stdout

@@ -1,10 +1,8 @@
 """Commands that are killed at random moments and run again end as if nothing had happened."""
 
 import json
-import os
-import subprocess
-import sys
 
+import forked
 import pytest
 import tiny_cnns
 import torch
@@ -58,7 +56,7 @@ killed = 0
 for trial in range(trials):
     for attempt in range(kills):
         child = start(str(trial))
-        time.sleep(moments.uniform(0.2, 1.0) * usual)
+        time.sleep(moments.uniform(0.1, 0.7) * usual)
         os.kill(child, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     # A child that was not caught has finished; what it has written is replaced.
@@ -109,10 +107,7 @@ def _timeless(value):
 def kill(root, command, trials, kills, seed):
     arguments = [COMMANDS[command], str(root), str(trials), str(seed), str(kills)]
     cache = root / "cache"
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLER, *arguments], capture_output=True, text=True, check=False,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
-    )  # fmt: skip
+    done = forked.run(_KILLER, *arguments, XDG_CACHE_HOME=cache)
     assert done.returncode == 0, done.stderr[-3000:]
     # What evaluation finds, it prints.
     ending = ".json" if command == "evaluate" else ""
@@ -292,9 +287,7 @@ def test_a_killed_calibration_ends_alike(root):
 
 @pytest.mark.parametrize("step", [61, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_model_is_replaced_by_itself_at_whatever_moment_it_is_killed(root, step):
-    done = subprocess.run(
-        [sys.executable, "-c", _MOMENTS, str(root), str(step)], capture_output=True, text=True, check=False
-    )
+    done = forked.run(_MOMENTS, root, step)
     assert done.returncode == 0, done.stderr[-3000:]
     last = int(done.stdout)
     expected = contents(root / f"in-{last}")

@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny_cnns
 import torch
+from made import once
 from tiny_models import FAMILIES, logits
 from transformers import AutoModelForCausalLM
 
@@ -35,6 +36,7 @@ def by_loading(model, timesteps):
     Loaded("model", model, None).set(timesteps)
 
 
+@once
 def converted(**options):
     return fas.convert(
         FAMILIES["opt"].build(), fas.FAS(**{"timesteps": 4, "coverage": "mlp", "neuron": "signed_if", **options})

@@ -9,6 +9,7 @@ import torch
 from benchmarks.suite.reference import PlainLinear, PlainNeurons, Reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import once
 from tiny_models import FAMILIES
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from fas.neurons.signed_if import SignedIF
 from fas.runtime.spiking import SpikingModel
 
 
+@once
 def converted(family: str, neuron: str = "signed_if", **options: Any) -> Any:
     """Return a calibrated model in float64: rounding then stays far from any threshold."""
     model = FAMILIES[family].build().double()

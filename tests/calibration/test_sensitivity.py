@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made import once
 from tiny_models import FAMILIES, logits
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -12,6 +13,7 @@ from fas.surgery.replace import populations
 from fas.training.losses import divergence
 
 
+@once
 def converted(name, **options):
     family = FAMILIES[name]
     data = [family.batch(rows=24, length=10, seed=s) for s in (1, 2)]

@@ -22,8 +22,7 @@ def test_every_combination_has_its_rows(rows, dense: Path, text: Path, held_out:
     plot = tmp_path / "new" / "compare.svg"
     found = rows(
         "compare", dense, "--neuron", "signed_if,phase", "--timesteps", "2,4", "--coverage", "mlp,linear",
-        "--data", text, "--test-data", held_out, "--tokens", 256, "--test-tokens", 128, "--window", 32,
-        "--plot", plot,
+        "--data", text, "--test-data", held_out, *SMALL, "--plot", plot,
     )  # fmt: skip
     stated = [row["conditions"] for row in found if row["quantity"] == "perplexity"]
     assert stated[0]["network"] == "ann"
@@ -74,15 +73,15 @@ def test_fields_behind_colons(rows, run, dense: Path, text: Path, held_out: Path
     assert "--accounting" in run("compare", dense, "--accounting", "all", *arguments, code=2).stderr
 
 
-def test_training_brings_the_control(run, rows, dense: Path, text: Path, held_out: Path) -> None:
+def test_training_brings_the_control(run, dense: Path, text: Path, held_out: Path, tmp_path: Path) -> None:
     arguments = ["--methods", "fas,las:coverage=linear", "--timesteps", "2", "--train-steps", 2, "--data", text]
-    arguments += ["--test-data", held_out, "--accounting", "none", *SMALL]
-    found = [row for row in rows("compare", dense, *arguments) if row["quantity"] == "perplexity"]
+    arguments += ["--test-data", held_out, "--accounting", "none", *SMALL, "--out", tmp_path / "rows.json"]
+    shown = run("compare", dense, *arguments).stdout
+    found = [row for row in json.loads((tmp_path / "rows.json").read_text()) if row["quantity"] == "perplexity"]
     plans = {row["conditions"].get("plan"): row for row in found}
     assert set(plans) == {None, "control", "fas", "las"}
     assert plans["control"]["value"] != plans[None]["value"]
     assert plans["control"]["conditions"]["train_steps"] == plans["fas"]["conditions"]["train_steps"] == 2
-    shown = run("compare", dense, *arguments).stdout
     assert "training s" in shown and "las was not trained" in shown
 
 
@@ -188,13 +187,14 @@ def test_images_that_calibrate_do_not_measure_under_other_names(run, photographs
         assert "would calibrate and measure: name other data" in said
 
 
-def test_a_plain_network_is_trained_beside_its_control(run, rows, photographs: Path, tmp_path: Path) -> None:
+def test_a_plain_network_is_trained_beside_its_control(run, photographs: Path, tmp_path: Path) -> None:
     file = tmp_path / "code.py"
     file.write_text("import tiny_cnns\n\ndef load_network(directory):\n    return tiny_cnns.build('vgg')\n")
     methods = "fas,fast_snn,qcfs_only,rate_norm:fit_epochs=1,threshold_balancing"
     arguments = ["--builder", file, "--data", photographs, "--images", 8, "--test-images", 12, "--timesteps", "2"]
-    arguments += ["--methods", methods, "--train-steps", 3]
-    found = rows("compare", tmp_path, *arguments)
+    arguments += ["--methods", methods, "--train-steps", 2, "--out", tmp_path / "rows.json"]
+    shown = run("compare", tmp_path, *arguments).stdout
+    found = json.loads((tmp_path / "rows.json").read_text())
     plans = [row["conditions"].get("plan") for row in found if row["quantity"] == "accuracy"]
     # The control is measured once, behind the first method that trains.
     trained = ["fas", "fast_snn", "qcfs_only", "rate_norm fit_epochs=1"]
@@ -204,7 +204,6 @@ def test_a_plain_network_is_trained_beside_its_control(run, rows, photographs: P
     assert {row["unit"] for row in energies} == {"pJ/image"}
     (control,) = (row["value"] for row in energies if row["conditions"]["plan"] == "control")
     assert control in [r["value"] for r in energies if r["conditions"]["energy_of"] == "ann"][:-1]
-    shown = run("compare", tmp_path, *arguments).stdout
     assert "threshold_balancing was not trained" in shown and "fas was not" not in shown and "refused" not in shown
 
 

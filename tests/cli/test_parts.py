@@ -87,16 +87,16 @@ def test_classifier_and_glue(run, calls, cache: Path, classifier: Path, table: P
     check(run, calls, cache, BertForSequenceClassification, command)
 
 
-@pytest.mark.parametrize("network", ["snn", "ann"])
+@pytest.mark.parametrize("network", ["snn", pytest.param("dense", marks=pytest.mark.slow)])
 def test_tasks(
     run, calls, cache: Path, snn: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
     harness = pytest.importorskip("fas.evaluation.harness", reason="lm-eval is not installed: pip install 'fas[eval]'")
     # A stretch is a handful of requests here.
     monkeypatch.setattr(harness, "STRETCH", 4)
-    lines = [{"context": f"{i} bottles of beer on the", "continuation": "wall"} for i in range(24)]
+    lines = [{"context": f"{i} bottles of beer on the", "continuation": "wall"} for i in range(12)]
     (tmp_path / "last.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    texts = [{"text": f"{i} bottles of beer on the wall"} for i in range(16)]
+    texts = [{"text": f"{i} bottles of beer on the wall"} for i in range(8)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
     model = snn if network == "snn" else dense
     command = ["evaluate", model, "--tasks", "last,texts", "--task-path", tmp_path, "--batch-size", 4, "--json"]

@@ -8,6 +8,7 @@ import sys
 from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass
 from typing import ClassVar, Literal
 
+import forked
 import pytest
 import torch
 from tiny_models import FAMILIES, logits
@@ -166,7 +167,7 @@ assert type(again.fas_config.recipe) is FAS
 
 def test_a_method_of_a_script_named_like_ours(tmp_path):
     (tmp_path / "fas_.py").write_text(MAIN)
-    done = subprocess.run([sys.executable, "fas_.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = forked.run(tmp_path / "fas_.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # Another process has another __main__.
     with pytest.raises(ValueError, match=r"__main__:FAS cannot be imported .*: define the class before the model is"):

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from made import Trains
-from made import copied as converted
+from made import Trains, converted
 from tiny_models import FAMILIES, linear_layers
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode

@@ -102,7 +102,7 @@ def test_dense_network_has_the_figures_of_the_harness(places: Path, task: str) -
     assert all(math.isfinite(value) for value in ann.values())
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["piqa", "texts"])
 def test_three_ways_to_the_same_figures(places: Path, task: str) -> None:
     """By name with arguments as the command line passes them, by directory, by a model in memory."""
     named = raw(
@@ -128,7 +128,7 @@ def test_texts_begin_with_the_token_that_the_tokenizer_adds(places: Path) -> Non
 def test_settings_have_an_effect(places: Path) -> None:
     def texts(**settings: Any) -> tuple[float, float | None]:
         lm = SpikingLM(str(places / "snn"), device="cpu", batch_size=3, **settings)
-        return figures(lm, "texts", places)["byte_perplexity"], lm.spikes_per_neuron
+        return figures(lm, "texts", places, limit=2)["byte_perplexity"], lm.spikes_per_neuron
 
     found = {
         "T = 4": texts(),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made import once
 from tiny_models import FAMILIES
 from transformers import TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
@@ -12,6 +13,7 @@ import fas
 MODES = [("layerwise", "difference"), ("online", "difference"), ("online", "instant")]
 
 
+@once
 def converted(name, schedule="layerwise", operators="difference", neuron="signed_if", **options):
     # Float64: a cache sums in another order, and no sum lies that near to a level or a second-best token.
     family = FAMILIES[name]

@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny_cnns
 import torch
+from made import once
 
 import fas
 from fas import registry
@@ -21,6 +22,7 @@ def data(rows=8):
     return [{"x": tiny_cnns.images(rows, seed=seed)} for seed in (1, 2)]
 
 
+@once
 def converted(name, calibrated=True, **options):
     return fas.convert(
         tiny_cnns.build(name),

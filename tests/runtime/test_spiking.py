@@ -313,7 +313,9 @@ def test_capped_logits_are_averaged_behind_the_cap(operators):
         ("gpt2", "eager", {"network": "ann"}),
         ("gpt2", "eager", {"network": "quantised"}),
         # Stepped, and online with the other operators: test_static_cache.
-        ("llama", "aot_eager", {"schedule": "online", "operators": "instant", "timesteps": 3}),
+        pytest.param(
+            "llama", "aot_eager", {"schedule": "online", "operators": "instant", "timesteps": 3}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_compiled_model_is_one_graph(name, backend, settings):

@@ -17,8 +17,8 @@ NEW = 5
     ("name", "settings"),
     [
         ("gpt2", {}),
-        ("llama", {"execution": "stepped"}),
-        ("gpt2", {"schedule": "online"}),
+        pytest.param("llama", {"execution": "stepped"}, marks=pytest.mark.slow),
+        pytest.param("gpt2", {"schedule": "online"}, marks=pytest.mark.slow),
         ("llama", {"schedule": "online", "operators": "instant"}),
     ],
     ids=["gpt2-collapsed", "llama-stepped", "gpt2-online", "llama-instant"],

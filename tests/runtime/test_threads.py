@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from made import once
 from tiny_models import FAMILIES
 
 import fas
@@ -15,6 +16,7 @@ from fas.surgery.replace import spiking_layers
 WAYS = {"collapsed": {}, "stepped": {"execution": "stepped"}, "int8": {"weights": "int8"}, "full": {}}
 
 
+@once
 def converted(how: str, **settings):
     family = FAMILIES["llama"]
     coverage = "full" if how == "full" else "linear"

@@ -201,8 +201,8 @@ def test_a_dense_model():
     ("name", "options"),
     [
         ("gpt2", {"neuron": "phase"}),
-        ("llama", {"neuron": "signed_if"}),
-        ("opt", {"neuron": "ternary_phase", "granularity": "tensor"}),
+        ("llama", {"neuron": "signed_if", "coverage": "mlp"}),
+        ("opt", {"neuron": "ternary_phase", "granularity": "tensor", "coverage": "mlp"}),
         ("bert_mlm", {"neuron": "outlier_aware", "coverage": "full"}),
         ("t5", {"neuron": "phase", "coverage": "mlp"}),
     ],

@@ -1,12 +1,17 @@
 """Stage 1: that it learns, resumes to the last bit, and that its control is a plain fine-tuning."""
 
+import copy
+import functools
 import importlib.util
 import json
 import shutil
+import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from made import once
 from tiny_models import FAMILIES
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -50,6 +55,7 @@ def dense(dropout=0.1, seed=0):
     return GPT2LMHeadModel(config).eval()
 
 
+@once
 def converted(method=PAPER, **options):
     return convert(dense(**options), method, calibration=[{"input_ids": ROWS[:8]}])
 
@@ -70,6 +76,7 @@ def reviews(labels):
     )
 
 
+@once
 def classifier(num_labels=2, **options):
     torch.manual_seed(0)
     config = BertConfig(
@@ -96,18 +103,59 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """The network after an uninterrupted run."""
+    return ended()
+
+
+def ended():
+    model = converted()
+    with tempfile.TemporaryDirectory() as place:
+        tuned(SHORT, model, DATA, output_dir=place)
+    return model
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Interrupted runs, by step: the network, its record and the directory."""
+
+    @functools.cache
+    def run(step):
+        model, place = converted(), tmp_path_factory.mktemp("interrupted")
+        record = tuned(SHORT, model, DATA, output_dir=place, callbacks=[Interrupt(step)])
+        return SimpleNamespace(model=model, record=record, place=place)
+
+    return run
+
+
+@pytest.fixture
+def interrupted(runs, tmp_path):
+    """Return a copy of the directory that a run has left when it was interrupted after a step."""
+    return lambda step: shutil.copytree(runs(step).place, tmp_path / "interrupted")
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory):
+    """An uninterrupted run with its control: network, record and control."""
+    model = converted()
+    place = tmp_path_factory.mktemp("beside")
+    record, control = finetune(model, DATA, SHORT, output_dir=place, eval_dataset=DATA)
+    return SimpleNamespace(model=model, record=record, control=control, place=place)
+
+
 # Learning
 
 
 def test_the_papers_network_learns_and_spikes_what_it_learned(tmp_path):
     model = converted()
     before = {path: p.threshold.detach().clone() for path, p in populations(model).items()}
-    settings = Finetune(max_steps=60, learning_rate=3e-3, threshold_learning_rate=1e-2)
+    settings = Finetune(max_steps=40, learning_rate=5e-3, threshold_learning_rate=1e-2)
     record = tuned(settings, model, DATA, output_dir=tmp_path, eval_dataset=DATA)
     # ln 40 = 3.7 at the start; the rows hold three patterns.
     assert record.results["eval_loss_before"] > 3
     assert record.results["eval_loss_after"] < record.results["eval_loss_before"] - 1
-    assert record.results["steps"] == 60
+    assert record.results["steps"] == 40
     assert record.settings == {**settings.__dict__}
     for path, population in populations(model).items():
         assert bool((population.threshold > 0).all())
@@ -154,7 +202,7 @@ def test_classification_and_regression_of_rows_of_unequal_length(tmp_path, label
     regression = isinstance(labels[0], float)
     model, tokenizer = classifier(1 if regression else 2), words()
     rows = tokenise_table(reviews(labels), tokenizer)
-    settings = Finetune(max_steps=60, learning_rate=3e-3, gradient_accumulation=2, batch_size=4)
+    settings = Finetune(max_steps=24, learning_rate=1e-2, gradient_accumulation=2, batch_size=4)
     record, control = finetune(model, rows, settings, output_dir=tmp_path, tokenizer=tokenizer, eval_dataset=rows)
     results = record.results
     assert results["eval_loss_after"] < results["eval_loss_before"] / 2
@@ -181,7 +229,7 @@ def test_dearer_spikes_are_fewer_and_the_control_does_not_pay(tmp_path):
     spent, controls = [], []
     for price in (0.0, 0.1, 1.0):
         model = converted(FAS(timesteps=8, neuron="signed_if"), dropout=0.0)
-        settings = Finetune(max_steps=40, learning_rate=3e-3, spike_price=price)
+        settings = Finetune(max_steps=24, learning_rate=5e-3, spike_price=price)
         _, control = finetune(model, DATA, settings, output_dir=tmp_path / str(price), control=price != 0.1)
         with fas.record(model) as spikes, torch.no_grad():
             model(input_ids=ROWS)
@@ -192,31 +240,26 @@ def test_dearer_spikes_are_fewer_and_the_control_does_not_pay(tmp_path):
     assert same(*controls)
 
 
-def test_an_interrupted_run_with_a_price_resumes(tmp_path):
+def test_an_interrupted_run_with_a_price_resumes(tmp_path, whole):
     settings = replace(SHORT, spike_price=0.1, gradient_checkpointing=True)
-    whole, first, second = converted(), converted(), converted()
-    tuned(settings, whole, DATA, output_dir=tmp_path / "whole")
+    priced, first, second = converted(), converted(), converted()
+    tuned(settings, priced, DATA, output_dir=tmp_path / "whole")
     tuned(settings, first, DATA, output_dir=tmp_path / "parts", callbacks=[Interrupt(3)])
     tuned(settings, second, DATA, output_dir=tmp_path / "parts")
-    assert same(second, whole)
-    free = converted()
-    tuned(SHORT, free, DATA, output_dir=tmp_path / "free")
-    assert not same(free, whole)
+    assert same(second, priced) and not same(whole, priced)
 
 
 # Resuming
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_an_interrupted_run_ends_with_the_very_weights_of_an_uninterrupted_one(tmp_path, step):
+def test_an_interrupted_run_ends_with_the_very_weights_of_an_uninterrupted_one(whole, runs, interrupted, step):
     # Dropout is on: the random states have to come back too.
-    whole, first, second = converted(), converted(), converted()
-    tuned(SHORT, whole, DATA, output_dir=tmp_path / "whole")
-    half = tuned(SHORT, first, DATA, output_dir=tmp_path / "parts", callbacks=[Interrupt(step)])
-    assert half.results["steps"] == step and not same(first, whole)
-    record = tuned(SHORT, second, DATA, output_dir=tmp_path / "parts", eval_dataset=DATA)
+    assert runs(step).record.results["steps"] == step and not same(runs(step).model, whole)
+    model = converted()
+    record = tuned(SHORT, model, DATA, output_dir=interrupted(step), eval_dataset=DATA)
     assert record.results["steps"] == 6
-    assert same(second, whole)
+    assert same(model, whole)
 
 
 @pytest.mark.parametrize(
@@ -225,14 +268,12 @@ def test_an_interrupted_run_ends_with_the_very_weights_of_an_uninterrupted_one(t
 def test_other_architectures_resume_and_their_checkpoints_lack_nothing(tmp_path, name):
     family = FAMILIES[name]
 
-    def start():
-        return convert(family.build(), FAS(timesteps=4), calibration=[family.batch()])
-
+    begun = convert(family.build(), FAS(timesteps=4), calibration=[family.batch()])
     batch = family.batch(rows=12)
     batch["labels"] = batch["decoder_input_ids" if family.seq2seq else "input_ids"]
     rows = [{key: value[i] for key, value in batch.items()} for i in range(12)]
     settings = Finetune(max_steps=4, batch_size=4, gradient_checkpointing=name != "albert")
-    whole, first, second = start(), start(), start()
+    whole, first, second = (copy.deepcopy(begun) for _ in range(3))
     tuned(settings, whole, rows, output_dir=tmp_path / "whole")
     tuned(settings, first, rows, output_dir=tmp_path / "parts", callbacks=[Interrupt(2)])
     tuned(settings, second, rows, output_dir=tmp_path / "parts")
@@ -258,12 +299,10 @@ def test_a_finished_run_is_loaded_and_not_trained_further(tmp_path, settings):
         assert record.results[name] == first.results[name]
 
 
-def test_a_checkpoint_that_was_not_written_to_the_end_is_passed_over(tmp_path):
-    whole = converted()
-    tuned(SHORT, whole, DATA, output_dir=tmp_path)
-    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"global_step"')
-    model = converted()
-    tuned(SHORT, model, DATA, output_dir=tmp_path)
+def test_a_checkpoint_that_was_not_written_to_the_end_is_passed_over(whole, interrupted):
+    model, place = converted(), interrupted(5)
+    (place / "checkpoint-5" / "trainer_state.json").write_text('{"global_step"')
+    tuned(SHORT, model, DATA, output_dir=place)
     assert same(model, whole)
 
 
@@ -277,17 +316,15 @@ def test_a_checkpoint_that_was_not_written_to_the_end_is_passed_over(tmp_path):
         ("model.safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1])),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, name, damage):
-    whole, first, second = converted(), converted(), converted()
-    tuned(SHORT, whole, DATA, output_dir=tmp_path / "whole")
-    tuned(SHORT, first, DATA, output_dir=tmp_path / "parts", callbacks=[Interrupt(5)])
-    file = tmp_path / "parts/checkpoint-5" / name
+def test_a_damaged_checkpoint_is_passed_over(whole, interrupted, caplog, name, damage):
+    model, place = converted(), interrupted(5)
+    file = place / "checkpoint-5" / name
     if damage is None:
         file.unlink()
     else:
         file.write_bytes(damage(file.read_bytes()))
-    tuned(SHORT, second, DATA, output_dir=tmp_path / "parts")
-    assert f"{file.parent} is damaged" in caplog.text and same(second, whole)
+    tuned(SHORT, model, DATA, output_dir=place)
+    assert f"{file.parent} is damaged" in caplog.text and same(model, whole)
 
 
 @pytest.mark.parametrize(
@@ -301,28 +338,24 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, name, damage):
     ],
 )
 def test_checkpoints_of_another_run_are_refused_and_the_difference_is_named(
-    tmp_path, field, settings, data, method, seed
+    interrupted, field, settings, data, method, seed
 ):
-    tuned(SHORT, converted(), DATA, output_dir=tmp_path, callbacks=[Interrupt(2)])
     with pytest.raises(CheckpointError, match=rf"begun by another run: its {field} is .*and not .*or remove"):
-        tuned(settings, converted(method, seed=seed), data, output_dir=tmp_path)
+        tuned(settings, converted(method, seed=seed), data, output_dir=interrupted(2))
 
 
-def test_a_run_that_shall_not_resume_starts_anew(tmp_path):
-    tuned(Finetune(max_steps=9, save_steps=2), converted(), DATA, output_dir=tmp_path / "old")
-    again, fresh = converted(), converted()
-    record = tuned(SHORT, again, DATA, output_dir=tmp_path / "old", resume=False)
-    tuned(SHORT, fresh, DATA, output_dir=tmp_path / "fresh")
-    assert record.results["steps"] == 6 and same(again, fresh)
-    assert sorted(path.name for path in tmp_path.glob("old/checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+def test_a_run_that_shall_not_resume_starts_anew(tmp_path, whole):
+    tuned(Finetune(max_steps=9, save_steps=2), converted(), DATA, output_dir=tmp_path)
+    again = converted()
+    record = tuned(SHORT, again, DATA, output_dir=tmp_path, resume=False)
+    assert record.results["steps"] == 6 and same(again, whole)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
-def test_what_leaves_the_result_alone_may_change_on_the_way(tmp_path):
-    whole, model = converted(), converted()
-    tuned(SHORT, whole, DATA, output_dir=tmp_path / "whole")
-    tuned(SHORT, converted(), DATA, output_dir=tmp_path / "parts", callbacks=[Interrupt(3)])
+def test_what_leaves_the_result_alone_may_change_on_the_way(whole, interrupted):
+    model = converted()
     other = replace(SHORT, gradient_checkpointing=True, save_steps=5, logging_steps=3, save_total_limit=1)
-    tuned(other, model, DATA, output_dir=tmp_path / "parts")
+    tuned(other, model, DATA, output_dir=interrupted(3))
     assert same(model, whole)
 
 
@@ -336,13 +369,12 @@ def test_directories_of_other_programs_and_damaged_ones_are_refused(tmp_path):
         tuned(SHORT, converted(), DATA, output_dir=tmp_path)
 
 
-def test_a_checkpoint_that_lacks_parameters_is_refused(tmp_path):
-    tuned(SHORT, converted(), DATA, output_dir=tmp_path, callbacks=[Interrupt(2)])
-    foreign = dense()
-    foreign.save_pretrained(tmp_path / "checkpoint-2")
-    (tmp_path / "checkpoint-2" / "SHA256SUMS").unlink()
+def test_a_checkpoint_that_lacks_parameters_is_refused(interrupted):
+    place = interrupted(2)
+    dense().save_pretrained(place / "checkpoint-2")
+    (place / "checkpoint-2" / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match="does not fit GPT2LMHeadModel"):
-        tuned(SHORT, converted(), DATA, output_dir=tmp_path)
+        tuned(SHORT, converted(), DATA, output_dir=place)
 
 
 # The control
@@ -374,15 +406,13 @@ def test_the_control_is_a_plain_fine_tuning_of_the_dense_model_on_the_same_rows(
     assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "ours" / "control"), control)
 
 
-def test_the_control_starts_from_the_dense_model(tmp_path):
-    model = converted()
-    record, _ = finetune(model, DATA, SHORT, output_dir=tmp_path, eval_dataset=DATA)
+def test_the_control_starts_from_the_dense_model(beside):
     expected = mean_loss(dense(), DATA, torch.utils.data.default_collate, 8)
-    assert record.results["control_eval_loss_before"] == expected
-    assert json.loads((tmp_path / "control" / "finetune.json").read_text())["network"] == "dense"
+    assert beside.record.results["control_eval_loss_before"] == expected
+    assert json.loads((beside.place / "control" / "finetune.json").read_text())["network"] == "dense"
 
 
-def test_an_interrupted_control_resumes(tmp_path):
+def test_an_interrupted_control_resumes(tmp_path, beside):
     class Crash(Exception):
         pass
 
@@ -390,8 +420,7 @@ def test_an_interrupted_control_resumes(tmp_path):
         if label == "fine-tune control" and done == 5:
             raise Crash
 
-    whole, resumed = converted(), converted()
-    expected, expected_control = finetune(whole, DATA, SHORT, output_dir=tmp_path / "whole")
+    resumed = converted()
     with pytest.raises(Crash):
         finetune(converted(), DATA, SHORT, output_dir=tmp_path / "parts", progress=progress)
     told = []
@@ -399,20 +428,17 @@ def test_an_interrupted_control_resumes(tmp_path):
         resumed, DATA, SHORT, output_dir=tmp_path / "parts", progress=lambda *step: told.append(step)
     )
     assert told == [("fine-tune control", 5, 6), ("fine-tune control", 6, 6)]
-    assert same(resumed, whole) and same(control, expected_control)
-    assert record.results["control_train_loss"] == expected.results["control_train_loss"]
+    assert same(resumed, beside.model) and same(control, beside.control)
+    assert record.results["control_train_loss"] == beside.record.results["control_train_loss"]
 
 
-def test_the_control_stops_where_the_quantised_network_was_stopped(tmp_path):
+def test_the_control_stops_where_the_quantised_network_was_stopped(tmp_path, beside):
     model = converted()
     record, _ = finetune(model, DATA, SHORT, output_dir=tmp_path, callbacks=[Interrupt(3)])
     assert (record.results["steps"], record.results["control_steps"]) == (3, 3)
-    again = converted()
-    record, _ = finetune(again, DATA, SHORT, output_dir=tmp_path)
-    whole = converted()
-    expected, _ = finetune(whole, DATA, SHORT, output_dir=tmp_path / "whole")
+    record, _ = finetune(converted(), DATA, SHORT, output_dir=tmp_path)
     assert record.results["control_steps"] == 6
-    assert record.results["control_train_loss"] == expected.results["control_train_loss"]
+    assert record.results["control_train_loss"] == beside.record.results["control_train_loss"]
 
 
 def test_no_control_where_none_is_asked_for(tmp_path):
@@ -424,9 +450,9 @@ def test_no_control_where_none_is_asked_for(tmp_path):
 # Precision, memory and accumulation
 
 
-def test_bfloat16_keeps_parameters_in_float32_and_leaves_no_trace(tmp_path):
+def test_bfloat16_keeps_parameters_in_float32_and_leaves_no_trace(tmp_path, whole):
     model = converted()
-    settings = Finetune(max_steps=30, learning_rate=3e-3, precision="bf16")
+    settings = Finetune(max_steps=20, learning_rate=5e-3, precision="bf16")
     record = tuned(settings, model, DATA, output_dir=tmp_path / "half", eval_dataset=DATA)
     assert record.results["eval_loss_after"] < record.results["eval_loss_before"] - 0.5
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -434,11 +460,7 @@ def test_bfloat16_keeps_parameters_in_float32_and_leaves_no_trace(tmp_path):
     model.schedule = "online"
     assert len(model.logits_per_step(input_ids=ROWS)) == 8
     # The next run of the process computes in float32 again.
-    first, second = converted(), converted()
-    tuned(SHORT, first, DATA, output_dir=tmp_path / "first")
-    shutil.rmtree(tmp_path / "first")
-    tuned(SHORT, second, DATA, output_dir=tmp_path / "first")
-    assert same(first, second)
+    assert same(ended(), whole)
 
 
 def test_bfloat16_weights_leave_thresholds_in_float32(tmp_path):

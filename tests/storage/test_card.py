@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationAdd, ModelCard
+from made import once
 from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +19,7 @@ from fas.types import Measurement
 CONDITIONS = {"timesteps": 4, "levels": 9, "data": "some text", "network": "snn", "model": "/home/me/m", "command": "x"}
 
 
+@once
 def converted(name="gpt2", base="", **options):
     model = FAMILIES[name].build()
     model.config._name_or_path = base

@@ -97,8 +97,9 @@ def fit_layer(x: Tensor, bounds: tuple[int, int], *, candidates: int = 40) -> Fi
     peak = (x.amax() if bounds[0] == 0 else x.abs().amax()).clamp_min(_TINY)
     half, zero = x.new_tensor(0.5), x.new_tensor(0.0)
     factors = torch.logspace(-2, 0, candidates, device=x.device, dtype=x.dtype)
-    best = best_of(_with_error(seen, Fit(peak * factor, zero, half, zero), bounds) for factor in factors)
-    return Fit(best.threshold.view(()), zero, half, best.error[0])
+    tried = _with_error(seen, Fit(peak * factors, zero, half, zero), bounds)
+    best = tried.error.argmin()
+    return Fit(tried.threshold[best], zero, half, tried.error[best])
 
 
 def fit_channels(
