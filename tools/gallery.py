@@ -80,7 +80,11 @@ def chapter(dense: str, spiking: str, tokens: int) -> Iterator[str]:
     for o in operations(after.model):
         yield f"| {_cell(o.path)} | {o.what} | {o.count} | {o.arrives} | {o.left} | {o.amount:,} |"
     if (ROOT / "docs" / "images" / f"{name}.png").exists():
-        yield f"\n![The head of its report](images/{name}.png)"
+        yield (
+            "\nThe head of its report (`fas report OUT --timesteps 8 --test-tokens 1024 --counted-tokens 256 "
+            "--window 256 --no-coarse --no-anytime`, the first 1,024 tokens of the raw test split):\n"
+        )
+        yield f"![The head of its report](images/{name}.png)"
 
 
 def _cell(text: str) -> str:

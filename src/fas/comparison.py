@@ -354,10 +354,8 @@ class _Bench:
             stated["train_steps"] = self.train_steps
             training = self.training.run(loaded, method, data.calibration, progress("training"))
             yield from self._control()
-        scored = progress("measuring")
-        yield from measure(
-            loaded, data.scores, kept=self.kept, progress=scored, by_window=True, part=key, **stated
-        )  # fmt: skip
+        told = progress("measuring")
+        yield from measure(loaded, data.scores, kept=self.kept, progress=told, by_window=True, part=key, **stated)
         about = {**loaded.conditions, **stated}
         yield Measurement("conversion_time", seconds, "s", conditions=about)
         if training is not None:

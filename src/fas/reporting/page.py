@@ -113,7 +113,7 @@ def _tiles(findings: Findings) -> Iterator[tuple[str, str, str]]:
     if snn is not None:
         yield findings.score, f"{snn:.4g}", "" if dense is None else f"dense {dense:.4g}"
     if quantised is not None:
-        yield f"{findings.score}, quantised", f"{quantised:.4g}", "control: as many levels, no spikes"
+        yield f"{findings.score}, quantised", f"{quantised:.4g}", "control, without spikes"
     yield "same answer", f"{100 * findings.agreement:.1f} %", "of the dense network"
     fires = found.spikes_per_neuron(phase)
     yield "spikes per neuron", f"{fires:.2f}", f"firing rate {fires / findings.timesteps:.3f} per step"

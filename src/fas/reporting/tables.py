@@ -60,9 +60,7 @@ def _results(findings: Findings) -> str:
     points = [point for curve in found.curves.values() for point in curve]
     if not points:
         return ""
-    text = (
-        f"{found.score.capitalize()} of other conversions of this model, measured; dense {significant(found.dense, 4)}."
-    )
+    text = f"{found.score.capitalize()} of other conversions of this model; dense {significant(found.dense, 4)}."
     score = found.score
     columns = {
         "method": [point.plan for point in points],
