@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from fas import registry
 from fas._version import __version__
+from fas.calibration.needs import estimate_conversion
 from fas.config import FASConfig
 from fas.data.for_model import (
     Batches,
@@ -26,6 +27,7 @@ from fas.data.for_model import (
 )
 from fas.distributed import place
 from fas.loading import Loaded
+from fas.memory import fewer_rows
 from fas.methods.fas import FAS
 from fas.runtime.plain import ConvertedModule, install_module, uninstall_module
 from fas.runtime.transformers_ import ConvertedModel, install, uninstall
@@ -155,9 +157,39 @@ def calibrate(
         raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")
     check_parameters(model, type(model).__name__)
     check_generation(model)
-    batches = _batches(model, calibration, tokenizer, sample)
-    model.fas_config.data = name_of_data(calibration) or model.fas_config.data
-    return _run_stages(model, batches, keep, progress)
+    if batches_given(calibration) is not None:
+        return _run_stages(model, _batches(model, calibration, tokenizer, sample), keep, progress)
+    return calibrate_on(Loaded.of(model, tokenizer), calibration, sample or Sample(), keep=keep, progress=progress)
+
+
+def calibrate_on(
+    loaded: Loaded,
+    data: Calibration,
+    sample: Sample,
+    *,
+    keep: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    told: Callable[[str], None] | None = None,
+) -> list[Record]:
+    """Do as ``calibrate`` with data by name or as documents, in batches of fewer rows where memory runs out.
+
+    ``told`` is told beforehand, in words, what calibration takes.
+    """
+    model = loaded.model
+    # A stage before the one that runs out of memory has changed the weights, and must not do so twice.
+    alone = len(stages_of(model)) == 1
+    batches = calibration_batches(loaded, data, sample)
+    if told is not None:
+        tokens = sum(next(iter(batch.values())).numel() for batch in batches)
+        told(f"calibration takes {estimate_conversion(model, tokens)}")
+    model.fas_config.data = name_of_data(data) or model.fas_config.data
+    while True:
+        warn_of_batches(batches, getattr(model, "config", None))
+        try:
+            return _run_stages(model, batches, keep, progress)
+        except (RuntimeError, MemoryError) as error:
+            sample = replace(sample, batch_size=fewer_rows(sample.batch_size if alone else 1, error))
+            batches = calibration_batches(loaded, data, sample)
 
 
 def _batches(model: Any, calibration: Calibration, tokenizer: Any, sample: Sample | None) -> Batches:
@@ -172,8 +204,10 @@ def _run_stages(
     model: Any, batches: Batches, keep: str | os.PathLike[str] | None, progress: Progress | None
 ) -> list[Record]:
     """Run what is left of the stages of a converted model whose parameters are finite."""
-    stages = stages_of(model)
-    run = None if keep is None or place()[1] > 1 else Run(Path(keep) / "calibration.jsonl", _about(model, batches))
+    stages, run = stages_of(model), None
+    if keep is not None and place()[1] == 1:
+        about = _about(model, stages, batches)
+        run = Run(Path(keep) / "calibration.jsonl", about)
     records = [
         stage.run(model, batches, progress, kept=None if run is None else run.part(f"{i} {type(stage).__name__}"))
         for i, stage in enumerate(stages)
@@ -182,10 +216,10 @@ def _run_stages(
     return records
 
 
-def _about(model: Any, batches: Batches) -> dict[str, Any]:
+def _about(model: Any, stages: Sequence[Stage], batches: Batches) -> dict[str, Any]:
     """Return what the result of calibration depends on, in JSON types."""
     return {
-        "stages": [[type(stage).__name__, asdict(stage)] for stage in stages_of(model)],  # type: ignore[call-overload]
+        "stages": [[type(stage).__name__, asdict(stage)] for stage in stages],  # type: ignore[call-overload]
         "timesteps": model.timesteps,
         "levels": model.levels,
         "trained": model.is_trained,

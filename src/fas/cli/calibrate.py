@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fas.cli.program.calibrating import calibrate_and_report, report_records
+from fas.cli.program.calibrating import report_records
 from fas.cli.program.options import BatchSize, Device, Json, Model, Overwrite, Seed, Tokens, Window
 from fas.cli.program.output import Output
 from fas.cli.program.session import is_alone
-from fas.data.for_model import Sample, default_data
+from fas.data.for_model import Sample, calibration_batches, default_data
 
 
 def calibrate(
@@ -40,10 +41,14 @@ def calibrate(
     Example: `fas calibrate gpt2-snn gpt2-snn-t4 --data wikitext --timesteps 4 --losses`
     """
     with Output.opened(context, as_json) as output:
-        from fas.conversion import stages_of
+        from fas.calibration.teacher import Teacher
+        from fas.conversion import calibrate_on, losses_of, stages_of
         from fas.loading import load
+        from fas.memory import with_fewer_rows
         from fas.saving import check_place, check_room, finish, is_in_place, save, save_in_place, unfinished
 
+        if losses and not is_alone():
+            raise ValueError("--losses is the work of one process: start one")
         place, command = out or Path(model), context.obj.command
         in_place = is_alone() and is_in_place(place, model)
         if out is not None:
@@ -68,7 +73,22 @@ def calibrate(
                 raise ValueError("--spike-price moves thresholds, and these have been trained: give it to fas finetune")
             config.recipe = config.recipe.with_options(spike_price=spike_price)
         sample = Sample(tokens, window, batch_size, seed)
-        calibrate_and_report(output, loaded, data, sample, keep=unfinished(place), losses=losses)
+        source, teacher = default_data(loaded, data), Teacher(loaded.model, "auto")
+        with output.progress("calibrating") as progress:
+            records = calibrate_on(
+                loaded, source, sample, keep=unfinished(place), progress=progress, told=output.remark
+            )
+        if losses:
+            stage = losses_of(loaded.model.fas_config.recipe, seed)
+            with output.progress("aligning") as progress:
+
+                def follow(rows: int) -> Any:
+                    batches = calibration_batches(loaded, source, replace(sample, batch_size=rows))
+                    return stage.follow(teacher, loaded.model, batches, progress)
+
+                records.append(with_fewer_rows(batch_size, follow))
+            loaded.model.records.append(records[-1])
+        report_records(output, records, {**loaded.conditions, "data": source})
         if in_place:
             save_in_place(loaded, place, command)
         else:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fas.cli.program.calibrating import calibrate_and_report, report_left_dense, report_records, report_summary
+from fas.cli.program.calibrating import report_records, report_summary
 from fas.cli.program.method_options import method_options
 from fas.cli.program.options import BatchSize, Device, GGUFFile, Json, Model, Overwrite, Seed, Tokens, Window
 from fas.cli.program.output import Output
@@ -63,7 +63,9 @@ def convert(
     """
     with Output.opened(context, as_json) as output:
         from fas.config import build_method
+        from fas.conversion import calibrate_on
         from fas.conversion import convert as convert_model
+        from fas.data.for_model import default_data
         from fas.loading import load
         from fas.saving import check_place, check_room, save, unfinished
 
@@ -81,10 +83,13 @@ def convert(
             raise ValueError(f"{model} is converted already: calibrate it again with fas calibrate {model} {out}")
         check_room(out, loaded.model)
         convert_model(loaded.model, recipe)
-        if calibrate:
-            calibrate_and_report(output, loaded, data, sample, keep=unfinished(out))
+        source = default_data(loaded, data) if calibrate else None
+        if source is not None:
+            with output.progress("calibrating") as progress:
+                calibrate_on(loaded, source, sample, keep=unfinished(out), progress=progress, told=output.remark)
+        about = loaded.conditions if source is None else {**loaded.conditions, "data": source}
+        report_records(output, loaded.model.records, about, loaded.model.fas_config.left_dense)
         save(loaded, out)
-        report_left_dense(output, loaded.model.fas_config.left_dense, loaded.conditions)
         report_summary(output, loaded, loaded.model.fas_config, out)
 
 

@@ -275,7 +275,7 @@ def _with_images(loaded: Loaded, data: Any, sample: Sample) -> list[dict[str, An
     for i in torch.randperm(len(pictures), generator=torch.Generator().manual_seed(sample.seed)).tolist():
         picture = pictures[i]
         prompt, image = picture.question or "", picture.opened()
-        rows.append(model_inputs(loaded.model, loaded.need_processor(), image, prompt, picture.references[0]))
+        rows.append(model_inputs(loaded.model, loaded.processor, image, prompt, picture.references[0]))
         taken += rows[-1]["input_ids"].numel()
         if sample.tokens is not None and taken >= sample.tokens:
             break
@@ -290,7 +290,7 @@ def _padded(rows: Any, loaded: Loaded, sample: Sample) -> list[dict[str, Any]]:
     found, taken = [], 0
     for start in range(0, len(order), size):
         chosen = [{k: v for k, v in rows[i].items() if k != "labels"} for i in order[start : start + size]]
-        batch = dict(loaded.need_tokenizer().pad(chosen, return_tensors="pt"))
+        batch = dict(loaded.tokenizer.pad(chosen, return_tensors="pt"))
         found.append(batch)
         taken += int(batch["attention_mask"].sum())
         if sample.tokens is not None and taken >= sample.tokens:
