@@ -69,7 +69,8 @@ def default_data(loaded: Loaded, data: str | None, *, held_out: bool = False) ->
             )
         return found
     raise DataError(
-        f"no data named for {loaded.name}: pass a text file, a jsonl or tsv file, a directory, or a hub data set"
+        f"no data named for {loaded.name}: pass a text file, a jsonl or tsv file, a directory, or a hub data set "
+        "(--data wikitext; --data stdlib needs no download)"
     )
 
 
