@@ -23,7 +23,7 @@ class Adapted(nn.Module):
 
 
 def refuse(model: nn.Module) -> None:
-    with pytest.raises(SiteError, match=r"self_attn\.q_proj carries an adapter .*merge_and_unload\(\)"):
+    with pytest.raises(SiteError, match=r"self_attn\.q_proj \(\w+\) carries an adapter .*merge_and_unload\(\)"):
         fas.convert(model, calibration=[FAMILIES["llama"].batch()])
 
 

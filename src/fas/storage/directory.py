@@ -238,11 +238,7 @@ def write_guard(directory: Path) -> None:
 
 
 def check_stated(config: Any, method: str | None, name: object) -> None:
-    """Refuse a configuration of ours whose quantisation method is another's, or none.
-
-    Raises:
-        CheckpointError: such a configuration.
-    """
+    """Refuse a configuration of ours whose quantisation method is another's, or none (CheckpointError)."""
     if getattr(config, "transformers_weights", None) == GUARD and method != "fas":
         raise CheckpointError(
             f"{name} holds a spiking network, but its config.json states quant_method {method!r} where it should be "

@@ -141,12 +141,10 @@ def detach(model: nn.Module, sites: Iterable[Site]) -> None:
 
 
 def _call_parts(model: nn.Module, always: bool) -> None:
-    """Let torch's own encoders call their layers in evaluation too, where they would read the weights past any spikes.
-
-    They do so where an attribute says which activation they have, or that padding may be cut out.
-    """
+    """Let torch's own encoders call their layers in evaluation too, where they would read weights past any spikes."""
+    # What lets them: the activation is one that they know, and padding may be cut out.
+    name = {nn.TransformerEncoder: "use_nested_tensor", nn.TransformerEncoderLayer: "activation_relu_or_gelu"}
     for module in model.modules():
-        name = {nn.TransformerEncoder: "use_nested_tensor", nn.TransformerEncoderLayer: "activation_relu_or_gelu"}
         for attribute in (name[kind] for kind in name if isinstance(module, kind)):
             if always:
                 module.__dict__[f"dense_{attribute}"] = module.__dict__[attribute]

@@ -53,9 +53,9 @@ def check_adapters(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if hasattr(module, "base_layer") and hasattr(module, "merged_adapters"):
             raise SiteError(
-                f"{path} carries an adapter beside its weight ({type(module).__module__}.{type(module).__name__}): "
-                "merge it first, model = model.merge_and_unload(); where transformers' load_adapter has put it there, "
-                "load it into the dense model with peft.PeftModel.from_pretrained(model, adapter) instead"
+                f"{path} ({type(module).__name__}) carries an adapter beside its weight: merge it first, model = "
+                "model.merge_and_unload(); one that transformers' load_adapter put there, load to the dense model with "
+                "peft.PeftModel.from_pretrained(model, adapter) instead"
             )
 
 
