@@ -24,13 +24,13 @@ from fas.storage.directory import write_text
 from fas.types import Method
 
 ROWS: dict[str, Callable[[], Method]] = {
-    "linear": lambda: fas.FAS(neuron="signed_digit"),
-    "linear, 1.5 spikes": lambda: fas.FAS(neuron="signed_digit", spikes=1.5),
-    "linear, 1.2 spikes": lambda: fas.FAS(neuron="signed_digit", spikes=1.2),
-    "mlp": lambda: fas.FAS(neuron="signed_digit", coverage="mlp"),
-    "full": lambda: fas.FAS(neuron="signed_digit", coverage="full"),
+    "linear": lambda: fas.FAS(),
+    "linear, 1.5 spikes": lambda: fas.FAS(spikes=1.5),
+    "linear, 1.2 spikes": lambda: fas.FAS(spikes=1.2),
+    "mlp": lambda: fas.FAS(coverage="mlp"),
+    "full": lambda: fas.FAS(coverage="full"),
     "las": lambda: fas.LAS(timesteps=16),
-    "linear, T = 5": lambda: fas.FAS(neuron="ternary_phase", timesteps=5),
+    "linear, T = 5": lambda: fas.FAS(timesteps=5),
     "rate code": lambda: fas.FAS(neuron="signed_if"),
     "rate code, mlp": lambda: fas.FAS(neuron="signed_if", coverage="mlp"),
     "graded rate code": lambda: fas.FAS(neuron="clipped_count"),

@@ -23,8 +23,8 @@ def codes() -> list[Neuron]:
 
 
 def variants() -> list[Neuron]:
-    """Return those of which every whole number is a count, as their classes make them."""
-    return [neuron for neuron in codes() if neuron.even_levels and not getattr(neuron, "burst", 0)]
+    """Return those of which every whole number is a count, at the same thresholds for every token."""
+    return [neuron for neuron in codes() if neuron.even_levels and not neuron.adapts]
 
 
 def label(neuron: Neuron) -> str:

@@ -25,7 +25,7 @@ def test_verbs_stay_verbs():
 
 def test_the_default_is_every_linear_layer_at_eight_steps():
     model = fas.convert(FAMILIES["gpt2"].build())
-    assert model.fas_config.recipe.neuron == "signed_digit"
+    assert model.fas_config.recipe.neuron == "adaptive_digit"
     # The levels of the quantised network follow from the steps at conversion, and are stated from then on.
     assert model.fas_config.recipe == fas.FAS(levels=975) and model.fas_config.method == "fas"
     assert (model.timesteps, model.levels, model.network) == (8, 975, "snn")

@@ -15,7 +15,16 @@ VERBS = {
     "export", "finetune", "load", "load_module", "record", "report", "revert", "stream", "summarise", "write_card",
 }  # fmt: skip
 METHODS = {"FAS", "FASPaper", "FastSNN", "LAS", "QCFSOnly", "RateNorm", "ThresholdBalancing"}
-NEURONS = {"ClippedCount", "OutlierAware", "Phase", "SignedDigit", "SignedIF", "SoftResetIF", "TernaryPhase"}
+NEURONS = {
+    "AdaptiveDigit",
+    "ClippedCount",
+    "OutlierAware",
+    "Phase",
+    "SignedDigit",
+    "SignedIF",
+    "SoftResetIF",
+    "TernaryPhase",
+}
 OTHERS = {"Anytime", "FASConfig", "Finetune", "Loaded", "Measurement", "Plan", "__version__"}
 
 

@@ -21,6 +21,7 @@ from fas.methods.las import LAS as LAS
 from fas.methods.qcfs_only import QCFSOnly as QCFSOnly
 from fas.methods.rate_norm import RateNorm as RateNorm
 from fas.methods.threshold_balancing import ThresholdBalancing as ThresholdBalancing
+from fas.neurons.adaptive_digit import AdaptiveDigit as AdaptiveDigit
 from fas.neurons.clipped_count import ClippedCount as ClippedCount
 from fas.neurons.outlier_aware import OutlierAware as OutlierAware
 from fas.neurons.phase import Phase as Phase

@@ -110,6 +110,7 @@ class Neuron(ABC):
             that declares nothing counts as the general case of its kind.
         takes_back: whether negative spikes occur where counts are not negative: while uneven input falls, or
             among the digits of a positive number.
+        adapts: whether thresholds follow the token (``gain``).
         recursion: which of the neurons that ``fas.kernels`` knows this one is, declared by the class itself; a
             neuron that declares none runs by its own methods. ``table``, for digits: the kernels look up what
             ``window`` and ``spikes`` make of every count.
@@ -121,6 +122,7 @@ class Neuron(ABC):
     exact_when: ClassVar[Literal["even", "any"]]
     emission: ClassVar[Emission] = "digits"
     takes_back: ClassVar[bool] = True
+    adapts: ClassVar[bool] = False
     recursion: ClassVar[Recursion | None] = None
     spike_price: ClassVar[float] = 0.0
 
@@ -151,6 +153,14 @@ class Neuron(ABC):
             timesteps: T.
         """
         return levels.clamp(*self.bounds(timesteps))
+
+    def gain(self, levels: Tensor, most: int) -> Tensor:
+        """Return by what tokens [*B, C], in levels, are multiplied, [*B, 1]; ``most`` is the largest count."""
+        return levels.new_ones(*levels.shape[:-1], 1)
+
+    def unadapted(self) -> Neuron:
+        """Return the neuron for sites that hold no tokens: factors in attention, images."""
+        return self
 
     @abstractmethod
     def window(self, drive: Tensor, v_init: Tensor, timesteps: int) -> Tensor:

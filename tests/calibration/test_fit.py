@@ -346,9 +346,10 @@ def test_what_a_code_sends_is_the_plain_statement(neuron):
     fit = Fit(torch.tensor([0.5, 4.0, 9.0]), torch.tensor([0.0, 0.3, -1.0]), torch.tensor([0.5, 0.25, 0.0]), x[0])
     counts, mean = counted(x, fit, neuron, steps)
     unit = fit.threshold / neuron.resolution(steps)
-    levels = torch.tensor([[math.floor(v) for v in row] for row in ((x - fit.offset) / unit + fit.v_init).tolist()])
-    expected = neuron.settle(levels.float(), steps)
-    assert torch.equal(counts, expected) and torch.equal(mean, expected * unit + fit.offset)
+    gain = neuron.gain(x / unit, neuron.resolution(steps))
+    scaled = (x * gain - fit.offset) / unit + fit.v_init
+    expected = neuron.settle(torch.tensor([[math.floor(v) for v in row] for row in scaled.tolist()]).float(), steps)
+    assert torch.equal(counts, expected) and torch.equal(mean, (expected * unit + fit.offset) / gain)
     # Whole numbers, added up in another order.
     spikes = neuron.spikes(expected, steps).double().mean()
     assert mean_spikes(counts, neuron, steps) == pytest.approx(float(spikes), rel=1e-6)

@@ -123,7 +123,7 @@ def test_a_combination_that_a_method_does_not_offer_is_said(run, dense: Path, te
     arguments = ["--data", text, "--test-data", held_out, *SMALL]
     done = run("compare", dense, "--timesteps", "0,2", *arguments)
     assert "refused: fas, T = 0: timesteps is 0" in done.stdout
-    assert "× ANN" in done.stdout and "signed_digit" in done.stdout
+    assert "× ANN" in done.stdout and "adaptive_digit" in done.stdout
     assert "no combination is possible" in run("compare", dense, "--timesteps", "0", *arguments, code=1).stderr
 
 
@@ -169,7 +169,7 @@ def test_a_plain_network(run, rows, photographs: Path, tmp_path: Path) -> None:
     expected = ["fas", "qcfs_only", "rate_norm fit_epochs=1", "threshold_balancing", "fast_snn tune_epochs=0"]
     assert by_plan == [None, *expected]
     (refused,) = (row["conditions"] for row in found if row["quantity"] == "refused")
-    assert refused["plan"] == "las" and "no transformers model" in refused["reason"]
+    assert refused["plan"] == "las" and "not a transformers model" in refused["reason"]
     assert {row["conditions"]["images"] for row in found if row["quantity"] == "accuracy"} == {12}
     assert "µJ/image" in run("compare", tmp_path, *arguments).stdout
 
@@ -268,7 +268,7 @@ def test_rows_are_kept_as_they_are_measured(
     monkeypatch.setattr(comparison, "convert", stopping)
     said = run(*command, code=130).stderr
     dense_row = re.search(r"^dense: perplexity (\S+)$", said, flags=re.MULTILINE)
-    assert dense_row and "fas, signed_digit, linear, T = 2: perplexity" in said and "1 of 3 done" in said
+    assert dense_row and "fas, adaptive_digit, linear, T = 2: perplexity" in said and "1 of 3 done" in said
     assert " × dense), " in said and "spikes per neuron" in said
     assert "run the same command again to resume" in said
     kept = [row for row in json.loads(out.read_text()) if row["quantity"] == "perplexity"]

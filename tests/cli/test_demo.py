@@ -30,8 +30,8 @@ def test_rows_for_every_network_and_the_page(rows, tmp_path: Path) -> None:
         ("ann", None, None),
         ("snn", 2, "signed_if"),
         ("snn", 8, "signed_if"),
-        ("snn", 2, "signed_digit"),
-        ("snn", 8, "signed_digit"),
+        ("snn", 2, "adaptive_digit"),
+        ("snn", 8, "adaptive_digit"),
     ]
     assert any(row["quantity"] == "spikes_per_neuron" for row in found)
     figures = {path.stem for path in (page.parent / "figures").glob("*.svg")}
@@ -40,7 +40,7 @@ def test_rows_for_every_network_and_the_page(rows, tmp_path: Path) -> None:
         "break-even", "sensitivity",
     }  # fmt: skip
     shown = page.read_text(encoding="utf-8")
-    for part in ("signed_digit", "What it writes", "fas demo", "loihi"):
+    for part in ("adaptive_digit", "What it writes", "fas demo", "loihi"):
         assert part in shown, part
 
 

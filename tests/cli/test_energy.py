@@ -152,4 +152,4 @@ def test_what_is_refused(run, snn: Path, text: Path, arguments: list[str], messa
 
 
 def test_data_must_be_named(run, snn: Path) -> None:
-    assert "no data named" in run("energy", snn, code=1).stderr
+    assert "name other data (--data)" in run("energy", snn, code=1).stderr

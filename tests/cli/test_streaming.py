@@ -10,7 +10,7 @@ def test_streaming_gives_the_files_that_memory_gives(rows, run, dense: Path, tex
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = ["--data", text, "--tokens", 256, "--window", 32, "--timesteps", 4]
+    options = ["--data", text, "--tokens", 256, "--window", 32, "--timesteps", 4, "--spike-price", 0]
     run("convert", dense, tmp_path / "memory", *options)
     found = rows("convert", dense, tmp_path / "streamed", *options, "--stream", "--activation-budget", "1KiB")
     models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("memory", "streamed")]

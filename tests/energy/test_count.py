@@ -84,11 +84,24 @@ def test_sites_against_a_loop_over_recorded_spikes(name, neuron, schedule, kind)
             assert found.event_bits == events * (address + 1)
 
 
+def test_what_adapting_thresholds_take_is_counted():
+    family, batch = FAMILIES["llama"], FAMILIES["llama"].batch()
+    adapting, fixed = (converted("llama", neuron=neuron) for neuron in ("adaptive_digit", "ternary_phase"))
+    outputs, tokens = fan_outs(family), batch["input_ids"].numel()
+    ours, theirs = (counted(model, batch).by_place() for model in (adapting, fixed))
+    for site in adapting.sites:
+        sums = sum(outputs[path] for path in site.layers)
+        found, plain = ours[site.path], theirs[site.path]
+        # Levels; their mean, their maximum, and the exponent of every sum.
+        assert found.multiplications - plain.multiplications == tokens * site.channels
+        assert found.float_additions - plain.float_additions == tokens * (2 * site.channels + sums)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("network", ["snn", "ann"])
 def test_arithmetic_of_gpt2_by_hand(attention, network):
     batch = FAMILIES["gpt2"].batch()
-    model = converted(build={"attn_implementation": attention})
+    model = converted(build={"attn_implementation": attention}, neuron="ternary_phase")
     found = counted(model, batch, network=network).total()
     tokens, pairs = 27, 3 * sum(range(1, 10)) * 2 * 2
     norms = 5 * tokens

@@ -17,7 +17,7 @@ from fas.surgery.replace import populations
 T = 5
 
 
-converted = functools.partial(made.converted, timesteps=T, seeds=(1,))
+converted = functools.partial(made.converted, timesteps=T, seeds=(1,), neuron="ternary_phase")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert_mlm", "opt"])
@@ -90,7 +90,7 @@ def test_the_layer_in_front_is_found_where_nothing_stands_between() -> None:
 
 
 def test_parameters_and_back() -> None:
-    model = converted("gpt2", granularity="tensor")
+    model = converted("gpt2", granularity="tensor", neuron="ternary_phase")
     for block in blocks(model):
         population = populations(model)[block.path]
         again, layers = block.modules()
@@ -105,6 +105,11 @@ def test_parameters_and_back() -> None:
                 original = model.get_submodule(path)
                 assert isinstance(original, SpikingLinear)
                 torch.testing.assert_close(layer(x), original(x), rtol=1e-5, atol=1e-5)
+
+
+def test_thresholds_that_follow_tokens_are_refused() -> None:
+    with pytest.raises(SiteError, match="AdaptiveDigit follow the size of each token"):
+        blocks(converted("gpt2", neuron="adaptive_digit"))
 
 
 def test_the_network_that_is_set_does_not_matter() -> None:
@@ -130,5 +135,7 @@ def test_refusals() -> None:
         blocks(model, sites=["model.decoder.layers.0.self_attn.operands.query"])
     with pytest.raises(SiteError, match=r"nosuch is no site of the model"):
         blocks(model, sites=["nosuch"])
-    seq2seq = fas.convert(FAMILIES["t5"].build(), fas.FAS(coverage="mlp"), calibration=[FAMILIES["t5"].batch()])
+    seq2seq = fas.convert(
+        FAMILIES["t5"].build(), fas.FAS(coverage="mlp", neuron="signed_if"), calibration=[FAMILIES["t5"].batch()]
+    )
     assert len(blocks(seq2seq, FAMILIES["t5"].batch())) == 4

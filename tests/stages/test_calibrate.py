@@ -19,7 +19,8 @@ from fas.training.finetuning import finetune, language_modelling
 from fas.training.losses import divergence
 from fas.types import Record
 
-converted = functools.partial(made.converted, seeds=())
+# Few levels: what is calibrated, and by how much, shows.
+converted = functools.partial(made.converted, seeds=(), neuron="ternary_phase")
 
 
 def batches(name="gpt2"):

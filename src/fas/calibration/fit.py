@@ -61,9 +61,11 @@ def counted(x: Tensor, code: Fit | Population, neuron: Neuron, timesteps: int) -
         neuron: the neuron model.
         timesteps: T.
     """
-    unit = code.threshold / neuron.resolution(timesteps)
-    counts = neuron.settle(torch.floor((x - code.offset) / unit + code.v_init), timesteps)
-    return counts, counts * unit + code.offset
+    resolution = neuron.resolution(timesteps)
+    unit = code.threshold / resolution
+    gain = neuron.gain(x / unit, resolution) if neuron.adapts else 1.0
+    counts = neuron.settle(torch.floor((x * gain - code.offset) / unit + code.v_init), timesteps)
+    return counts, (counts * unit + code.offset) / gain
 
 
 def mean_spikes(counts: Tensor, neuron: Neuron, timesteps: int) -> float:

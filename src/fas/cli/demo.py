@@ -48,7 +48,7 @@ def demo(
         # Every combination is checked before the first is measured.
         plans = [
             fas.FAS(coverage=c, timesteps=t, neuron=n)  # type: ignore[arg-type]
-            for n in ("signed_if", "signed_digit")
+            for n in ("signed_if", "adaptive_digit")
             for c in coverages
             for t in sorted(steps)
         ]

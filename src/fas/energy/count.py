@@ -150,6 +150,11 @@ class _Counter:
             words = self._reach.kernel_weights(path) * int((spikes > 0).flatten(0, -2).any(0).sum())
             addresses = neurons = fan_out.numel()
         emission.sent(self._at(path), addresses)
+        if population.neuron.adapts:
+            # Levels, their mean and maximum for the exponent of each token; a shift of every sum by it.
+            found, tokens = self._at(path), spikes[0].numel() // population.channels
+            found.multiplications += tokens * population.channels
+            found.float_additions += tokens * (2 * population.channels + int(fan_out))
         dense = emission.neurons // neurons * int(fan_out if isinstance(fan_out, int) else fan_out.sum())
         emission.caused(self._at(path), fan_out, addresses=addresses, words=words, dense=dense)
 

@@ -232,7 +232,11 @@ class _Watch(TorchDispatchMode):
 
     def _module(self, path: str, module: nn.Module) -> None:
         if isinstance(module, SpikingLinear):
-            arrives = alphabet(module.population.neuron, self.simulation)
+            population = module.population
+            if population.neuron.adapts and population.path == path:
+                left = "a mean and a maximum a token, whose exponent the thresholds follow"
+                self._note(path, "size", self.between, left, 2 * population.channels, floats=True)
+            arrives = alphabet(population.neuron, self.simulation)
             self._note(path, "linear", arrives, "additions", module.in_features * module.out_features, floats=False)
         elif is_linear(module):
             weight: Any = module.weight

@@ -155,6 +155,11 @@ def blocks(
         raise SiteError("no site of the model has linear layers behind it, so that there is no block")
     for site in wanted:
         there[site.path].check()
+        if (neuron := there[site.path].neuron).adapts:
+            raise SiteError(
+                f"site {site.path}: thresholds of {type(neuron).__name__} follow the size of each token, which no "
+                "other format has: convert with neuron='signed_if' or 'soft_reset_if'"
+            )
     runs = {} if inputs is None else _traces(model, inputs, [site.path for site in wanted], rows)
     layers, even = spiking_layers(model), model.schedule == "layerwise"
     found = []

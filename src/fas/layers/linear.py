@@ -119,13 +119,20 @@ class SpikingLinear(SpikingLayer):
             backend = choose("linear", population.simulation.kernels, x.device, x.dtype)
             return backend.linear(signal, weight, self._bias(x.dtype))
         counts: Tensor = population(x, "counts")
-        code = population.code(x.dtype)
+        code, gain = population.code(x.dtype), population.gain(x)
         backend = choose("event_linear", population.simulation.kernels, x.device, x.dtype)
         if int(counts.count_nonzero()) > backend.SPARSE * self.in_features:
             signal = choose("decode", population.simulation.kernels, x.device, x.dtype).decode(counts, code, x.dtype)
+            signal = signal if gain is None else signal / gain
             return functional.linear(signal, self._matrix(), self._bias(x.dtype))
-        bias = self._folded(code).rest + self._bias(x.dtype)
-        return backend.event_linear(counts.view(-1), code.unit, weight, bias).view(*x.shape[:-1], self.out_features)
+        rest = self._folded(code).rest
+        if gain is None:
+            output = backend.event_linear(counts.view(-1), code.unit, weight, rest + self._bias(x.dtype))
+        else:
+            output = backend.event_linear(counts.view(-1), code.unit, weight, rest) / gain.view(-1) + self._bias(
+                x.dtype
+            )
+        return output.view(*x.shape[:-1], self.out_features)
 
     def _takes_spikes(self, x: Tensor) -> bool:
         """Whether a product of spikes, online, is quicker than a dense one of what they stand for."""
@@ -171,10 +178,13 @@ class SpikingLinear(SpikingLayer):
         code = population.code(torch.promote_types(x.dtype, torch.float32))
         folded, integers = self._folded(code), self._integers(code)
         backend = choose("integer_linear", simulation.kernels, x.device, torch.float32)
-        bias = folded.rest.float() + self._bias(torch.float32)
+        gain, bias = population.gain(x), self._bias(torch.float32)
         output: Tensor = backend.integer_linear(
-            counts.reshape(-1, self.in_features), integers.values, integers.scale, bias, max(code.upper, -code.lower)
-        )
+            counts.reshape(-1, self.in_features), integers.values, integers.scale,
+            folded.rest.float() + bias if gain is None else folded.rest.float(), max(code.upper, -code.lower),
+        )  # fmt: skip
+        if gain is not None:
+            output = output / gain.reshape(-1, 1) + bias
         return output.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _folded(self, code: Code) -> _Folded:

@@ -126,6 +126,10 @@ class Population(nn.Module):
             self.offset.copy_(offset)
             self.v_init.copy_(v_init)
 
+    def gain(self, x: Tensor) -> Tensor | None:
+        """Return by what each token of x [*B, C] is multiplied before it is coded, [*B, 1]; None for nothing."""
+        return None
+
     def replaced(self, x: Tensor) -> Tensor:
         """Return what the dense network has in place of the spikes."""
         return x if self.activation is None else self.activation(x)
@@ -134,10 +138,7 @@ class Population(nn.Module):
         """Refuse to run before thresholds are set: they start as NaN."""
         if self._ready:
             return
-        message = (
-            f"site {self.path} has no thresholds yet: run fas.calibrate(model, data), "
-            "or load a checkpoint that has them"
-        )
+        message = f"site {self.path} has no thresholds yet: run fas.calibrate(model, data), or load what has them"
         if torch.compiler.is_compiling():
             # A graph cannot branch on values; it can refuse them when it runs.
             torch._assert_async(self.log_threshold.isnan().logical_not().all(), message)
@@ -203,8 +204,7 @@ class Population(nn.Module):
             return True
         if not torch.is_grad_enabled():
             return False
-        parameters = (self.log_threshold, self.v_init, self.offset)
-        return x.requires_grad or any(p.requires_grad for p in parameters)
+        return x.requires_grad or any(p.requires_grad for p in (self.log_threshold, self.v_init, self.offset))
 
     def _encode(self, x: Tensor, form: Form) -> Tensor:
         simulation = self.simulation
@@ -248,7 +248,7 @@ class Population(nn.Module):
         steps, threshold = self.simulation.timesteps, self.threshold
         counts = self._closed_form(x, steps)
         if self.simulation.observers:
-            self.simulation.show(self.path, self.neuron.spikes(counts.detach(), steps).unsqueeze(0))
+            self.simulation.show(self.path, self.neuron.spikes(counts.detach(), steps)[None])
         return counts * (threshold / self.neuron.resolution(steps)) + self.offset
 
     def _closed_form(self, x: Tensor, steps: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from fas import registry
 from fas.errors import SiteError
-from fas.types import Coverage, Granularity, Method, Neuron, Schedule, Site
+from fas.types import OPERANDS, Coverage, Granularity, Method, Neuron, Schedule, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class OneNeuron(Method):
         """Return the neuron of the method, with a sign where the site needs one."""
         chosen = chosen_neuron(self.neuron)
         built: Any = registry.load("neurons", chosen)() if isinstance(chosen, str) else chosen
+        if site.role in (*OPERANDS, "conv_input"):
+            built = built.unadapted()
         if "signed" in {field.name for field in fields(built)}:
             built = replace(built, signed=site.signed)
         elif site.signed:

@@ -20,12 +20,12 @@ class FAS(OneNeuron):
     Attributes:
         coverage: ``mlp`` (the layer after every MLP activation, the scope of the paper's code), ``linear``
             (the input of every linear layer) or ``full`` (query, key, value and attention weights too).
-        neuron: digit codes, layerwise only: ``signed_digit`` (the default: ranges that hold the rare large values of
-            real models, in the fewest spikes), ``ternary_phase`` (3^T levels: the most for few steps), ``phase`` (bit
-            planes, 2^T and a sign), ``outlier_aware`` (bit planes in two ranges). Rate codes, with T + 1 levels or
-            2T + 1 where values take both signs: ``signed_if`` (spikes of both signs, one a step), ``clipped_count``
-            (graded spikes; exact online too), ``soft_reset_if`` (binary spikes; every site must be non-negative). Or
-            a neuron of your own, as an object or a class.
+        neuron: digit codes, layerwise only: ``adaptive_digit`` (the default: signed digits at thresholds that follow
+            the size of each token, as real models need), ``signed_digit`` (the same thresholds for all tokens),
+            ``ternary_phase`` (3^T levels), ``phase`` (bit planes, 2^T and a sign), ``outlier_aware`` (bit planes in two
+            ranges). Rate codes, with T + 1 levels or 2T + 1 where values take both signs: ``signed_if`` (spikes of both
+            signs, one a step), ``clipped_count`` (graded spikes; exact online too), ``soft_reset_if`` (binary spikes;
+            every site must be non-negative). Or a neuron of your own, as an object or a class.
         gated: softmax, normalisation and activations by gated populations instead of exact functions.
         rotate: turn the residual stream before calibration, which spreads outliers over its channels.
         coarse: calibrate one threshold per layer.
@@ -34,7 +34,7 @@ class FAS(OneNeuron):
             values are near zero. Off, spikes are several times fewer and the error larger.
         spike_price: nats per answer that one spike per neuron and window may cost: fine calibration trades quality for
             silence, channel by channel (0.01 to 0.1 are useful), and `centred` has no say. If not given, the neuron's
-            own: 0.006 for `signed_digit` from T = 7 on, else 0.
+            own: 0.006 for `adaptive_digit`, and for `signed_digit` from T = 7 on, else 0.
         spikes: per neuron and window, in the mean over the network: finds the price at which it sends as many.
 
     Raises:
@@ -50,7 +50,7 @@ class FAS(OneNeuron):
 
     _remedy = "choose neuron='signed_if', or coverage='mlp' with replace_activation=True and fine-tune"
 
-    neuron: str | Neuron | type[Neuron] = "signed_digit"  # type: ignore[misc]
+    neuron: str | Neuron | type[Neuron] = "adaptive_digit"  # type: ignore[misc]
     gated: bool = False
     rotate: bool = False
     coarse: bool = True

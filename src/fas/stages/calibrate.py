@@ -14,7 +14,7 @@ from torch import Tensor
 from fas.calibration.allocation import costs_of
 from fas.calibration.figures import mean_of
 from fas.calibration.fit import Fit, counted, drive, fit_channels, fit_layer, mean_spikes
-from fas.calibration.fit_range import PLENTY, fit_range
+from fas.calibration.fit_range import fit_range, is_by_range
 from fas.calibration.fit_sparse import SpikeCost, fit_sparse
 from fas.calibration.fit_uneven import fit_uneven
 from fas.calibration.residence import Residence
@@ -46,7 +46,7 @@ class Calibrate(Stage):
         max_rows: activations kept per site, for the mean errors.
         fit_rows: of these, how many thresholds are fitted to; ranges (``fit_range``) to all.
         spike_price: nats per answer that one spike per neuron and window may cost; None takes the neuron's own where
-            every code has levels to spare (``fit_range``) and the model has gradients, else 0. Above 0, fine
+            every code is fitted by its range, the model reads tokens and has gradients, else 0. Above 0, fine
             calibration minimises expected divergence from the dense network + price · mean spikes, over all channels of
             all sites together: few spikes where errors matter little. It then chooses offsets itself, whatever
             ``centred`` says. At 0 it minimises the error of every channel alone. Training pays its own.
@@ -100,7 +100,8 @@ class Calibrate(Stage):
                 population.set(fit.threshold, fit.offset, fit.v_init)
             # The very arithmetic that will run, not that of the fit.
             counts, sent = counted(seen.snn, population, population.neuron, steps)
-            if self.fine:
+            # The mean error of codes by range is that of a few huge tokens: a bias for it harms all others.
+            if self.fine and (trained or not is_by_range(population.neuron, steps)):
                 shift = (target - sent).mean(0)
                 for path in seen.site.layers:
                     layers[path].push_error(shift, more=trained)
@@ -140,9 +141,10 @@ class Calibrate(Stage):
         by_default = price is None and self.spikes is None
         if by_default:
             neurons = [population.neuron for population in populations(model).values()]
-            price = min(n.spike_price if n.resolution(steps) >= PLENTY else 0.0 for n in neurons)
-            # Gradients need the whole model in memory.
-            if not (price and whole and self.fine) or any(p.is_meta for p in model.parameters()):
+            price = min(n.spike_price if is_by_range(n, steps) else 0.0 for n in neurons)
+            # Gradients need the whole model in memory. Answers of other than language models may be no logits.
+            told = all("input_ids" in batch for batch in batches)
+            if not (price and whole and told and self.fine) or any(p.is_meta for p in model.parameters()):
                 return {}
         try:
             return costs_of(
@@ -156,7 +158,7 @@ class Calibrate(Stage):
 
     def _fit(self, population: Population, x: Tensor, steps: int, cost: SpikeCost | None) -> Fit:
         neuron, per_channel = population.neuron, bool(population.log_threshold.ndim)
-        if neuron.resolution(steps) >= PLENTY:
+        if is_by_range(neuron, steps) and (self.coarse or self.fine or not population.is_set):
             return fit_range(x, neuron, steps, cost, per_channel=per_channel and self.fine)
         # Rows lie in the order of the data, so every k-th is a fair sample.
         x = x[:: max(1, len(x) // self.fit_rows)]

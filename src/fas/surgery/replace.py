@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fas.errors import SiteError
+from fas.layers.adapting_population import AdaptingPopulation
 from fas.layers.attention import AttentionOperands
 from fas.layers.conv import SpikingConv2d
 from fas.layers.experts import ExpertLinear, SpikingExpert
@@ -51,9 +52,8 @@ def attach(
 
     def population_of(site: Site, device: torch.device, **more: Any) -> Population:
         model_of = neuron(site)
-        return Population(
-            site.path, site.channels, model_of, simulation, granularity=granularity, device=device, **more
-        )
+        kind = AdaptingPopulation if model_of.adapts else Population
+        return kind(site.path, site.channels, model_of, simulation, granularity=granularity, device=device, **more)
 
     sites = list(sites)
     modules = dict(model.named_modules())

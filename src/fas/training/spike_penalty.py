@@ -32,6 +32,8 @@ def soft_spikes(population: Population, x: Tensor) -> Tensor:
     """
     steps, neuron = population.simulation.timesteps, population.neuron
     x = x.to(torch.promote_types(x.dtype, population.log_threshold.dtype))
+    if (gain := population.gain(x)) is not None:
+        x = x * gain
     level = (x - population.offset) * (neuron.resolution(steps) / population.threshold) + population.v_init
     with torch.no_grad():
         counts = neuron.settle(torch.floor(level), steps)
