@@ -71,7 +71,7 @@ def convert(
         calibration: text, as a name (``wikitext``, a file, a directory, another data set of the hub) or as documents;
             or inputs of the model's forward, in a list.
         tokenizer: of the model, where calibration is text; None takes the one that lies where the model came from.
-        sample: how much of the text, in windows of what length; 65,536 tokens if None.
+        sample: how much of the text, in windows of what length; 4,096 tokens if None.
         probe: a batch of one that the model accepts, where the default probe does not fit; a plain module has none.
         progress: told what is done, with parts done and in all.
 
@@ -151,7 +151,7 @@ def calibrate(
 
     Example:
         >>> fas.calibrate(model, batches)[0].results["tokens"]  # doctest: +SKIP
-        65536
+        4096
     """
     if not isinstance(model, ConvertedModel):
         raise ValueError(f"{type(model).__name__} is not converted; call fas.convert first")

@@ -53,10 +53,13 @@ def test_other_data_in_every_process_is_refused(tmp_path):
 
 
 def test_shards_train_what_one_process_trains(tmp_path):
-    # Without a norm of gradients, which shards sum in another order.
-    settings = {"max_grad_norm": 0.0, "save_steps": 2}
-    alone = agreed(tune(1, tmp_path / "one", settings, control=True))
-    assert agreed(tune(2, tmp_path / "two", settings, SHARDED, control=True)) == alone
+    # Without a norm of gradients, which shards sum in another order. On some processors products of a shard round
+    # otherwise than those of the whole weight: in float64 no count lies so near to a step that this moves it.
+    settings, options = {"max_grad_norm": 0.0, "save_steps": 2}, {"control": True, "dtype": torch.float64}
+    alone = agreed(tune(1, tmp_path / "one", settings, **options))
+    shared = agreed(tune(2, tmp_path / "two", settings, SHARDED, **options))
+    # Trainer adds losses up in float32: 2**-24 of four, and of their mean.
+    assert shared[2] == pytest.approx(alone[2], rel=1e-6)
 
 
 @pytest.mark.slow

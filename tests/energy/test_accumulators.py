@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made import Trains
-from made import copied as converted
+from made import Trains, converted
 from tiny_models import FAMILIES
 
 import fas

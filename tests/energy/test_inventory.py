@@ -198,5 +198,5 @@ def test_functions_and_normalisations_of_a_plain_module_are_listed():
 def test_a_plain_module_needs_a_probe():
     x = tiny_cnns.images(2)
     model = fas.convert(tiny_cnns.build("vgg"), fas.FAS(), probe={"x": x[:1]})
-    with pytest.raises(SiteError, match="no transformers model"):
+    with pytest.raises(SiteError, match="is not a transformers model and does not say what it reads"):
         operations(model)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made import copied as converted
+from made import converted
 from tiny_models import FAMILIES
 
 from fas.energy import rivals

@@ -36,7 +36,7 @@ def command_lines(draw: st.DrawFn, commands: tuple[str, ...], places: list[str])
     name = draw(st.sampled_from(commands))
     values = st.sampled_from([*places, *_VALUES]) | st.text(st.characters(exclude_characters="\0"), max_size=6)
     line = [name]
-    for parameter in _root.commands[name].params:
+    for parameter in _root.get_command(None, name).params:
         if parameter.param_type_name == "argument":
             line += [draw(values)] if draw(st.integers(0, 9)) else []
         elif parameter.name != "help" and draw(st.integers(0, 3)) == 0:
@@ -60,7 +60,7 @@ def places(dense: Path, snn: Path, text: Path, tmp_path: Path, monkeypatch: pyte
     return [str(dense), str(snn), str(text), "out", "out/deep"]
 
 
-_SHORT = tuple(name for name in _root.commands if name not in _LONG)
+_SHORT = tuple(name for name in _root.list_commands(None) if name not in _LONG)
 
 
 @settings(max_examples=30, suppress_health_check=list(HealthCheck))

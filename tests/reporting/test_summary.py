@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from made import copied
+from made import converted
 
 import fas
 
 
 def test_what_is_said_is_what_the_records_hold() -> None:
-    model = copied("llama")
+    model = converted("llama")
     figures = model.records[-1].sites
     found = fas.summarise(model)
     assert sum(map(len, found.sites.values())) == len(model.sites) and len(found.sites["mlp.down_proj"]) == 2
@@ -22,7 +22,7 @@ def test_what_is_said_is_what_the_records_hold() -> None:
 
 
 def test_the_text_names_what_stays_float_and_dense() -> None:
-    model = copied("llama", exclude=("*.down_proj",))
+    model = converted("llama", exclude=("*.down_proj",))
     found = fas.summarise(model)
     text = "\n".join(found.lines())
     assert f"worst site: {found.worst}" in text
@@ -32,12 +32,12 @@ def test_the_text_names_what_stays_float_and_dense() -> None:
 
 
 def test_a_configuration_alone_says_the_same_but_for_floats() -> None:
-    model = copied("llama")
+    model = converted("llama")
     ours, theirs = fas.summarise(model), fas.summarise(model.fas_config)
     assert theirs.floats is None and ours.kinds == theirs.kinds and ours.worst == theirs.worst
 
 
 def test_without_calibration_there_are_no_errors() -> None:
-    model = copied("gpt2", seeds=())
+    model = converted("gpt2", seeds=())
     text = "\n".join(fas.summarise(model).lines())
     assert "error" not in text and "spiking: 9 sites" in text

@@ -106,23 +106,24 @@ def test_a_trace_leaves_nothing_behind():
 
 
 class Attention(nn.Module):
-    def __init__(self):
+    def __init__(self, width=4):
         super().__init__()
-        self.proj = nn.Linear(4, 4)
+        self.proj = nn.Linear(width, width)
 
-    def forward(self, x):
-        return torch.softmax(self.proj(x) @ x.T, -1) @ x
+    def forward(self, x, *_, **__):
+        return torch.softmax(self.proj(x) @ x.mT, -1) @ x, None
 
 
 def test_modules_called_attention_that_go_another_way():
-    model = nn.Sequential(Attention(), nn.Linear(4, 4))
-    probe = {"input": torch.ones(3, 4)}
-    with pytest.raises(SiteError, match=r"^0 \(Attention\) computes attention by itself"):
-        find_sites(model, "full", probe=probe)
-    # Without attention there is nothing more than linear layers.
-    assert len(find_sites(model[1:], "full", probe=probe)) == 1
+    model = FAMILIES["gpt2"].build()
+    model.transformer.h[0].attn = Attention(32)
+    with pytest.raises(SiteError, match=r"^transformer\.h\.0\.attn \(Attention\) computes attention by itself"):
+        find_sites(model, "full")
+    plain = nn.Sequential(Attention(), nn.Linear(4, 4))
+    with pytest.raises(SiteError, match="is not a transformers model, so its attention cannot be reached"):
+        find_sites(plain, "full", probe={"input": torch.ones(3, 4)})
     with pytest.raises(SiteError, match="needs a transformers model"):
-        use_spiking_attention(model)
+        use_spiking_attention(plain)
 
 
 def test_a_function_that_is_neither_sdpa_nor_eager():

@@ -28,7 +28,7 @@ def calibrate(
     losses: Annotated[
         bool, typer.Option("--losses", help="Then train thresholds by the FAS loss (alignment + KL).")
     ] = False,
-    tokens: Tokens = 65536,
+    tokens: Tokens = 4096,
     window: Window = None,
     batch_size: BatchSize = 16,
     device: Device = "cpu",

@@ -41,7 +41,7 @@ def convert(
     ] = None,
     calibrate: Annotated[bool, typer.Option(help="Set thresholds now; without, run `fas calibrate` later.")] = True,
     method: Annotated[str, typer.Option(help="Recipe, a file of fas.methods.")] = "fas",
-    tokens: Tokens = 65536,
+    tokens: Tokens = 4096,
     window: Window = None,
     batch_size: BatchSize = 16,
     gguf_file: GGUFFile = None,

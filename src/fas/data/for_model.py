@@ -40,7 +40,7 @@ class Sample:
         seed: of the choice of rows.
     """
 
-    tokens: int | None = 65536
+    tokens: int | None = 4096
     window: int | None = None
     batch_size: int = 16
     seed: int = 0
