@@ -28,6 +28,7 @@ ROWS: dict[str, Callable[[], Method]] = {
     "linear, 1.5 spikes": lambda: fas.FAS(spikes=1.5),
     "linear, 1.2 spikes": lambda: fas.FAS(spikes=1.2),
     "mlp": lambda: fas.FAS(coverage="mlp"),
+    "mlp, 1.5 spikes": lambda: fas.FAS(coverage="mlp", spikes=1.5),
     "full": lambda: fas.FAS(coverage="full"),
     "las": lambda: fas.LAS(timesteps=16),
     "linear, T = 5": lambda: fas.FAS(timesteps=5),

@@ -82,7 +82,8 @@ def chapter(dense: str, spiking: str, tokens: int) -> Iterator[str]:
     if (ROOT / "docs" / "images" / f"{name}.png").exists():
         yield (
             "\nThe head of its report (`fas report OUT --timesteps 8 --test-tokens 1024 --counted-tokens 256 "
-            "--window 256 --no-coarse --no-anytime`, the first 1,024 tokens of the raw test split):\n"
+            "--window 256 --no-coarse --no-anytime`, converted with `--neuron signed_digit`; the first 1,024 tokens of "
+            "the raw test split):\n"
         )
         yield f"![The head of its report](images/{name}.png)"
 

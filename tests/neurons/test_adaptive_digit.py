@@ -37,13 +37,18 @@ def test_exponent_is_the_largest_that_clips_nothing_and_lifts_no_further_than_as
     found = neuron.gain(z, neuron.resolution(steps))
     assert found.shape == (len(tokens), 1)
     assert found.flatten().tolist() == [by_hand(token, neuron, steps) for token in z.tolist()]
+    # A token alone takes another way.
+    for one, gain in zip(z, found, strict=True):
+        assert torch.equal(neuron.gain(one[None], neuron.resolution(steps)), gain[None])
 
 
 def test_silent_and_broken_tokens_have_finite_gains():
     neuron = AdaptiveDigit()
-    gains = neuron.gain(torch.tensor([[0.0, 0.0], [1e-30, 0.0], [1e30, 1.0]]), 975)
+    tokens = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [1e30, 1.0], [math.inf, 1.0]])
+    gains = neuron.gain(tokens, 975)
     assert gains.isfinite().all()
     assert (gains > 0).all()
+    assert torch.equal(gains, torch.cat([neuron.gain(token[None], 975) for token in tokens]))
 
 
 def adapting(steps: int = 8, channels: int = 6, **fields: float) -> AdaptingPopulation:

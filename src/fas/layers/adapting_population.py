@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fas.layers.once import Once
 from fas.layers.population import Form, Population
 
 
@@ -13,6 +16,20 @@ class AdaptingPopulation(Population):
 
     Gains are powers of two, so that neither rounds. ``counts`` are those of the multiplied token.
     """
+
+    def __init__(self, *arguments: Any, readers: int = 1, **named: Any) -> None:
+        super().__init__(*arguments, readers=readers, **named)
+        # Of counts, which the neurons and every reader ask for.
+        self._gains = Once(readers + 1)
+
+    def gain_of_counts(self, x: Tensor) -> Tensor:
+        """Return the gain of each token of x [*B, C], [*B, 1], once for the neurons and all that read their counts."""
+        return self._gains(x, "gain", self.gain)
+
+    def reset(self) -> None:
+        """Forget the state of an unfinished window."""
+        super().reset()
+        self._gains.reset()
 
     @torch.no_grad()
     def gain(self, x: Tensor, most: int | None = None) -> Tensor:
@@ -35,6 +52,6 @@ class AdaptingPopulation(Population):
             return super()._encode(x, form)
         self.check()
         work = x.to(torch.promote_types(x.dtype, self.log_threshold.dtype))
-        gain = self.gain(work)
+        gain = self.gain_of_counts(x) if form == "counts" else self.gain(work)
         encoded = super()._encode(work * gain, form)
         return encoded if form == "counts" else (encoded / gain).to(x.dtype)

@@ -119,7 +119,7 @@ class SpikingLinear(SpikingLayer):
             backend = choose("linear", population.simulation.kernels, x.device, x.dtype)
             return backend.linear(signal, weight, self._bias(x.dtype))
         counts: Tensor = population(x, "counts")
-        code, gain = population.code(x.dtype), population.gain(x)
+        code, gain = population.code(x.dtype), population.gain_of_counts(x)
         backend = choose("event_linear", population.simulation.kernels, x.device, x.dtype)
         if int(counts.count_nonzero()) > backend.SPARSE * self.in_features:
             signal = choose("decode", population.simulation.kernels, x.device, x.dtype).decode(counts, code, x.dtype)
@@ -178,7 +178,7 @@ class SpikingLinear(SpikingLayer):
         code = population.code(torch.promote_types(x.dtype, torch.float32))
         folded, integers = self._folded(code), self._integers(code)
         backend = choose("integer_linear", simulation.kernels, x.device, torch.float32)
-        gain, bias = population.gain(x), self._bias(torch.float32)
+        gain, bias = population.gain_of_counts(x), self._bias(torch.float32)
         output: Tensor = backend.integer_linear(
             counts.reshape(-1, self.in_features), integers.values, integers.scale,
             folded.rest.float() + bias if gain is None else folded.rest.float(), max(code.upper, -code.lower),

@@ -126,8 +126,8 @@ class Population(nn.Module):
             self.offset.copy_(offset)
             self.v_init.copy_(v_init)
 
-    def gain(self, x: Tensor) -> Tensor | None:
-        """Return by what each token of x [*B, C] is multiplied before it is coded, [*B, 1]; None for nothing."""
+    def gain_of_counts(self, x: Tensor) -> Tensor | None:
+        """Return by what each token of x [*B, C] is multiplied before it is counted, [*B, 1]; None for nothing."""
         return None
 
     def replaced(self, x: Tensor) -> Tensor:

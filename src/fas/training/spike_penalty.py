@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fas.layers.adapting_population import AdaptingPopulation
 from fas.layers.population import Population
 from fas.surgery.probe import hooked
 from fas.surgery.replace import populations
@@ -32,8 +33,8 @@ def soft_spikes(population: Population, x: Tensor) -> Tensor:
     """
     steps, neuron = population.simulation.timesteps, population.neuron
     x = x.to(torch.promote_types(x.dtype, population.log_threshold.dtype))
-    if (gain := population.gain(x)) is not None:
-        x = x * gain
+    if isinstance(population, AdaptingPopulation):
+        x = x * population.gain(x)
     level = (x - population.offset) * (neuron.resolution(steps) / population.threshold) + population.v_init
     with torch.no_grad():
         counts = neuron.settle(torch.floor(level), steps)
