@@ -38,6 +38,14 @@ def test_the_range_is_eight_times_the_largest_value_where_tails_are_short():
     torch.testing.assert_close(one.threshold, 8 * x.abs().amax())
 
 
+def test_the_finest_step_is_that_of_the_reach():
+    # One distribution at one scale: the reach is half as much again as the largest value, or the longest tail's.
+    x = torch.rand(400, 6, generator=torch.Generator().manual_seed(0)) - 0.5
+    peak, mean = x.abs().amax(0), x.abs().mean(0)
+    fit = fit_range(x, NEURON, STEPS, per_channel=True, finest=True)
+    torch.testing.assert_close(fit.threshold, torch.maximum(1.5 * peak, (peak / mean).quantile(0.999) * mean))
+
+
 def test_dearer_spikes_are_fewer():
     x = heavy(600, 2, 80)
     cost = torch.linspace(0.1, 10, 80)

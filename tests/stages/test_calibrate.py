@@ -224,6 +224,20 @@ def test_dearer_spikes_are_fewer(name, options):
     assert expected == sorted(expected) and record.settings["spike_price"] == 1e6
 
 
+def test_factors_of_attention_pay_no_price():
+    thresholds = []
+    for price in (0.0, 1.0):
+        model = converted(neuron="signed_digit", timesteps=8, coverage="full", spike_price=price)
+        fas.calibrate(model, batches())
+        thresholds.append({path: p.threshold.detach().clone() for path, p in populations(model).items()})
+    free, priced = thresholds
+    # The first of all sites receives the same, whatever the price.
+    attention = next(path for path in free if path.endswith("operands.query"))
+    assert float((priced[attention] / free[attention]).log().abs().max()) < 0.5
+    first = next(iter(free))
+    assert float((priced[first] / free[first]).log().abs().max()) > 1
+
+
 def test_no_price_changes_nothing():
     data = batches()
     results = []

@@ -38,7 +38,9 @@ def is_by_range(neuron: Neuron, timesteps: int) -> bool:
     return neuron.resolution(timesteps) >= (ENOUGH if neuron.adapts else PLENTY)
 
 
-def fit_range(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost | None = None, *, per_channel: bool) -> Fit:
+def fit_range(
+    x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost | None = None, *, per_channel: bool, finest: bool = False
+) -> Fit:
     """Choose θ so that no activation to come is clipped, and the step as large as its error allows.
 
     Real models send values at rare tokens that are many times the largest of a thousand tokens before, and all that
@@ -58,6 +60,7 @@ def fit_range(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost | None 
         timesteps: T.
         cost: prices of errors and spikes.
         per_channel: one threshold a channel, or one for all.
+        finest: whether the step is reach_c/resolution, the smallest that there is, where no price is paid.
 
     Returns:
         Parameters of shape (C,) or (), offset 0 and v_0 = θ/2.
@@ -74,10 +77,10 @@ def fit_range(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost | None 
     reach = torch.maximum(_NEAREST * peak, torch.minimum((peak / mean).quantile(_TAIL) * mean, _FURTHEST * peak))
     if not per_channel:
         peak, reach = peak.amax(), reach.amax()
-    finest = reach / neuron.resolution(steps)
-    step = torch.maximum(_HEADROOM * peak, reach) / neuron.resolution(steps)
+    smallest = reach / neuron.resolution(steps)
+    step = smallest if finest else torch.maximum(_HEADROOM * peak, reach) / neuron.resolution(steps)
     if cost is not None:
-        step = _cheapest(x, neuron, steps, cost, finest)
+        step = _cheapest(x, neuron, steps, cost, smallest)
     half = torch.full_like(step, 0.5)
     threshold = step * neuron.resolution(timesteps)
     fit = Fit(threshold, torch.zeros_like(step), half, torch.zeros_like(step))

@@ -25,7 +25,7 @@ from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.surgery.parameters import undone_on_error
 from fas.surgery.replace import populations, spiking_layers
-from fas.types import Batches, Kept, Progress, Record, Stage
+from fas.types import OPERANDS, Batches, Kept, Progress, Record, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,10 @@ class Calibrate(Stage):
     def _fit(self, population: Population, x: Tensor, steps: int, cost: SpikeCost | None) -> Fit:
         neuron, per_channel = population.neuron, bool(population.log_threshold.ndim)
         if is_by_range(neuron, steps) and (self.coarse or self.fine or not population.is_set):
-            return fit_range(x, neuron, steps, cost, per_channel=per_channel and self.fine)
+            # Errors of the factors of attention add up over all keys, which no price of single errors knows.
+            factor = population.path.rpartition(".")[2] in OPERANDS
+            cost = None if factor else cost
+            return fit_range(x, neuron, steps, cost, per_channel=per_channel and self.fine, finest=factor)
         # Rows lie in the order of the data, so every k-th is a fair sample.
         x = x[:: max(1, len(x) // self.fit_rows)]
         if cost is not None:
