@@ -4,10 +4,10 @@ import contextlib
 import multiprocessing
 import os
 import socket
-import sys
 import time
-from multiprocessing import forkserver
 from multiprocessing.connection import wait
+
+from forked import ensure_server
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tasks"])
@@ -21,7 +21,7 @@ def crew(size, task, *arguments, **environment):
     Returns:
         What each has returned, or the exception that it has ended with; None where it was killed.
     """
-    _ensure_server()
+    ensure_server()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,17 +63,6 @@ def agreed(answers):
             raise answer
     assert all(answer == answers[0] for answer in answers)
     return answers[0]
-
-
-def _ensure_server():
-    # Python 3.11 does not tell the server where the modules lie that it imports beforehand.
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    try:
-        forkserver.ensure_running()
-    finally:
-        del os.environ["PYTHONPATH"]
-        os.environ.update({} if before is None else {"PYTHONPATH": before})
 
 
 def _work(pipe, environment, task, arguments):

@@ -52,7 +52,7 @@ class AdaptiveDigit(SignedDigit):
     def gain(self, levels: Tensor, most: int) -> Tensor:
         """Return 2^e, [*B, 1], of tokens [*B, C] in levels."""
         if most < ENOUGH:
-            return levels.new_ones(*levels.shape[:-1], 1)
+            return super().gain(levels, most)
         size, width = levels if self.signed else levels.clamp_min(0), levels.shape[-1]
         if levels.numel() == width and levels.device.type == "cpu" and not torch.compiler.is_compiling():
             # One token, as each step of decoding has: Python's numbers take a fifth of the time of tensors of one.

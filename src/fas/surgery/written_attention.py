@@ -54,7 +54,6 @@ def use_dense_products(module: nn.Module) -> None:
 
 
 @functools.cache
-@functools.cache
 def class_with(mixin: Any, base: Any) -> Any:
     """Return ``base`` with the abilities of ``mixin``, under the same name; objects of it can be pickled.
 
