@@ -4,7 +4,10 @@
     python -m benchmarks.real_models smollm2-135m --train DIR/train.txt --test DIR/wiki.test.raw
     python -m benchmarks.real_models gemma3-270m --train DIR/train.txt --test DIR/wiki.test.raw --rows linear mlp full
 
-A row that the JSON file holds already, measured under the same conditions, is not measured again.
+    python -m benchmarks.real_models smollm2-135m --train DIR/train.txt --test DIR/wiki.test.raw --rows mlp --steps 200
+
+With ``--steps`` rows are trained (stage 1) after their conversion, and stand beside the dense model trained on the same
+data. A row that the JSON file holds already, measured under the same conditions, is not measured again.
 """
 
 from __future__ import annotations
@@ -13,22 +16,29 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fas
-from fas.data.for_model import Sample
+from fas.data.for_model import Sample, training_rows
 from fas.energy.inventory import operations
 from fas.evaluation.score import measure, scores_on
+from fas.stages.finetune import Finetune
 from fas.storage.directory import write_text
+from fas.training.finetuning import finetune, language_modelling
 from fas.types import Method
 
 ROWS: dict[str, Callable[[], Method]] = {
     "linear": lambda: fas.FAS(),
     "linear, 1.5 spikes": lambda: fas.FAS(spikes=1.5),
     "linear, 1.2 spikes": lambda: fas.FAS(spikes=1.2),
+    "linear, 1.0 spikes": lambda: fas.FAS(spikes=1.0),
     "mlp": lambda: fas.FAS(coverage="mlp"),
     "mlp, 1.5 spikes": lambda: fas.FAS(coverage="mlp", spikes=1.5),
+    "mlp, 0.9 spikes": lambda: fas.FAS(coverage="mlp", spikes=0.9),
+    "mlp, 0.6 spikes": lambda: fas.FAS(coverage="mlp", spikes=0.6),
+    "mlp, 0.3 spikes": lambda: fas.FAS(coverage="mlp", spikes=0.3),
     "full": lambda: fas.FAS(coverage="full"),
     "las": lambda: fas.LAS(timesteps=16),
     "linear, T = 5": lambda: fas.FAS(timesteps=5),
@@ -53,6 +63,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="to calibrate on")
     parser.add_argument("--test-tokens", type=int, default=16384, help="to measure on, from the first")
     parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=0, help="of stage 1, on a window each")
+    parser.add_argument("--train-window", type=int, default=256)
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--threshold-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--distillation", type=float, default=0.5)
+    parser.add_argument("--spike-price", type=float, default=0.0, help="of stage 1")
     parser.add_argument("--out", type=Path, default=Path("build/real_models.json"))
     arguments = parser.parse_args()
     bench = Bench(arguments)
@@ -80,13 +96,23 @@ class Bench:
         """Return what the figures of a row depend on."""
         if name == "dense":
             return {"row": name, **self.texts}
-        about = {"train": self.arguments.train.name, "tokens": self.arguments.tokens}
+        about: dict[str, Any] = {"train": self.arguments.train.name}
+        if self.arguments.steps:
+            names = ("steps", "train_window", "learning_rate")
+            about |= {option: getattr(self.arguments, option) for option in names}
+        if name == "control":
+            return {"row": name, **self.texts, **about}
+        if self.arguments.steps:
+            names = ("threshold_learning_rate", "distillation", "spike_price")
+            about |= {option: getattr(self.arguments, option) for option in names}
+        about["tokens"] = self.arguments.tokens
         return {"row": name, **self.texts, **about, "method": repr(ROWS[name]())}
 
     def found(self, name: str) -> dict[str, Any] | None:
         """Return a row that has been measured."""
         wanted = self.conditions(name)
-        return next((row for row in self.known if row.items() >= wanted.items()), None)
+        steps = self.arguments.steps if name != "dense" else 0
+        return next((r for r in self.known if r.items() >= wanted.items() and r.get("steps", 0) == steps), None)
 
     def row(self, name: str) -> None:
         """Measure a row that is not known, and write all."""
@@ -116,7 +142,34 @@ class Bench:
             )
             left = [o.what for o in operations(loaded.model) if o.floats]
             figures |= {"timesteps": loaded.model.timesteps, "floats": list(dict.fromkeys(left))}
-        cpu = time.process_time()
+            if self.arguments.steps:
+                figures |= self.trained(loaded, name)
+        return {**figures, **self.scored(loaded)}
+
+    def trained(self, loaded: Any, name: str) -> dict[str, Any]:
+        """Train a converted model; score the control, if it is not known."""
+        given = self.arguments
+        settings = Finetune(
+            max_steps=given.steps, batch_size=1, precision="bf16", warmup=0.05, save_steps=50, save_total_limit=1,
+            learning_rate=given.learning_rate, threshold_learning_rate=given.threshold_learning_rate,
+            distillation=given.distillation, spike_price=given.spike_price,
+        )  # fmt: skip
+        rows = training_rows(loaded, str(given.train), Sample(given.steps * given.train_window, given.train_window))
+        cpu, without = time.process_time(), self.found("control") is None
+        record, control = finetune(
+            loaded.model, language_modelling(rows), settings, output_dir=self.out.with_suffix("") / name,
+            control=without,
+        )  # fmt: skip
+        figures = {"training_cpu_s": time.process_time() - cpu, **record.results}
+        if control is not None:
+            dense = replace(loaded, model=control.eval())
+            self.known.append({**self.conditions("control"), **self.scored(dense)})
+            print(json.dumps(self.known[-1]), flush=True)
+        return figures
+
+    def scored(self, loaded: Any) -> dict[str, Any]:
+        """Score whatever a model runs."""
+        cpu, figures = time.process_time(), dict[str, Any]()
         scores = scores_on(
             loaded, str(self.arguments.test), limit=self.arguments.test_tokens, window=self.arguments.window,
             stride=self.arguments.window - (loaded.bos is not None), batch_size=8,
@@ -127,10 +180,10 @@ class Bench:
 
     def table(self) -> str:
         """Return the rows asked for in Markdown."""
-        dense = self.found("dense")
+        dense = self.found("control" if self.arguments.steps else "dense")
         assert dense is not None
         lines = [
-            "| row | T | perplexity × dense | spikes per neuron | conversion, s of processor time |",
+            f"| row | T | perplexity × {dense['row']} | spikes per neuron | conversion, s of processor time |",
             "|---|---|---|---|---|",
         ]
         for name in self.arguments.rows:

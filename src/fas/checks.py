@@ -27,7 +27,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, choices))}")
 
 
-def check_number(name: str, value: Any, expected: str, *, above: bool = False) -> None:
+def check_number(name: str, value: Any, expected: str, *, above: bool = False, most: float = 1e308) -> None:
     """Refuse a value that is neither None nor a finite number of at least 0.
 
     Args:
@@ -35,6 +35,7 @@ def check_number(name: str, value: Any, expected: str, *, above: bool = False) -
         value: to be looked at.
         expected: what the message says of it.
         above: whether 0 is refused too.
+        most: the largest that is not refused.
 
     Raises:
         ValueError: such a value; the message names it.
@@ -42,5 +43,5 @@ def check_number(name: str, value: Any, expected: str, *, above: bool = False) -
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < float("inf") or (above and value == 0):
+    if not number or not 0 <= value <= most or (above and value == 0):
         raise ValueError(f"{name} is {value!r}; expected {expected}")

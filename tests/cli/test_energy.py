@@ -49,15 +49,18 @@ def test_tables_say_when_it_wins(run, snn: Path, text: Path) -> None:
     assert "Without a published source: evaluation" in shown
 
 
-def test_a_dense_model_is_converted_for_each_coverage(rows, dense: Path, text: Path) -> None:
+def test_a_dense_model_is_converted_for_each_coverage_and_code(rows, dense: Path, text: Path, tmp_path: Path) -> None:
     found = rows(
         "energy", dense, "--data", text, "--test-tokens", 64, "--new-tokens", 2, "--coverage", "mlp,linear",
-        "--timesteps", 2, "--tokens", 128,
+        "--timesteps", 2, "--tokens", 128, "--neuron", "phase,signed_if", "--plot", tmp_path / "spikes.svg",
     )  # fmt: skip
     per_neuron = [row["conditions"] for row in found if row["quantity"] == "spikes_per_neuron"]
-    assert [(c["coverage"], c["timesteps"], c["phase"]) for c in per_neuron] == [
-        (coverage, 2, phase) for coverage in ("mlp", "linear") for phase in ("prefill", "decode")
-    ]
+    assert [(c["coverage"], c["neuron"], c["timesteps"], c["phase"]) for c in per_neuron] == [
+        (coverage, neuron, 2, phase)
+        for coverage in ("mlp", "linear") for neuron in ("phase", "signed_if") for phase in ("prefill", "decode")
+    ]  # fmt: skip
+    drawn = (tmp_path / "spikes.svg").read_text(encoding="utf-8")
+    assert all(f"{neuron}, {coverage}" in drawn for neuron in ("phase", "signed_if") for coverage in ("mlp", "linear"))
 
 
 def test_a_classifier(rows, classifier: Path, table: Path) -> None:

@@ -9,10 +9,12 @@ from typing import get_args
 
 import pytest
 
+from fas.energy.rivals import Rival
+from fas.errors import DataError
 from fas.reporting.energy_figures import energy_figures
 from fas.reporting.figures import network_figures
 from fas.reporting.page import render, write_report
-from fas.reporting.result_figures import gather, pareto, result_figures
+from fas.reporting.result_figures import draw, gather, pareto, result_figures
 from fas.reporting.tables import significant, table
 from fas.reporting.theme import COLOURS, PAGE, ROLES, short, style
 from fas.types import Role
@@ -183,6 +185,33 @@ def test_pareto_against_all_pairs():
         }  # fmt: skip
         assert pareto(points, lower=lower) == sorted(set(points) - beaten)
     assert pareto([], lower=True) == []
+
+
+def test_dense_networks_stand_where_their_arithmetic_takes_as_much(tmp_path):
+    found = findings().estimates[0]
+    rivals = [Rival("twin_4", 5.0, 4, found.dense), Rival("sparse", 4.8, None, found.dense, 0.3)]
+    rivals.append(Rival("twin_2", 9.0, 2, found.dense))
+    found = replace(found, rivals=rivals, scores={"snn": 5.0, "ann": 4.5})
+    rows = list(found.measurements(neuron="phase", coverage="full"))
+    with style():
+        (drawing,) = result_figures(rows)
+        draw(rows, tmp_path / "new" / "spikes.svg")
+    assert (tmp_path / "new" / "spikes.svg").stat().st_size > 1000
+    (axes,) = drawing.figure.axes
+    marks = {line.get_label(): (line.get_marker(), *line.get_xydata().tolist()) for line in axes.lines}
+    assert marks.pop("dense")[1:] == ([0, 4.5], [1, 4.5])
+    twin, sparse = (found.break_even("prefill", "compute", name) for name in ("twin_4_zeros_skipped", "sparse"))
+    # The twin of two bits, twice as bad, is left out.
+    assert marks == {
+        "phase, full": ("o", [found.spikes_per_neuron("prefill"), 5.0]),
+        "integers": ("s", [max(twin, 0), 5.0]),
+        "dense, skips": ("D", [max(sparse, 0), 4.8]),
+    }
+
+
+def test_rows_without_perplexities_are_not_drawn(tmp_path):
+    with pytest.raises(DataError, match="no perplexity was measured"):
+        draw(list(findings().estimates[0].measurements()), tmp_path / "spikes.svg")
 
 
 def test_methods_at_one_number_of_steps():

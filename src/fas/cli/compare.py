@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -99,14 +98,13 @@ def compare(
     """
     with Output.opened(context, as_json) as output:
         from fas.plain_networks import load_either
-        from fas.reporting.theme import style
+        from fas.reporting.result_figures import check_drawing, draw
         from fas.saving import check_writable
 
-        for place in (plot, out):
-            if place is not None:
-                check_writable(place)
-        with style() if plot is not None else nullcontext():  # a missing library is said before the work
-            pass
+        if out is not None:
+            check_writable(out)
+        if plot is not None:
+            check_drawing(plot)
         steps = options.whole_numbers(timesteps, "--timesteps")
         plans = list(_plans(methods, steps, options.words(coverage), options.words(neuron or "")))
         if ablate:
@@ -144,7 +142,7 @@ def compare(
             _write(out, output.measurements)
             output.remark(f"written to {out}")
         if plot is not None:
-            _draw(output.measurements, plot)
+            draw([row for row in output.measurements if row.quantity != "energy"], plot)
             output.remark(f"drawn to {plot}")
 
 
@@ -279,14 +277,3 @@ def _write(path: Path, rows: list[Measurement]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, rows_as_json(rows) + "\n")
-
-
-def _draw(rows: list[Measurement], path: Path) -> None:
-    """Draw the chief score over T and against spikes per neuron, a line for each kind of network."""
-    from fas.reporting.result_figures import result_figures
-    from fas.reporting.theme import save, style
-
-    with style():
-        (drawing,) = result_figures([row for row in rows if row.quantity != "energy"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(drawing.figure, path)

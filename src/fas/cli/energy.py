@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -66,7 +67,12 @@ def energy(
             help="Of a dense model: what to convert, one or several; mlp,linear,full, of a plain network linear."
         ),
     ] = None,
+    neuron: Annotated[str, typer.Option(help="Of a dense model: codes, one or several.")] = "adaptive_digit",
     timesteps: Annotated[int, typer.Option(help="Of a dense model: T.", min=1)] = 8,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw perplexity against spikes, dense networks beside: an svg, png or pdf file."),
+    ] = None,
     tokens: options.Tokens = 4096,
     images: Annotated[int, typer.Option(help="Images to calibrate on.", min=1)] = 256,
     calibration_data: options.Data = None,
@@ -90,7 +96,10 @@ def energy(
         from fas.energy.estimate import Estimate, count_both, levels_of
         from fas.energy.prices import load_prices
         from fas.energy.rivals import Rival, measure_rivals
+        from fas.reporting.result_figures import check_drawing, draw
 
+        if plot is not None:
+            check_drawing(plot)
         cost_models = [load_prices(name) for name in options.words(prices)]
         if not cost_models:
             raise ValueError("--prices names no cost model: pass 45nm, or another one")
@@ -111,9 +120,10 @@ def energy(
             )
         covered = coverage or ("linear" if plain else "mlp,linear,full")
         per = "image" if plain else "token"
-        for name in [""] if loaded.converted else options.words(covered):
+        plans = [(c, n) for c in options.words(covered) for n in options.words(neuron)]
+        for name, code in [("", "")] if loaded.converted else plans:
             if name:
-                _convert(output, loaded, name, timesteps, calibration, plain=plain)
+                _convert(output, loaded, name, code, timesteps, calibration, plain=plain)
             about = {**loaded.conditions, "data": source}
             with output.progress("counting") as progress:
                 counts, dense = count_both(loaded.model, batches, new_tokens=new, progress=progress)
@@ -134,13 +144,17 @@ def energy(
                 _neurobench(output, loaded, batches[0], about)
             if name:
                 fas.revert(loaded.model)
+        if plot is not None:
+            draw(output.measurements, plot)
+            output.remark(f"drawn to {plot}")
 
 
 def _convert(
-    output: Output, loaded: Any, coverage: str, timesteps: int, calibration: list[dict[str, Any]], *, plain: bool
-) -> None:
-    plan = fas.FAS(coverage=coverage, timesteps=timesteps)  # type: ignore[arg-type]
-    output.remark(f"converting, coverage {coverage}, T = {timesteps}")
+    output: Output, loaded: Any, coverage: str, neuron: str, timesteps: int, calibration: list[dict[str, Any]], *,
+    plain: bool,
+) -> None:  # fmt: skip
+    plan = fas.FAS(coverage=coverage, neuron=neuron, timesteps=timesteps)  # type: ignore[arg-type]
+    output.remark(f"converting, coverage {coverage}, {neuron}, T = {timesteps}")
     with output.progress("calibrating") as progress:
         probe = {name: value[:1] for name, value in calibration[0].items()} if plain else None
         fas.convert(loaded.model, plan, calibration=calibration, probe=probe, progress=progress)
@@ -161,24 +175,10 @@ def _perplexity(loaded: Any, source: str, sample: Any) -> Callable[[], float]:
 # Tokens that show how large activations are.
 _MAGNITUDES = 1024
 _SHOWN = (
-    ("spikes", "spikes"),
-    ("events", "events"),
-    ("event bits", "event_bits"),
-    ("additions", "additions"),
-    ("additions, shifted", "shift_additions"),
-    ("multiply-adds, graded", "graded_multiply_adds"),
-    ("membrane updates", "membrane_updates"),
-    ("other multiply-adds", "multiply_adds"),
-    ("multiplications", "multiplications"),
-    ("float additions", "float_additions"),
-    ("exponentials", "exponentials"),
-    ("activations", "activations"),
-    ("roots", "roots"),
-    ("weight words, no reuse", "weight_words"),
-    ("weight words, kept over time", "weight_words_time"),
-    ("weight words, kept over a pass", "weight_words_pass"),
-    ("dense: multiply-adds behind the sites", "dense_multiply_adds"),
-)
+    "spikes", "events", "event_bits", "additions", "shift_additions", "graded_multiply_adds", "membrane_updates",
+    "multiply_adds", "multiplications", "float_additions", "exponentials", "activations", "roots", "weight_words",
+    "weight_words_time", "weight_words_pass", "dense_multiply_adds",
+)  # fmt: skip
 
 
 def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], per: str, *, by_layer: bool) -> None:
@@ -191,10 +191,10 @@ def _counts(output: Output, spiking: Any, dense: Any, about: dict[str, Any], per
     if not by_layer:
         return
     rows = [["spikes per neuron", *(t.spikes / max(1, t.windows) for t in totals.values())]]
-    for title, name in _SHOWN:
+    for name in _SHOWN:
         values = [getattr(total, name) / spiking.tokens[phase] for phase, total in totals.items()]
         if any(values):
-            rows.append([title, *values])
+            rows.append([name.replace("_", " "), *values])
     output.table(
         f"Per {per}, counted: coverage {about['coverage']}, {about['neuron']}, T = {about['timesteps']}, "
         + ", ".join(f"{spiking.tokens[phase]} {per}s of {phase}" for phase in totals),

@@ -59,8 +59,7 @@ def finetune(
             epochs=epochs, max_steps=max_steps, learning_rate=learning_rate,
             threshold_learning_rate=threshold_learning_rate, spike_price=spike_price,
             distillation=distillation, batch_size=batch_size, gradient_accumulation=gradient_accumulation,
-            gradient_checkpointing=gradient_checkpointing,
-            precision=precision, tensorboard=tensorboard, seed=seed,
+            gradient_checkpointing=gradient_checkpointing, precision=precision, tensorboard=tensorboard, seed=seed,
         )  # fmt: skip
         check_place(out, overwrite=overwrite)
         loaded = load(model, device)

@@ -190,6 +190,7 @@ class Estimate:
         for phase in self.spiking.phases:
             for accounting in ACCOUNTINGS:
                 stated = {**about, "phase": phase, "accounting": accounting, "tokens": self.spiking.tokens[phase]}
+                stated["spikes_per_neuron"] = self.spikes_per_neuron(phase)
                 for network in self.names:
                     value = self.energy(phase, accounting, network)
                     if value is not None:
@@ -202,7 +203,8 @@ class Estimate:
                         ("break_even", self.break_even(phase, accounting, baseline), "spikes/neuron"),
                     ):
                         if value is not None:
-                            yield Measurement(name, value, unit, "estimated", {**stated, "baseline": baseline})
+                            row = {**stated, "baseline": baseline, **self._measured(baseline)}
+                            yield Measurement(name, value, unit, "estimated", row)
 
     def _measured(self, network: Network) -> dict[str, Any]:
         """Return what was measured of a network, as conditions."""

@@ -16,18 +16,11 @@ _GROUPS = {
     "weights": ("quantised", ("weights",)),
     "accumulators": ("rose", ("accumulators",)),
     "events, activations": ("green", ("events", "activations", "inputs read again", "maps read again")),
-    "the same in all networks": (
-        "sand",
-        (
-            "other multiply-adds",
-            "multiplications",
-            "float additions",
-            "evaluations",
-            "other operands",
-            "other accumulators",
-        ),
-    ),
-}
+    "the same in all networks": ("sand", (
+        "other multiply-adds", "multiplications", "float additions", "evaluations", "other operands",
+        "other accumulators",
+    )),
+}  # fmt: skip
 
 # Changes that are drawn, in accountings that know every network.
 _SWINGS = 10

@@ -18,7 +18,7 @@ from fas.storage.directory import write_text
 
 # From what one wants to know first to what one looks up.
 _ORDER = (
-    "quality", "comparison", "firing", "raster", "errors", "thresholds", "initial-potentials", "early-exit",
+    "quality", "comparison", "spikes", "firing", "raster", "errors", "thresholds", "initial-potentials", "early-exit",
     "energy", "break-even", "sensitivity",
 )  # fmt: skip
 

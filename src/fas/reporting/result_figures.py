@@ -1,17 +1,22 @@
-"""Figures of several conversions side by side: quality over T, and Pareto points."""
+"""Figures of several conversions side by side: quality over T, against spikes and energy, beside dense networks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from fas.reporting.theme import LIGHT, Drawing, new_figure, note, over_time
+from fas.errors import DataError
+from fas.reporting.theme import LIGHT, Drawing, logarithmic, new_figure, note, over_time, save, style
+from fas.saving import check_writable
 from fas.types import Measurement
 
 _LINES = ("spiking", "quantised", "green", "violet", "rose", "sand")
 _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1))
 _SCORES = ("perplexity", "accuracy", "pearson")
+# Networks so many times as bad as the worst spiking one are not drawn.
+_SHOWN = 1.2
 
 
 @dataclass
@@ -20,14 +25,12 @@ class Point:
 
     Attributes:
         conditions: of its rows.
-        score: name of ``value``.
         value: of the spiking network.
         spikes: per neuron and window.
         energy: pJ per token, accounting compute, in the precision of the dense network.
     """
 
     conditions: dict[str, Any]
-    score: str
     value: float
     spikes: float | None = None
     energy: float | None = None
@@ -36,11 +39,6 @@ class Point:
     def timesteps(self) -> int:
         """T."""
         return int(self.conditions["timesteps"])
-
-    @property
-    def plan(self) -> str:
-        """What the conversion is called."""
-        return str(self.conditions["plan"])
 
 
 @dataclass
@@ -78,7 +76,7 @@ def gather(rows: Sequence[Measurement]) -> Results:
         if row.quantity != score:
             continue
         key = _key(row)
-        point = Point(dict(row.conditions), score, row.value, spikes.get(key), energies.get(key))
+        point = Point(dict(row.conditions), row.value, spikes.get(key), energies.get(key))
         names = ("coverage", "neuron") if same_plan else ("plan", "coverage", "neuron")
         label = ", ".join(str(row.conditions.get(name, "")) for name in names)
         found.curves.setdefault(label, []).append(point)
@@ -94,7 +92,67 @@ def _key(row: Measurement) -> tuple[object, ...]:
 def result_figures(rows: Sequence[Measurement]) -> list[Drawing]:
     """Draw several conversions over T and over their cost, where there are rows of them."""
     found = gather(rows)
-    return [_comparison(found)] if found.curves else []
+    return [*([_comparison(found)] if found.curves else []), *_beside_dense(rows)]
+
+
+def check_drawing(path: Path) -> None:
+    """Refuse, before the work, a place that cannot be written to and a library that is missing."""
+    check_writable(path)
+    with style():
+        pass
+
+
+def draw(rows: Sequence[Measurement], path: Path) -> None:
+    """Write the first of these figures as an svg, png or pdf file; refuse rows that have none (DataError)."""
+    with style():
+        found = result_figures(rows)
+        if not found:
+            raise DataError("no perplexity was measured: there is no figure of it to draw; leave --plot out")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(found[0].figure, path)
+
+
+def _beside_dense(rows: Sequence[Measurement]) -> list[Drawing]:
+    """Draw what ``fas energy`` has measured: perplexity against spikes, and the dense networks at their break-even."""
+    told = [row for row in rows if "perplexity" in row.conditions and row.quantity in ("energy", "break_even")]
+    told = [row for row in told if (row.conditions["accounting"], row.conditions["phase"]) == ("compute", "prefill")]
+    codes: dict[str, list[tuple[float, float]]] = {}
+    for row in told:
+        about = row.conditions
+        if about.get("energy_of") == "snn":
+            point = about["spikes_per_neuron"], about["perplexity"]
+            codes.setdefault(f"{about.get('neuron')}, {about.get('coverage')}", []).append(point)
+    if not codes:
+        return []
+    figure, axes = new_figure(4.3)
+    for number, (label, points) in enumerate(codes.items()):
+        colour = LIGHT[_LINES[number % len(_LINES)]]
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", color=colour, label=label)
+    worst = _SHOWN * max(value for points in codes.values() for _, value in points)
+    for about, value in ((row.conditions, row.value) for row in told):
+        sparse, at = "share" in about, (max(value, 0.0), about["perplexity"])
+        if about.get("energy_of") == "ann":
+            axes.axhline(at[1], color=LIGHT["dense"], label="dense")
+        if at[1] <= worst and ("baseline" in about) and (sparse or ("bits" in about and "zeros" in about["baseline"])):
+            shape, colour, label = ("D", "dense", "dense, skips") if sparse else ("s", "quantised", "integers")
+            axes.plot(*at, shape, color=LIGHT[colour], label=label, markerfacecolor="none", linestyle="none")
+            note(axes, f"{about['share']:.0%}" if sparse else f"{about['bits']} bits", at, (6, 4))
+    logarithmic(axes.yaxis)
+    axes.set(xlabel="spikes per neuron and window", ylabel="perplexity")
+    handles, labels = axes.get_legend_handles_labels()
+    first = dict(zip(reversed(labels), reversed(handles), strict=True))
+    figure.legend(first.values(), first.keys(), loc="outside lower center", ncols=4)
+    return [
+        Drawing(
+            "spikes",
+            "Quality against spikes",
+            "Dots: spiking networks. Hollow marks: networks without spikes, at the spikes per neuron at which the "
+            "arithmetic of the spiking network beside them would take as much energy (break-even, compute, reading): "
+            "a spiking network wins against the marks that are to its right and no lower. Integer twins leave zeros "
+            "out; the sparse network leaves out small inputs.",
+            figure,
+        )
+    ]
 
 
 def _comparison(found: Results) -> Drawing:
@@ -108,7 +166,8 @@ def _comparison(found: Results) -> Drawing:
         left.plot(
             times, [p.value for p in points], marker="o", markersize=4.5, linewidth=1.7, color=colour, label=label
         )
-        known = [(cost, p.value, p.timesteps) for p in points if (cost := _cost(p, priced)) is not None]
+        priced_at = [(p, p.energy / 1e6 if priced and p.energy is not None else p.spikes) for p in points]
+        known = [(cost, p.value, p.timesteps) for p, cost in priced_at if cost is not None]
         costs += [(cost, value) for cost, value, _ in known]
         right.plot([c for c, _, _ in known], [v for _, v, _ in known], "o", markersize=4.5, color=colour)
         for cost, value, steps in known:
@@ -145,10 +204,6 @@ def _comparison(found: Results) -> Drawing:
         "(Pareto). Compare systems by levels and spikes, not by T alone. Grey is the dense network.",
         figure,
     )
-
-
-def _cost(point: Point, priced: bool) -> float | None:
-    return point.energy / 1e6 if priced and point.energy is not None else point.spikes
 
 
 def pareto(points: Sequence[tuple[float, float]], *, lower: bool) -> list[tuple[float, float]]:

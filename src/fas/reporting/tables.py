@@ -63,7 +63,7 @@ def _results(findings: Findings) -> str:
     text = f"{found.score.capitalize()} of other conversions of this model; dense {significant(found.dense, 4)}."
     score = found.score
     columns = {
-        "method": [point.plan for point in points],
+        "method": [point.conditions["plan"] for point in points],
         **{
             name: [str(point.conditions.get(key, "")) for point in points]
             for name, key in (("coverage", "coverage"), ("neuron", "neuron"), ("T", "timesteps"), ("levels", "levels"))

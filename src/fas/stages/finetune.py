@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from fas.checks import check_choice, check_whole
+from fas.checks import check_choice, check_number, check_whole
 from fas.surgery.parameters import undone_on_error
 from fas.training.descent import check_batches
 from fas.training.finetuning import tuned
@@ -95,11 +95,11 @@ class Finetune(Stage):
             check_whole(name, getattr(self, name))
         check_whole("seed", self.seed, 0, 2**32 - 1)
         for name in ("epochs", "learning_rate"):
-            _check(name, getattr(self, name), "a number above 0", lambda v: 0 < v < float("inf"))
+            check_number(name, getattr(self, name), "a number above 0", above=True)
         for name in ("threshold_learning_rate", "spike_price", "weight_decay", "max_grad_norm"):
-            _check(name, getattr(self, name), "a number of at least 0", lambda v: 0 <= v < float("inf"))
-        _check("distillation", self.distillation, "a share from 0 to 1", lambda v: 0 <= v <= 1)
-        _check("warmup", self.warmup, "a share of at least 0 and below 1", lambda v: 0 <= v < 1)
+            check_number(name, getattr(self, name), "a number of at least 0")
+        check_number("distillation", self.distillation, "a share from 0 to 1", most=1.0)
+        check_number("warmup", self.warmup, "a share of at least 0 and below 1", most=1 - 2**-53)
         check_choice("scheduler", self.scheduler, get_args(Scheduler))
         check_choice("precision", self.precision, get_args(Precision))
 
@@ -116,8 +116,3 @@ class Finetune(Stage):
         """Have the model run the network that is trained while the block lasts, and name it."""
         with model.simulation.using(network="quantised", observers=[]):
             yield "quantised"
-
-
-def _check(name: str, value: Any, rule: str, holds: Callable[[Any], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
-        raise ValueError(f"{name} is {value!r}; expected {rule}")
