@@ -24,6 +24,7 @@ import fas
 from fas.data.for_model import Sample, training_rows
 from fas.energy.inventory import operations
 from fas.evaluation.score import measure, scores_on
+from fas.loading import Loaded
 from fas.stages.finetune import Finetune
 from fas.storage.directory import write_text
 from fas.training.finetuning import finetune, language_modelling
@@ -50,6 +51,8 @@ ROWS: dict[str, Callable[[], Method]] = {
     "two ranges": lambda: fas.FAS(neuron="outlier_aware"),
     "threshold_balancing": lambda: fas.ThresholdBalancing(timesteps=32),
     "qcfs_only": lambda: fas.QCFSOnly(timesteps=32),
+    "rate_norm": lambda: fas.RateNorm(timesteps=32),
+    "the same thresholds for all tokens": lambda: fas.FAS(neuron="signed_digit"),
 }
 
 
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument("model", help="a name below build/models, or a directory")
     parser.add_argument("--train", type=Path, required=True, help="text to calibrate on")
     parser.add_argument("--test", type=Path, required=True, help="text to measure on")
+    parser.add_argument("--second", type=Path, help="another text to measure on, 8,192 tokens of it")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     parser.add_argument("--tokens", type=int, default=4096, help="to calibrate on")
     parser.add_argument("--test-tokens", type=int, default=16384, help="to measure on, from the first")
@@ -91,6 +95,8 @@ class Bench:
             "test_tokens": arguments.test_tokens,
             "window": arguments.window,
         }
+        if arguments.second:
+            self.texts["second"] = arguments.second.name
 
     def conditions(self, name: str) -> dict[str, Any]:
         """Return what the figures of a row depend on."""
@@ -146,7 +152,7 @@ class Bench:
                 figures |= self.trained(loaded, name)
         return {**figures, **self.scored(loaded)}
 
-    def trained(self, loaded: Any, name: str) -> dict[str, Any]:
+    def trained(self, loaded: Loaded, name: str) -> dict[str, Any]:
         """Train a converted model; score the control, if it is not known."""
         given = self.arguments
         settings = Finetune(
@@ -167,34 +173,42 @@ class Bench:
             print(json.dumps(self.known[-1]), flush=True)
         return figures
 
-    def scored(self, loaded: Any) -> dict[str, Any]:
-        """Score whatever a model runs."""
-        cpu, figures = time.process_time(), dict[str, Any]()
+    def scored(self, loaded: Loaded) -> dict[str, float]:
+        """Score whatever a model runs, on both texts if there are two."""
+        cpu = time.process_time()
+        figures = self.scored_on(loaded, self.arguments.test, self.arguments.test_tokens)
+        figures["measuring_cpu_s"] = time.process_time() - cpu
+        if self.arguments.second:
+            found = self.scored_on(loaded, self.arguments.second, 8192)
+            figures |= {f"second_{quantity}": value for quantity, value in found.items()}
+        return figures
+
+    def scored_on(self, loaded: Loaded, text: Path, tokens: int) -> dict[str, float]:
+        """Return the perplexity of a model on a text, and its spikes."""
         scores = scores_on(
-            loaded, str(self.arguments.test), limit=self.arguments.test_tokens, window=self.arguments.window,
+            loaded, str(text), limit=tokens, window=self.arguments.window,
             stride=self.arguments.window - (loaded.bos is not None), batch_size=8,
         )  # fmt: skip
-        for found in measure(loaded, scores):
-            figures[found.quantity] = found.value
-        return {**figures, "measuring_cpu_s": time.process_time() - cpu}
+        return {found.quantity: found.value for found in measure(loaded, scores)}
 
     def table(self) -> str:
         """Return the rows asked for in Markdown."""
         dense = self.found("control" if self.arguments.steps else "dense")
         assert dense is not None
         lines = [
-            f"| row | T | perplexity × {dense['row']} | spikes per neuron | conversion, s of processor time |",
-            "|---|---|---|---|---|",
+            f"| row | T | perplexity × {dense['row']} | second text | spikes per neuron | conversion, s of one core |",
+            "|---|---|---|---|---|---|",
         ]
         for name in self.arguments.rows:
             row = self.found(name)
             assert row is not None
             if "refused" in row:
-                lines.append(f"| {name} | | {row['refused']} | | |")
+                lines.append(f"| {name} | | {row['refused']} | | | |")
                 continue
             ratio = row["perplexity"] / dense["perplexity"]
+            second = f"{row['second_perplexity'] / dense['second_perplexity']:.4f}" if self.arguments.second else ""
             lines.append(
-                f"| {name} | {row['timesteps']} | {ratio:.4f} | {row['spikes_per_neuron']:.2f} "
+                f"| {name} | {row['timesteps']} | {ratio:.4f} | {second} | {row['spikes_per_neuron']:.2f} "
                 f"| {row['conversion_cpu_s']:.0f} |"
             )
         return "\n".join(lines)
