@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neuron_variants import codes, label
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fas.calibration.fit import Fit, counted, counts, drive, encode, fit_channels, fit_layer, mean_spikes
 from fas.layers.population import Population
@@ -35,6 +36,20 @@ def data(shape: str, seed: int, n: int, channels: int = 7) -> torch.Tensor:
         "relu": lambda: np.maximum(0, rng.normal(size=(n, channels))),
     }[shape]()
     return torch.from_numpy(x * rng.uniform(0.1, 10, channels))
+
+
+def divisions(run) -> int:
+    """Return the passes of torch that divide while a function runs."""
+    names = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        run()
+    return sum(name.startswith("aten.div") for name in names)
 
 
 def slow(x: np.ndarray, step, offset, v_init, bounds: tuple[int, int]) -> np.ndarray:
@@ -350,6 +365,10 @@ def test_what_a_code_sends_is_the_plain_statement(neuron):
     scaled = (x * gain - fit.offset) / unit + fit.v_init
     expected = neuron.settle(torch.tensor([[math.floor(v) for v in row] for row in scaled.tolist()]).float(), steps)
     assert torch.equal(counts, expected) and torch.equal(mean, (expected * unit + fit.offset) / gain)
+    # Codes without a gain divide by their step, which θ makes, and by nothing else.
+    assert neuron.adapts or divisions(lambda: counted(x, fit, neuron, steps)) == 2 + divisions(
+        lambda: neuron.settle(expected, steps)
+    )
     # Whole numbers, added up in another order.
     spikes = neuron.spikes(expected, steps).double().mean()
     assert mean_spikes(counts, neuron, steps) == pytest.approx(float(spikes), rel=1e-6)

@@ -13,8 +13,8 @@ from fas.calibration.fit import Fit, counted, drive, mean_spikes
 from fas.calibration.fit_sparse import SpikeCost
 from fas.calibration.sensitivity import sensitivities
 from fas.calibration.walk import dense_inputs
-from fas.layers.population import Population
 from fas.surgery.replace import populations
+from fas.types import Site
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +29,23 @@ _ROWS = 512
 # must come.
 _CHEAPEST, _DEAREST, _FIRST, _NEAR, _ROUNDS = 1e-5, 10.0, 0.01, 0.01, 16
 
-Fitting = Callable[[Population, Tensor, SpikeCost], Fit]
-"""Fits a population to inputs [n, C] at a price."""
+Fitting = Callable[[Site, Tensor, SpikeCost | None], Fit]
+"""Fits the neurons of a site to inputs [n, C], at a price where it has one."""
 
 
 def costs_of(
     model: Any, batches: Sequence[Mapping[str, Tensor]], price: float | None, spikes: float | None, fit: Fitting
 ) -> dict[str, SpikeCost]:
-    """Return what errors and spikes cost at every site, by path.
+    """Return what errors and spikes cost at every site in front of layers, by path.
+
+    Factors of attention pay no price: their errors add up over all keys, which no price of single errors knows.
 
     Args:
         model: a converted model; its dense network runs, with the memory of a training step on a row or two.
         batches: inputs of its forward.
         price: nats per answer that one spike per neuron and window may cost; None finds it.
         spikes: per neuron and window, in the mean over all neurons: what the price is found by.
-        fit: how a population is fitted.
+        fit: how the neurons of a site are fitted.
 
     Raises:
         CalibrationError: no batches, or answers without logits.
@@ -52,22 +54,22 @@ def costs_of(
     neurons = sum(site.channels for site in model.sites)
 
     def priced(price: float) -> dict[str, SpikeCost]:
-        return {s.path: SpikeCost(errors[s.path], price / neurons, corrected=bool(s.layers)) for s in model.sites}
+        return {site.path: SpikeCost(errors[site.path], price / neurons) for site in model.sites if site.layers}
 
     if spikes is None:
         assert price is not None
         return priced(price)
-    rows, steps = dense_inputs(model, batches, _ROWS), model.timesteps
+    rows, steps, found = dense_inputs(model, batches, _ROWS), model.timesteps, populations(model)
 
     def sent(price: float) -> float:
-        costs, found = priced(price), 0.0
-        for path, population in populations(model).items():
-            neuron = population.neuron
+        costs, spikes = priced(price), 0.0
+        for site in model.sites:
+            neuron = found[site.path].neuron
             # Experts that no token reaches send nothing.
-            if len(x := drive(rows[path], neuron.bounds(steps))):
-                counts, _ = counted(x, fit(population, x, costs[path]), neuron, steps)
-                found += mean_spikes(counts, neuron, steps) * population.channels
-        return found / neurons
+            if len(x := drive(rows[site.path], neuron.bounds(steps))):
+                counts, _ = counted(x, fit(site, x, costs.get(site.path)), neuron, steps)
+                spikes += mean_spikes(counts, neuron, steps) * site.channels
+        return spikes / neurons
 
     return priced(price_of(spikes, sent))
 

@@ -63,9 +63,11 @@ def counted(x: Tensor, code: Fit | Population, neuron: Neuron, timesteps: int) -
     """
     resolution = neuron.resolution(timesteps)
     unit = code.threshold / resolution
-    gain = neuron.gain(x / unit, resolution) if neuron.adapts else 1.0
-    counts = neuron.settle(torch.floor((x * gain - code.offset) / unit + code.v_init), timesteps)
-    return counts, (counts * unit + code.offset) / gain
+    gain = neuron.gain(x / unit, resolution) if neuron.adapts else None
+    x = x if gain is None else x * gain
+    counts = neuron.settle(torch.floor((x - code.offset) / unit + code.v_init), timesteps)
+    mean = counts * unit + code.offset
+    return counts, mean if gain is None else mean / gain
 
 
 def mean_spikes(counts: Tensor, neuron: Neuron, timesteps: int) -> float:

@@ -35,16 +35,14 @@ class SpikeCost:
     Attributes:
         error: cost of one unit of a channel's mean squared error, (C,).
         spike: cost of one spike per window of one neuron.
-        corrected: whether the mean error of a channel goes into a bias downstream, and so costs nothing.
     """
 
     error: Tensor
     spike: float
-    corrected: bool = True
 
 
 def fit_sparse(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost, *, per_channel: bool) -> Fit:
-    """Minimise, in every channel, cost of the error + cost of the spikes.
+    """Minimise, in every channel, cost of the error + cost of the spikes; the mean error goes into a bias downstream.
 
     A code is a step u = θ/resolution and the lower edge a of the interval [a, a + u) that is silent: the count is
     ⌊(x − a)/u⌋ within its bounds. What the layers downstream receive is u · count + μ, and the best μ is the mean of
@@ -71,24 +69,18 @@ def fit_sparse(x: Tensor, neuron: Neuron, timesteps: int, cost: SpikeCost, *, pe
     least = max(_STILL * float(x.abs().amax()), _TINY)
 
     def search(part: slice) -> tuple[Tensor, Tensor]:
-        priced = SpikeCost(price[part], spike, cost.corrected)
-        return _Search(pooled[:, part], neuron, timesteps, priced, least).best()
+        return _Search(pooled[:, part], neuron, timesteps, SpikeCost(price[part], spike), least).best()
 
     step, edge = (torch.cat(found) for found in zip(*each(search, blocks(pooled.shape[1])), strict=True))
     counts = neuron.settle(torch.floor((pooled - edge) / step), timesteps)
-    offset = _offset(edge, step, (pooled - counts * step).mean(0), neuron)
+    # μ, the mean of what counts do not say, inside the silent interval.
+    mean = (pooled - counts * step).mean(0)
+    offset = edge + ((mean - edge) / step).clamp(0, V_INIT_MAX) * step if neuron.signed else torch.zeros_like(mean)
     sent = (counts * step + offset).view(x.shape)
     threshold, v_init = step * neuron.resolution(timesteps), ((offset - edge) / step).clamp(0, V_INIT_MAX)
     if not per_channel:
         threshold, offset, v_init = threshold[0], offset[0], v_init[0]
     return Fit(threshold, offset, v_init, (sent - x).square().mean(0))
-
-
-def _offset(edge: Tensor, step: Tensor, mean: Tensor, neuron: Neuron) -> Tensor:
-    """Return μ: the mean of what counts do not say, inside the silent interval."""
-    if not neuron.signed:
-        return torch.zeros_like(mean)
-    return edge + ((mean - edge) / step).clamp(0, V_INIT_MAX) * step
 
 
 class _Search:
@@ -155,7 +147,4 @@ class _Search:
             spikes = self.shares @ self.table.index_select(0, index).view(counts.shape)
         left = torch.addcmul(self.points, counts, step, value=-1)
         mean = self.shares @ left
-        error = self.shares @ (left - mean).square()
-        if not self.cost.corrected:
-            error = error + (mean - _offset(edge, step, mean, self.neuron)).square()
-        return self.cost.error * error + self.cost.spike * spikes
+        return self.cost.error * (self.shares @ (left - mean).square()) + self.cost.spike * spikes

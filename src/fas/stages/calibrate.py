@@ -25,7 +25,7 @@ from fas.errors import CalibrationError
 from fas.layers.population import Population
 from fas.surgery.parameters import undone_on_error
 from fas.surgery.replace import populations, spiking_layers
-from fas.types import OPERANDS, Batches, Kept, Progress, Record, Stage
+from fas.types import Batches, Kept, Progress, Record, Site, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -91,24 +91,24 @@ class Calibrate(Stage):
 
         def visit(seen: Visit) -> dict[str, float]:
             nonlocal fitting
-            population, cost = seen.population, costs.get(seen.site.path)
+            population, site, cost = seen.population, seen.site, costs.get(seen.site.path)
+            corrects = self._corrects(site, population, steps, trained=trained)
             target = population.quantised(seen.ann) if trained else population.replaced(seen.ann)
             if not trained:
                 before = time.perf_counter()
-                fit = self._fit(population, drive(seen.snn, population.neuron.bounds(steps)), steps, cost)
+                fit = self._fit(site, population, drive(seen.snn, population.neuron.bounds(steps)), steps, cost)
                 fitting += time.perf_counter() - before
                 population.set(fit.threshold, fit.offset, fit.v_init)
             # The very arithmetic that will run, not that of the fit.
             counts, sent = counted(seen.snn, population, population.neuron, steps)
-            # The mean error of codes by range is that of a few huge tokens: a bias for it harms all others.
-            if self.fine and (trained or not is_by_range(population.neuron, steps)):
+            if corrects:
                 shift = (target - sent).mean(0)
-                for path in seen.site.layers:
+                for path in site.layers:
                     layers[path].push_error(shift, more=trained)
             figures = _figures(population, counts, sent, target, steps)
             if cost is not None:
                 wrong = sent - population.replaced(seen.snn)
-                error = wrong.var(0, correction=0) if cost.corrected else wrong.square().mean(0)
+                error = wrong.var(0, correction=0) if corrects else wrong.square().mean(0)
                 figures["expected_divergence"] = float((cost.error * error).sum())
             return figures
 
@@ -130,17 +130,17 @@ class Calibrate(Stage):
         results |= {"tokens": float(tokens), "mean_relative_error": means["relative_error"]}
         results["spikes_per_neuron"] = means["spikes_per_neuron"]
         if costs:
-            results["expected_divergence"] = sum(f["expected_divergence"] for f in figures.values())
+            results["expected_divergence"] = sum(f.get("expected_divergence", 0.0) for f in figures.values())
         return self.record(results, figures)
 
     def _costs(self, model: Any, batches: Batches, *, whole: bool) -> dict[str, SpikeCost]:
         """Return what errors and spikes cost at every site; nothing where none are to be weighed."""
-        steps, price = model.timesteps, self.spike_price
+        steps, price, found = model.timesteps, self.spike_price, populations(model)
         if price == 0 and self.spikes is None:
             return {}
         by_default = price is None and self.spikes is None
         if by_default:
-            neurons = [population.neuron for population in populations(model).values()]
+            neurons = [population.neuron for population in found.values()]
             price = min(n.spike_price if is_by_range(n, steps) else 0.0 for n in neurons)
             # Gradients need the whole model in memory. Answers of other than language models may be no logits.
             told = all("input_ids" in batch for batch in batches)
@@ -148,21 +148,27 @@ class Calibrate(Stage):
                 return {}
         try:
             return costs_of(
-                model, batches, price, self.spikes, lambda population, x, cost: self._fit(population, x, steps, cost)
-            )
+                model, batches, price, self.spikes,
+                lambda site, x, cost: self._fit(site, found[site.path], x, steps, cost),
+            )  # fmt: skip
         except CalibrationError:
             # A model without logits has nothing that errors could be told by.
             if by_default:
                 return {}
             raise
 
-    def _fit(self, population: Population, x: Tensor, steps: int, cost: SpikeCost | None) -> Fit:
+    def _corrects(self, site: Site, population: Population, steps: int, *, trained: bool) -> bool:
+        """Whether the mean error of a site goes into the biases of the layers it drives.
+
+        That of codes by range is the one of a few huge tokens: a bias for it harms all others.
+        """
+        return self.fine and bool(site.layers) and (trained or not is_by_range(population.neuron, steps))
+
+    def _fit(self, site: Site, population: Population, x: Tensor, steps: int, cost: SpikeCost | None) -> Fit:
         neuron, per_channel = population.neuron, bool(population.log_threshold.ndim)
         if is_by_range(neuron, steps) and (self.coarse or self.fine or not population.is_set):
-            # Errors of the factors of attention add up over all keys, which no price of single errors knows.
-            factor = population.path.rpartition(".")[2] in OPERANDS
-            cost = None if factor else cost
-            return fit_range(x, neuron, steps, cost, per_channel=per_channel and self.fine, finest=factor)
+            # Errors of the factors of attention add up over all keys.
+            return fit_range(x, neuron, steps, cost, per_channel=per_channel and self.fine, finest=not site.layers)
         # Rows lie in the order of the data, so every k-th is a fair sample.
         x = x[:: max(1, len(x) // self.fit_rows)]
         if cost is not None:
