@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 
 from fas import registry
 from fas._version import __version__
-from fas.calibration.needs import estimate_conversion
+from fas.calibration.needs import tell
 from fas.config import FASConfig
 from fas.data.for_model import (
     Batches,
@@ -22,6 +22,7 @@ from fas.data.for_model import (
     Sample,
     batches_given,
     calibration_batches,
+    default_data,
     name_of_data,
     warn_of_batches,
 )
@@ -164,32 +165,28 @@ def calibrate(
 
 def calibrate_on(
     loaded: Loaded,
-    data: Calibration,
+    data: Calibration | None,
     sample: Sample,
     *,
     keep: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    told: Callable[[str], None] | None = None,
 ) -> list[Record]:
     """Do as ``calibrate`` with data by name or as documents, in batches of fewer rows where memory runs out.
 
-    ``told`` is told beforehand, in words, what calibration takes.
+    Without ``data`` it takes those that belong to the model.
     """
-    model = loaded.model
+    model, source = loaded.model, default_data(loaded, None) if data is None else data
     # A stage before the one that runs out of memory has changed the weights, and must not do so twice.
     alone = len(stages_of(model)) == 1
-    batches = calibration_batches(loaded, data, sample)
-    if told is not None:
-        tokens = sum(next(iter(batch.values())).numel() for batch in batches)
-        told(f"calibration takes {estimate_conversion(model, tokens)}")
-    model.fas_config.data = name_of_data(data) or model.fas_config.data
     while True:
+        batches = calibration_batches(loaded, source, sample)
         warn_of_batches(batches, getattr(model, "config", None))
+        tell("calibration", model, batches)
+        model.fas_config.data = name_of_data(source) or model.fas_config.data
         try:
             return _run_stages(model, batches, keep, progress)
         except (RuntimeError, MemoryError) as error:
             sample = replace(sample, batch_size=fewer_rows(sample.batch_size if alone else 1, error))
-            batches = calibration_batches(loaded, data, sample)
 
 
 def _batches(model: Any, calibration: Calibration, tokenizer: Any, sample: Sample | None) -> Batches:

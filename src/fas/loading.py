@@ -199,7 +199,7 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
     import transformers
 
     from fas.distributed import join
-    from fas.storage.directory import check_stated
+    from fas.storage.directory import GUARD
     from fas.storage.foreign import check_parameters, reading
     from fas.storage.gguf import check_complete, dense, reading_gguf
 
@@ -209,19 +209,21 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
         _check_directory(Path(place.name))
     with reading(name) if place.gguf_file is None else reading_gguf(place.name, place.gguf_file):
         config = transformers.AutoConfig.from_pretrained(place.name, **place.options)
-        check_stated(config, stated_method(config.to_dict()), name)
+        method = stated_method(config.to_dict())
+        unstated = CheckpointError(
+            f"{name} holds a spiking network, but its config.json states quant_method {method!r} where it should be "
+            "'fas': copy config.json again"
+        )
+        if getattr(config, "transformers_weights", None) == GUARD and method != "fas":
+            raise unstated
         if getattr(config, "auto_map", None):
             logger.warning("%s brings code of its own (auto_map in config.json), which is not run", name)
         kind = {"use_safetensors": True} if place.gguf_file is None else {"dtype": "float32"}
         model, loading = _class(config).from_pretrained(
             place.name, output_loading_info=True, ignore_mismatched_sizes=True, **kind, **place.options
         )
-    neurons = sorted(key for key in loading["unexpected_keys"] if key.endswith(".log_threshold"))
-    if neurons:
-        raise CheckpointError(
-            f"{name} holds the neurons of a spiking network ({neurons[0]}), but its config.json states quant_method "
-            f"{stated_method(config.to_dict())!r} where it should be 'fas': copy config.json again"
-        )
+    if any(key.endswith(".log_threshold") for key in loading["unexpected_keys"]):
+        raise unstated
     for parameter, stored, wanted in loading["mismatched_keys"]:
         raise CheckpointError(
             f"{parameter} of {name} is {list(stored)} in the file, but config.json makes it {list(wanted)}: the two "
@@ -232,7 +234,7 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
         model = dense(model, name)
     elif loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
-        if stated_method(config.to_dict()) == "fas":
+        if method == "fas":
             raise CheckpointError(
                 f"{name} lacks {', '.join(missing[:4])} ({len(missing)} parameters): it was not copied to the end; "
                 "copy it again, or convert the dense model again"
@@ -242,7 +244,7 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
     loaded = Loaded(name, _to(model.eval(), device), tokenizer_of(place))
     if loaded.reads_images_and_text:
         loaded = replace(loaded, processor=_processor(place))
-    if stated_method(config.to_dict()) == "fas" and not loaded.converted:
+    if method == "fas" and not loaded.converted:
         raise CheckpointError(f"{name} states quant_method 'fas', but its layers were not rebuilt as spiking ones")
     return loaded
 

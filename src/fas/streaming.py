@@ -12,11 +12,23 @@ import torch
 
 from fas._version import __version__
 from fas.calibration.layout import observe
+from fas.calibration.needs import tell
 from fas.calibration.residence import Finished, Residence
 from fas.config import FASConfig
-from fas.data.for_model import Batches
+from fas.data.for_model import (
+    Batches,
+    Calibration,
+    Sample,
+    batches_given,
+    default_data,
+    is_classifier,
+    name_of_data,
+    training_rows,
+)
+from fas.data.text import batches as batches_of
 from fas.distributed import place
-from fas.errors import SiteError
+from fas.errors import CheckpointError, SiteError
+from fas.loading import Loaded, location, tokenizer_of
 from fas.methods.fas import FAS
 from fas.runtime.transformers_ import install
 from fas.stages.calibrate import Calibrate
@@ -26,8 +38,11 @@ from fas.storage.checksums import write_sums
 from fas.storage.digest import digest, pieces, states
 from fas.storage.directory import put, read_config, write_guard
 from fas.storage.sharded import Sharded
-from fas.surgery.probe import evaluating, hooked, probe_inputs, reads_images_and_text
+from fas.surgery.probe import evaluating, hooked, probe_inputs
 from fas.types import Method, Progress, Record, Stage
+
+# Share of the machine's memory that weights may fill and still leave room for what calibration records.
+_ROOM = 0.7
 
 
 def stream(
@@ -35,8 +50,9 @@ def stream(
     out: str | os.PathLike[str],
     method: Method | None = None,
     *,
-    calibration: Batches,
+    calibration: Calibration | None,
     tokenizer: Any = None,
+    sample: Sample | None = None,
     budget: int = 1 << 31,
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
@@ -53,12 +69,14 @@ def stream(
     ``out`` appears when everything is written, and ``<out>.partial`` goes.
 
     Args:
-        source: directory of a dense transformers model in safetensors, of blocks that hand over their hidden state
-            and nothing else.
+        source: directory of a dense transformers model in safetensors (or a name of one), of blocks that hand over
+            their hidden state and nothing else.
         out: directory to write; a converted model there is replaced.
         method: the recipe; FAS at T = 8 by default. It may have one stage, Calibrate or SetThresholds.
-        calibration: inputs of the model's forward.
-        tokenizer: written beside the model.
+        calibration: text, or inputs of the model's forward, as ``fas.convert`` takes them; None takes the data that
+            belong to the model.
+        tokenizer: written beside the model; where calibration is text, the source's own if None.
+        sample: how much of the text, in windows of what length; 4,096 tokens if None.
         budget: bytes of hidden states that are held in memory; all are on the disk besides.
         dtype: in which a block computes.
         progress: told after each site.
@@ -82,15 +100,29 @@ def stream(
     stages = _stages(config)
     target = Path(out).resolve()
     partial = target.with_name(f"{target.name}.partial")
-    sharded = Sharded(Path(source), dtype=dtype)
+    found = location(str(source))
+    if found.gguf_file is not None or not Path(found.name).is_dir():
+        raise CheckpointError(f"{source} is not a directory of safetensors, which streaming reads: download the model")
+    given = None if calibration is None else batches_given(calibration)
+    tokenizer = tokenizer_of(found) if tokenizer is None and given is None else tokenizer
+    sharded = Sharded(Path(found.name), dtype=dtype)
     model = sharded.model
-    _check_model(model)
+    loaded = Loaded(str(source), model, tokenizer)
+    _check_model(loaded, given)
+    config.data = default_data(loaded) if calibration is None else name_of_data(calibration)
+    batches: Batches
+    if given is None:
+        sample = sample or Sample()
+        batches = batches_of(training_rows(loaded, calibration or config.data, sample), sample.batch_size)
+    else:
+        batches = given
     config.sites = method.select(model)
+    tell("streaming", model, batches, method, streamed=True, budget=budget)
     install(model, config)
     with evaluating(model), model.simulation.using(network="ann"):
         layout = observe(model, lambda: model(**probe_inputs(model)))
     sharded.settle()
-    fingerprint = _fingerprint(sharded, config, calibration, dtype)
+    fingerprint = _fingerprint(sharded, config, batches, dtype)
     residence = Residence(sharded, layout, partial, fingerprint, budget=budget, told=told)
     if residence.has_moved:
         # Interrupted while the work was being cleared away.
@@ -99,12 +131,23 @@ def stream(
             return FASConfig(**read_config(target)["quantization_config"]).records
         residence = Residence(sharded, layout, partial, fingerprint, budget=budget, told=told)
     with hooked(residence.watch()):
-        config.records.extend(stage.run(model, calibration, progress, kept=residence) for stage in stages)
+        config.records.extend(stage.run(model, batches, progress, kept=residence) for stage in stages)
     residence.close()
-    _complete(sharded, partial / "model", tokenizer)
-    put(partial / "model", target)
+    written = partial / "model"
+    if tokenizer is not None:
+        tokenizer.save_pretrained(written)
+    sharded.write_configuration(written)
+    for complete in (write_guard, write_card, write_sums):
+        complete(written)
+    put(written, target)
     shutil.rmtree(partial)
     return config.records
+
+
+def is_large(model: str) -> bool:
+    """Whether the safetensors of a directory would fill most of this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sum(file.stat().st_size for file in Path(location(model).name).glob("*.safetensors")) > _ROOM * memory
 
 
 def _stages(config: FASConfig) -> list[Stage]:
@@ -123,13 +166,15 @@ def _stages(config: FASConfig) -> list[Stage]:
     return list(stages)
 
 
-def _check_model(model: Any) -> None:
-    """Refuse a model whose blocks read more than the hidden state before them."""
-    why = None
+def _check_model(loaded: Loaded, given: Batches | None) -> None:
+    """Refuse a model whose blocks read more than the hidden state before them, and one without data to read."""
+    model, why = loaded.model, None
     if model.config.is_encoder_decoder:
         why = "its decoder reads what its encoder returns"
-    elif reads_images_and_text(model):
+    elif loaded.reads_images_and_text:
         why = "it reads images beside text"
+    elif given is None and is_classifier(loaded):
+        why = "it labels sentences, for which it reads no data by name"
     if why is not None:
         raise SiteError(f"{type(model).__name__} cannot be streamed: {why}. Convert it in memory (fas.convert)")
 
@@ -149,13 +194,3 @@ def _fingerprint(sharded: Sharded, config: FASConfig, calibration: Batches, dtyp
         "fas version": __version__,
         "torch version": torch.__version__,
     }
-
-
-def _complete(sharded: Sharded, directory: Path, tokenizer: Any) -> None:
-    """Write what belongs beside the weights."""
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
-    sharded.write_configuration(directory)
-    write_guard(directory)
-    write_card(directory)
-    write_sums(directory)

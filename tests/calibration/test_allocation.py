@@ -9,7 +9,8 @@ from tiny_models import FAMILIES, logits
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import fas
-from fas.calibration.allocation import price_of
+from fas.calibration.allocation import costs_of, price_of
+from fas.calibration.fit import fit_layer
 from fas.calibration.walk import dense_inputs
 from fas.errors import CalibrationError
 from fas.neurons.signed_digit import SignedDigit
@@ -87,6 +88,19 @@ def test_codes_with_levels_to_spare_weigh_spikes_by_themselves():
     assert [priced for _, priced in found] == [True, True, False]
     assert all(map(torch.equal, found[0][0], found[1][0]))
     assert not all(map(torch.equal, found[0][0], found[2][0]))
+
+
+@pytest.mark.parametrize("spikes", [None, 0.9])
+def test_factors_of_attention_have_no_price(spikes):
+    model, seen = made.converted("gpt2", seeds=(), neuron="phase", coverage="full"), set()
+
+    def fit(site, x, cost):
+        seen.add((site.path, cost is not None))
+        return fit_layer(x, (-15, 15))
+
+    costs = costs_of(model, [FAMILIES["gpt2"].batch()], 1.0 if spikes is None else None, spikes, fit)
+    assert set(costs) == {site.path for site in model.sites if site.layers} < {site.path for site in model.sites}
+    assert seen == (set() if spikes is None else {(site.path, bool(site.layers)) for site in model.sites})
 
 
 def test_without_logits_the_default_weighs_nothing():

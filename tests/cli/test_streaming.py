@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fas.cli import convert
+from fas import streaming
 
 
 def test_streaming_gives_the_files_that_memory_gives(rows, run, dense: Path, text: Path, tmp_path: Path) -> None:
@@ -17,6 +17,8 @@ def test_streaming_gives_the_files_that_memory_gives(rows, run, dense: Path, tex
     ours, theirs = (model.state_dict() for model in models)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert AutoTokenizer.from_pretrained(tmp_path / "streamed")("ab").input_ids
+    stated = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("memory", "streamed"))
+    assert [config["quantization_config"]["data"] for config in stated] == [str(text)] * 2
     blocks = [row for row in found if row["quantity"] == "stream.block_seconds"]
     assert [row["conditions"]["block"] for row in blocks] == ["transformer.h.0", "transformer.h.1"]
     (peak,) = (row for row in found if row["quantity"] == "stream.peak_resident")
@@ -35,7 +37,7 @@ def test_each_block_is_told(run, dense: Path, text: Path, tmp_path: Path) -> Non
 def test_large_checkpoints_are_streamed_by_themselves(
     run, dense: Path, text: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(convert, "_ROOM", 0.0)
+    monkeypatch.setattr(streaming, "_ROOM", 0.0)
     said = run("convert", dense, tmp_path / "snn", "--data", text, "--tokens", 64, "--window", 16).stderr
     assert "(1 of 2)" in said
     assert json.loads((tmp_path / "snn" / "model.safetensors.index.json").read_text())["weight_map"]

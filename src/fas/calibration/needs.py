@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from fas.calibration.teacher import neuron_tensors
 from fas.surgery.sites import block_of
-from fas.types import Method
+from fas.types import Batches, Method
 from fas.words import size, span
+
+logger = logging.getLogger(__name__)
 
 # Forward passes over the calibration tokens: the inputs of four sites in two networks, and the way on; and how much
 # longer than one large product of matrices the products of a network take, with all that lies between them.
@@ -87,6 +90,13 @@ def estimate_conversion(
         gradients = 4 * _TOGETHER * (3 * int(getattr(config, "vocab_size", 0) or 0) + 8 * channels)
         resident = 4 * parameters + max(hidden, gradients - held)
     return Needs(seconds, _PROGRAM + resident + held, stored, parameters, len(sites), channels, tokens)
+
+
+def tell(what: str, model: Any, batches: Batches, method: Method | None = None, **options: Any) -> None:
+    """Log what calibration or streaming will take, where somebody listens: the estimate itself takes a moment."""
+    if logger.isEnabledFor(logging.INFO):
+        tokens = sum(next(iter(batch.values())).numel() for batch in batches)
+        logger.info("%s takes %s", what, estimate_conversion(model, tokens, method, **options))
 
 
 def _largest_part(weights: dict[str, Tensor]) -> int:

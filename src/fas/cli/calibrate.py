@@ -75,9 +75,7 @@ def calibrate(
         sample = Sample(tokens, window, batch_size, seed)
         source, teacher = default_data(loaded, data), Teacher(loaded.model, "auto")
         with output.progress("calibrating") as progress:
-            records = calibrate_on(
-                loaded, source, sample, keep=unfinished(place), progress=progress, told=output.remark
-            )
+            records = calibrate_on(loaded, source, sample, keep=unfinished(place), progress=progress)
         if losses:
             stage = losses_of(loaded.model.fas_config.recipe, seed)
             with output.progress("aligning") as progress:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from fas.cli.program import options
-from fas.cli.program.calibrating import report_records
 from fas.cli.program.output import Output
 from fas.data.for_model import Sample, calibration_batches
 from fas.plain_networks import inputs_of, load_either, photographs
@@ -119,7 +118,8 @@ def _operations(output: Output, loaded: Any, probe: Any) -> None:
 
     found, about = operations(loaded.model, probe), loaded.conditions
     shares = left_dense(loaded.model, probe)
-    report_records(output, [], about, shares)
+    for path, share in shares.items():
+        output.measure("left_dense", share, "1", path=path, **about)
     output.text(in_words(shares))
     per = "token" if probe is None else "image"
     article = "a" if probe is None else "an"

@@ -50,7 +50,7 @@ class Sample:
         return self.window or min(_LONGEST, loaded.context or _LONGEST)
 
 
-def default_data(loaded: Loaded, data: str | None, *, held_out: bool = False) -> str:
+def default_data(loaded: Loaded, data: str | None = None, *, held_out: bool = False) -> str:
     """Return the name of the data asked for, else of those that belong to the model.
 
     Args:

@@ -143,7 +143,8 @@ class _Watch(TorchDispatchMode):
         # What the latest gated activation has sent; held, so that no other tensor takes its identity.
         self.digits: Tensor | None = None
         kinds = [module for module in model.modules() if not isinstance(module, Population)]
-        layers = [module for module in kinds if is_linear(module) or is_convolution(module) or is_spiking(module)]
+        self.linear, self.active = set(filter(is_linear, kinds)), set(filter(is_activation, kinds))
+        layers = [module for module in kinds if module in self.linear or is_convolution(module) or is_spiking(module)]
         if not hasattr(model, "main_input_name"):
             # The image may be a constant current into the first layer.
             driven = all(map(is_spiking, layers[1:]))
@@ -168,7 +169,7 @@ class _Watch(TorchDispatchMode):
                 name = f"activation {module.function.name}"
                 self._note(path, name, self.between, DIGITS, output.numel() / self.tokens, floats=False)
                 self.digits = output
-            elif is_activation(module) and not isinstance(module, nn.ReLU | nn.Identity):
+            elif module in self.active and not isinstance(module, nn.ReLU | nn.Identity):
                 name = f"activation {type(module).__name__}"
                 self._note(path, name, self.between, "evaluations", output.numel() / self.tokens, floats=True)
 
@@ -238,7 +239,7 @@ class _Watch(TorchDispatchMode):
                 self._note(path, "size", self.between, left, 2 * population.channels, floats=True)
             arrives = alphabet(population.neuron, self.simulation)
             self._note(path, "linear", arrives, "additions", module.in_features * module.out_features, floats=False)
-        elif is_linear(module):
+        elif module in self.linear:
             weight: Any = module.weight
             self._note(path, "linear", FLOATS, "multiply-adds", weight.numel(), floats=True)
         elif isinstance(module, GatedNorm):

@@ -237,15 +237,6 @@ def write_guard(directory: Path) -> None:
         place.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def check_stated(config: Any, method: str | None, name: object) -> None:
-    """Refuse a configuration of ours whose quantisation method is another's, or none (CheckpointError)."""
-    if getattr(config, "transformers_weights", None) == GUARD and method != "fas":
-        raise CheckpointError(
-            f"{name} holds a spiking network, but its config.json states quant_method {method!r} where it should be "
-            "'fas': copy config.json again"
-        )
-
-
 def read_config(directory: Path) -> dict[str, Any]:
     """Return config.json of a model directory.
 

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fas.cli.program.output import Output
-from fas.loading import Loaded
 
 if TYPE_CHECKING:
     from fas.config import FASConfig
 
+_UNITS = {"tokens": "tokens", "expected_divergence": "nats"}
 
-def report_records(
-    output: Output, records: Sequence[Any], about: Mapping[str, Any], left_dense: Mapping[str, float] | None = None
-) -> None:
-    """Give as rows the figures of stages and of every site, and the shares of what no spikes drive."""
+
+def report_records(output: Output, records: Sequence[Any], about: Mapping[str, Any]) -> None:
+    """Give as rows the figures of stages and of every site."""
     for record in records:
         for name, value in record.results.items():
             unit = "s" if name.endswith("seconds") else _UNITS.get(name, "1")
@@ -24,25 +23,32 @@ def report_records(
         for site, figures in record.sites.items():
             for name, value in figures.items():
                 output.measure(name, value, "1", site=site, **about)
-    for path, share in (left_dense or {}).items():
-        output.measure("left_dense", share, "1", path=path, **about)
 
 
-def report_summary(output: Output, loaded: Loaded, config: FASConfig, out: Path) -> None:
-    """Say in some ten lines what spikes, what does not, where accuracy is lost, and what to do next."""
+def report_conversion(
+    output: Output, config: FASConfig, about: Mapping[str, Any], out: Path, model: Any = None
+) -> None:
+    """Give the figures as rows; say in some ten lines what spikes, what does not, where accuracy is lost, what is next.
+
+    Args:
+        output: of the command.
+        config: what the model has become.
+        about: conditions of the figures.
+        out: where it was written.
+        model: in memory, which tells what stays float.
+    """
     from fas.reporting.summary import summarise
 
-    for line in summarise(loaded.model if loaded.converted else config).lines():
-        output.text(line)
-    output.text(f"written to {out}, next:")
+    report_records(output, config.records, about)
+    for path, share in (config.left_dense or {}).items():
+        output.measure("left_dense", share, "1", path=path, **about)
     # A single file has no test part to measure on.
     text = " --data TEXT" if config.data is None or Path(config.data).is_file() else ""
-    if not config.records:
-        output.text(f"  fas calibrate {out} --data TEXT")
-        return
     commands = [f"fas evaluate {out}{text}", f"fas report {out}{text}", f"fas inspect {out}"]
-    for command in [*([f"fas generate {out} -p 'Once upon a time'"] if loaded.generates else []), *commands]:
-        output.text(f"  {command}")
-
-
-_UNITS = {"tokens": "tokens", "expected_divergence": "nats"}
+    if (out / "generation_config.json").is_file():
+        commands.insert(0, f"fas generate {out} -p 'Once upon a time'")
+    if not config.records:
+        commands = [f"fas calibrate {out} --data TEXT"]
+    lines = [*summarise(config if model is None else model).lines(), f"written to {out}, next:"]
+    for line in [*lines, *(f"  {command}" for command in commands)]:
+        output.text(line)

@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Commands that share their work where torchrun or accelerate starts several processes.
 _SHARED = ("calibrate", "convert", "finetune")
-# Commands that say a line about every block as it is calibrated.
-_TELLING = ("calibrate", "convert")
+# Commands that say what they will take and a line about every block as it is calibrated, and who of the library does.
+_TELLING, _TELLERS = ("calibrate", "convert"), ("fas.calibration.figures", "fas.calibration.needs")
 
 
 def printable(text: str) -> str:
@@ -65,7 +65,8 @@ class Session:
             raise typer.BadParameter(f"fas {name} runs in one process, {', '.join(_SHARED)} in several: start it alone")
         session = cls.of(shlex.join(["fas", *context.meta[_ARGUMENTS]]), debug=debug, verbose=verbose, quiet=quiet)
         talks = name in _TELLING and not session.quiet
-        logging.getLogger("fas.calibration.figures").setLevel(logging.INFO if talks else logging.NOTSET)
+        for teller in _TELLERS:
+            logging.getLogger(teller).setLevel(logging.INFO if talks else logging.NOTSET)
         return session
 
     @classmethod
