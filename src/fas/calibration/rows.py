@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fas.distributed import gathered
 from fas.errors import CalibrationError
 from fas.layers.experts import is_routed
-from fas.surgery.probe import Reached
+from fas.surgery.probe import Reached, hooked
 from fas.surgery.replace import attention_of, populations, spiking_layers
 from fas.types import Network, Site
 
@@ -47,16 +47,13 @@ def recorded(
 ) -> dict[str, Tensor]:
     """Return the inputs of sites in one network [n, C], by path; a pass ends at the last of them unless ``to_end``."""
     recorders = [_Recorder(walker, site, network, last=site is sites[-1] and not to_end) for site in sites]
-    try:
+    with hooked([handle for recorder in recorders for handle in recorder.handles]):
         for i in walker.mine:
             for recorder in recorders:
                 recorder.begin(i)
             run(i, network)
             for recorder in recorders:
                 recorder.end()
-    finally:
-        for recorder in recorders:
-            recorder.remove()
     return {recorder.site.path: recorder.found() for recorder in recorders}
 
 
@@ -88,11 +85,6 @@ class _Recorder:
         if self.calls:
             self.rows.append(thinned(torch.cat(self.calls), self.limit))
         self.calls, self.latest = [], None
-
-    def remove(self) -> None:
-        """Take the hooks away."""
-        for handle in self.handles:
-            handle.remove()
 
     def found(self) -> Tensor:
         """Return the rows of all processes.

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fas.energy.emission import sends_both_signs
-from fas.errors import SiteError
 from fas.layers.attention import AttentionOperands, Operand
 from fas.layers.conv import SpikingConv2d
 from fas.layers.gated_operators import GatedActivation, GatedNorm
@@ -20,7 +19,7 @@ from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
-from fas.surgery.probe import evaluating, probe_inputs, without_cache
+from fas.surgery.probe import evaluating, hooked, probe_inputs, without_cache
 from fas.surgery.replace import populations
 from fas.surgery.sites import is_spiking
 from fas.surgery.trace import is_activation, is_convolution, is_linear
@@ -105,11 +104,6 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
     Raises:
         SiteError: a plain module without ``probe``.
     """
-    if probe is None and not hasattr(model, "main_input_name"):
-        raise SiteError(
-            f"{type(model).__name__} is not a transformers model and does not say what it reads: pass probe={{...}}, a "
-            "batch of one by the names of its forward's arguments"
-        )
     inputs = probe if probe is not None else probe_inputs(model)
     first: Tensor = inputs.get(getattr(model, "main_input_name", ""), next(iter(inputs.values())))
     tokens = first.numel() if first.ndim == 2 else len(first)
@@ -119,15 +113,11 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
         watch = _Watch(model, simulation, tokens)
         # A hook on a population would make attention show it what the dense network does not compute.
         parts = [(path, module) for path, module in model.named_modules() if not isinstance(module, Population)]
-        handles = [handle for path, module in parts for handle in watch.follow(path, module)]
+        hooks = hooked([handle for path, module in parts for handle in watch.follow(path, module)])
         # The native kernels would take longer to load than this pass.
         run = {"schedule": "layerwise", "execution": "collapsed", "weights": "float", "kernels": "torch"}
-        try:
-            with evaluating(model), simulation.using(network=network, **run, observers=[]), watch:
-                model(**inputs, **without_cache(model))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooks, evaluating(model), simulation.using(network=network, **run, observers=[]), watch:
+            model(**inputs, **without_cache(model))
         found = {**watch.notes, **found}
     return list(found.values())
 

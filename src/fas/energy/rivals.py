@@ -13,7 +13,7 @@ from torch import Tensor
 from fas.energy.count import counts_of
 from fas.energy.operations import Counts
 from fas.layers.population import Population
-from fas.surgery.probe import evaluating
+from fas.surgery.probe import evaluating, hooked
 from fas.surgery.replace import populations
 from fas.types import Batches, Progress
 
@@ -134,13 +134,9 @@ def sending(model: Any, send: Send, network: Literal["ann", "quantised"]) -> Ite
     def replace(population: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
         return send(population, population.replaced(inputs[0]))
 
-    handles = [population.register_forward_hook(replace) for population in populations(model).values()]
-    try:
-        with model.simulation.using(network=network):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = hooked([population.register_forward_hook(replace) for population in populations(model).values()])
+    with hooks, model.simulation.using(network=network):
+        yield
 
 
 def integers(bits: int) -> Send:

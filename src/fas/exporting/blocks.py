@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
 from fas.recording import record
+from fas.surgery.probe import hooked
 from fas.surgery.replace import populations, spiking_layers
 from fas.surgery.sites import is_linear
 from fas.types import OPERANDS, Neuron
@@ -286,33 +287,26 @@ def _watching(model: Any, runs: dict[str, _Run]) -> Iterator[None]:
     decoded: dict[str, Tensor] = {}
     replaced = {site.path for site in model.sites if site.activation is not None}
 
-    def see_layer(path: str, run: _Run | None) -> Callable[..., None]:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            latest[path] = arguments[0], output
-            if run is not None:
-                run.outputs.setdefault(path, output)
+    def see_layer(path: str, run: _Run | None, _: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        latest[path] = arguments[0], output
+        if run is not None:
+            run.outputs.setdefault(path, output)
 
-        return hook
+    def see_population(path: str, _: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+        decoded[path] = output
+        run = runs.get(path)
+        if run is None or run.current is not None:
+            return
+        run.current, run.decoded = arguments[0], output
+        if path in replaced:
+            _find_before(model, run, latest, decoded)
 
-    def see_population(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            decoded[path] = output
-            run = runs.get(path)
-            if run is None or run.current is not None:
-                return
-            run.current, run.decoded = arguments[0], output
-            if path in replaced:
-                _find_before(model, run, latest, decoded)
-
-        return hook
-
-    with ExitStack() as hooks:
-        for path, module in model.named_modules():
-            if is_linear(module) or isinstance(module, SpikingLinear):
-                run = runs.get(module.population.path) if isinstance(module, SpikingLinear) else None
-                hooks.callback(module.register_forward_hook(see_layer(path, run)).remove)
-        for path, population in populations(model).items():
-            hooks.callback(population.register_forward_hook(see_population(path)).remove)
+    hooks = [p.register_forward_hook(partial(see_population, path)) for path, p in populations(model).items()]
+    for path, module in model.named_modules():
+        if is_linear(module) or isinstance(module, SpikingLinear):
+            run = runs.get(module.population.path) if isinstance(module, SpikingLinear) else None
+            hooks.append(module.register_forward_hook(partial(see_layer, path, run)))
+    with hooked(hooks):
         yield
 
 

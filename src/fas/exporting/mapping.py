@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fas.errors import DataError, FASError, SiteError
 from fas.layers.conv import convolution_fan_out
 from fas.layers.linear import SpikingLinear
 from fas.recording import record
+from fas.surgery.probe import hooked
 from fas.surgery.replace import spiking_layers
 from fas.types import OPERANDS, Measurement
 
@@ -312,16 +313,11 @@ def _run(
     """Return the spikes of every site for one token or image, and one channel of the maps around convolutions."""
     maps: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def see(path: str) -> Any:
-        def hook(_: nn.Module, arguments: Sequence[Tensor], output: Tensor) -> None:
-            maps[path] = arguments[0][:1, 0], output[:1, 0]
+    def see(path: str, _: nn.Module, arguments: Sequence[Tensor], output: Tensor) -> None:
+        maps[path] = arguments[0][:1, 0], output[:1, 0]
 
-        return hook
-
-    with ExitStack() as hooks:
-        for path, layer in layers.items():
-            if not isinstance(layer, SpikingLinear):
-                hooks.callback(layer.register_forward_hook(see(path)).remove)
+    maps_of = {path: layer for path, layer in layers.items() if not isinstance(layer, SpikingLinear)}
+    with hooked([layer.register_forward_hook(partial(see, path)) for path, layer in maps_of.items()]):
         if not spikes:
             with model.simulation.using(network="ann"):
                 model(**inputs)

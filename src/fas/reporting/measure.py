@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fas.calibration.teacher import neuron_tensors
 from fas.energy.estimate import Estimate, counts_of, levels_of
-from fas.layers.population import Population
 from fas.recording import record
 from fas.reporting.findings import Exit, Quality, Raster, SiteFinding
 from fas.stages.calibrate import Calibrate
-from fas.surgery.probe import evaluating
+from fas.surgery.parameters import swapped
+from fas.surgery.probe import evaluating, hooked
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Progress
 
@@ -99,30 +100,16 @@ def _channels(values: Tensor) -> Tensor:
     return values.detach().reshape(-1).float().cpu().clone()
 
 
-@contextmanager
-def _parameters_kept(model: nn.Module) -> Iterator[None]:
-    """Put back what calibration sets when the block ends."""
-    own = [p for m in model.modules() if isinstance(m, Population) for p in (m.log_threshold, m.v_init, m.offset)]
-    own += [layer.correction for layer in spiking_layers(model).values()]
-    before = [parameter.detach().clone() for parameter in own]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(own, before, strict=True):
-                parameter.copy_(value)
-        for population in populations(model).values():
-            population.reset()
-
-
 def coarse_thresholds(model: Any, batches: Sequence[Batch], progress: Progress | None = None) -> dict[str, float]:
     """Return the one threshold that each layer would have after coarse calibration alone."""
-    with _parameters_kept(model):
+    with swapped({parameter: parameter.detach().clone() for parameter in neuron_tensors(model)}):
         for layer in spiking_layers(model).values():
             # A part of fine calibration.
             layer.correction.data.zero_()
         Calibrate(coarse=True, fine=False).run(model, batches, progress)
-        return {path: float(p.threshold.detach().mean()) for path, p in populations(model).items()}
+        found = {path: float(p.threshold.detach().mean()) for path, p in populations(model).items()}
+    model.reset()
+    return found
 
 
 def output_errors(model: Any, batch: Batch) -> dict[str, float]:
@@ -145,21 +132,14 @@ def output_errors(model: Any, batch: Batch) -> dict[str, float]:
 
 def _outputs(model: Any, batch: Batch, network: str) -> dict[str, Tensor]:
     """Return the output of every spiking layer as rows [n, C], float64; online T·n rows, time-major."""
-    simulation, seen = model.simulation, {}
+    seen: dict[str, Tensor] = {}
 
-    def keep(path: str) -> Callable[..., None]:
-        def look(_: nn.Module, arguments: Any, output: Tensor) -> None:
-            seen[path] = output.detach().double().flatten(0, -2)
+    def keep(path: str, _: nn.Module, arguments: Any, output: Tensor) -> None:
+        seen[path] = output.detach().double().flatten(0, -2)
 
-        return look
-
-    handles = [layer.register_forward_hook(keep(path)) for path, layer in spiking_layers(model).items()]
-    try:
-        with simulation.using(network=network), evaluating(model):
-            model(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = hooked([layer.register_forward_hook(partial(keep, path)) for path, layer in spiking_layers(model).items()])
+    with hooks, model.simulation.using(network=network), evaluating(model):
+        model(**batch)
     return seen
 
 
