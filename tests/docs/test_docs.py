@@ -30,6 +30,16 @@ def commands() -> set[tuple[str, str]]:
     return found
 
 
+def test_every_file_that_the_architecture_names_is_there():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([\w/*-]+\.(?:py|toml|md)|[\w/]+/)`", page)) - {"neurons/mine.py"}
+    assert len(names) > 50
+    found = {
+        name for name in names if (ROOT / name).exists() or [*(ROOT / "src" / "fas").glob(f"**/{name.strip('/')}")]
+    }
+    assert sorted(names - found) == []
+
+
 @pytest.fixture
 def own_plugins():
     """Undo what a page does to the folders where neurons and methods are looked for: no other test may see it."""

@@ -9,6 +9,7 @@ from tiny_models import FAMILIES, logits
 import fas
 from fas.calibration.teacher import Teacher
 from fas.errors import CalibrationError
+from fas.stages import align
 from fas.stages.align import Align
 from fas.stages.set_potential import SetPotential
 from fas.surgery.replace import populations, spiking_layers
@@ -78,6 +79,18 @@ def test_what_it_refuses():
         Align(epochs=0)
     with pytest.raises(CalibrationError, match="at least one batch"):
         Align().run(fas.convert(FAMILIES["gpt2"].build()), [])
+
+
+def test_a_decoders_own_mask_says_which_answers_count(monkeypatch):
+    model, seen = fas.convert(FAMILIES["t5"].build()), []
+    inputs = FAMILIES["t5"].batch(rows=2, length=6)
+    words = {name: torch.ones_like(inputs["input_ids"]) for name in ("attention_mask", "decoder_attention_mask")}
+    words["decoder_attention_mask"][1, 3:] = 0
+    batch = {**inputs, **words, "decoder_input_ids": inputs["input_ids"]}
+    fas.calibrate(model, [batch])
+    monkeypatch.setattr(align, "divergence", lambda logits, target, mask: seen.append(mask) or logits.sum())
+    Align(learning_rate=1e-9).run(model, [batch])
+    assert seen and all(torch.equal(mask, words["decoder_attention_mask"]) for mask in seen)
 
 
 def test_a_potential_just_below_the_threshold_is_left_there():

@@ -14,7 +14,7 @@ from fas.layers.population import Population
 from fas.surgery.parameters import frozen
 from fas.surgery.probe import hooked, without_cache
 from fas.surgery.replace import populations
-from fas.training.descent import answer, check_batches, inputs_of
+from fas.training.descent import answer, check_batches, inputs_of, mask_of
 
 
 def sensitivities(
@@ -54,7 +54,7 @@ def sensitivities(
                 break
             inputs = inputs_of(batch)
             logits = answer(model(**inputs, **without_cache(model)))
-            surprise, count = _surprise(logits, _mask(inputs, logits), draws)
+            surprise, count = _surprise(logits, mask_of(inputs, logits), draws)
             if surprise.requires_grad:
                 surprise.backward()
             answers += count
@@ -79,17 +79,9 @@ def _watch(gradients: dict[str, dict[int, Tensor]], module: nn.Module, arguments
     return own
 
 
-def _mask(inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor:
-    """Return which answers are not padding, shape [*B]."""
-    mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
-    if mask is None or mask.shape != logits.shape[:-1]:
-        return torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
-    return mask.bool()
-
-
-def _surprise(logits: Tensor, mask: Tensor, draws: torch.Generator) -> tuple[Tensor, int]:
+def _surprise(logits: Tensor, mask: Tensor | None, draws: torch.Generator) -> tuple[Tensor, int]:
     """Return −ln p of answers drawn from the model, summed, and their number."""
-    rows = logits[mask].float()
+    rows = (logits.flatten(0, -2) if mask is None else logits[mask.bool()]).float()
     if not bool(rows.isfinite().all()):
         raise CalibrationError("the dense network yields NaN or infinite logits: check its weights and the data")
     if rows.shape[-1] == 1:

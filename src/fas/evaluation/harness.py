@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from fas.evaluation.local_tasks import local_names, local_task
 from fas.recording import Recording
 from fas.runtime.transformers_ import ConvertedModel
 from fas.settings import SETTINGS
+from fas.storage.digest import digest
 from fas.storage.resume import Once, directly
 from fas.surgery.replace import populations, spiking_layers
 from fas.types import Measurement
@@ -66,7 +66,7 @@ class Stretches(HFLM):
         found: list[Any] = []
         for start in range(0, len(requests), STRETCH):
             stretch = requests[start : start + STRETCH]
-            asked = hashlib.sha256(repr([request.args for request in stretch]).encode()).hexdigest()[:16]
+            asked = digest([repr([request.args for request in stretch]).encode()])[:16]
             found += self.once(f"{answer.__name__} {asked}", partial(answer, stretch, quiet))
         return found
 

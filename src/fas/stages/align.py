@@ -20,7 +20,7 @@ from fas.errors import CalibrationError
 from fas.surgery.parameters import frozen
 from fas.surgery.probe import hooked
 from fas.surgery.replace import populations, spiking_layers
-from fas.training.descent import bound_potentials, check_batches, descend, inputs_of
+from fas.training.descent import bound_potentials, check_batches, descend, inputs_of, mask_of
 from fas.training.losses import alignment, divergence
 from fas.types import Batches, Kept, Progress, Record, Stage
 
@@ -113,7 +113,7 @@ class Align(Stage):
             target = model(**inputs).logits
         with _outputs(model, watched) as students:
             logits = model(**inputs).logits
-        return self.objective(model, students, targets, logits, target, _mask(inputs, logits))
+        return self.objective(model, students, targets, logits, target, mask_of(inputs, logits))
 
     def watched(self, model: Any) -> Iterable[nn.Module]:
         """Return the modules whose outputs are aligned."""
@@ -143,7 +143,7 @@ class Align(Stage):
             with teacher.running():
                 target = model(**inputs).logits
             logits = model(**inputs).logits
-            total += float(divergence(logits, target, _mask(inputs, logits)))
+            total += float(divergence(logits, target, mask_of(inputs, logits)))
         return total / max(1, len(batches))
 
 
@@ -178,11 +178,6 @@ class _Best:
             self._look()
         for parameter, kept in zip(self._parameters, self._kept, strict=True):
             parameter.copy_(kept)
-
-
-def _mask(inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor | None:
-    mask = inputs.get("attention_mask")
-    return mask if mask is not None and mask.shape == logits.shape[:-1] else None
 
 
 @contextmanager

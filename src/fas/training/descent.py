@@ -138,6 +138,15 @@ def answer(output: object) -> Tensor:
     return found
 
 
+def mask_of(inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor | None:
+    """Return which answers of a model [*B] are not padding, None where nothing says so.
+
+    Those of a decoder are told by its own mask where it has one.
+    """
+    mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
+    return mask if mask is not None and mask.shape == logits.shape[:-1] else None
+
+
 def labels_of(batch: Mapping[str, Any]) -> Any:
     """Return the labels of a batch or of a row.
 
