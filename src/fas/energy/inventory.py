@@ -113,10 +113,10 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
         watch = _Watch(model, simulation, tokens)
         # A hook on a population would make attention show it what the dense network does not compute.
         parts = [(path, module) for path, module in model.named_modules() if not isinstance(module, Population)]
-        hooks = hooked([handle for path, module in parts for handle in watch.follow(path, module)])
+        handles = [handle for path, module in parts for handle in watch.follow(path, module)]
         # The native kernels would take longer to load than this pass.
         run = {"schedule": "layerwise", "execution": "collapsed", "weights": "float", "kernels": "torch"}
-        with hooks, evaluating(model), simulation.using(network=network, **run, observers=[]), watch:
+        with hooked(handles), evaluating(model), simulation.using(network=network, **run, observers=[]), watch:
             model(**inputs, **without_cache(model))
         found = {**watch.notes, **found}
     return list(found.values())
