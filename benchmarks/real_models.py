@@ -25,6 +25,7 @@ from fas.data.for_model import Sample, training_rows
 from fas.energy.inventory import operations
 from fas.evaluation.score import measure, scores_on
 from fas.loading import Loaded
+from fas.neurons.adaptive_digit import AdaptiveDigit
 from fas.stages.finetune import Finetune
 from fas.storage.directory import write_text
 from fas.training.finetuning import finetune, language_modelling
@@ -34,12 +35,13 @@ ROWS: dict[str, Callable[[], Method]] = {
     "linear": lambda: fas.FAS(),
     "linear, 1.5 spikes": lambda: fas.FAS(spikes=1.5),
     "linear, 1.2 spikes": lambda: fas.FAS(spikes=1.2),
-    "linear, 1.0 spikes": lambda: fas.FAS(spikes=1.0),
+    "linear, 1.0 spikes": lambda: fas.FAS(spikes=1.0, neuron=AdaptiveDigit(least=1)),
+    "linear, 0.9 spikes": lambda: fas.FAS(spikes=0.9, neuron=AdaptiveDigit(least=1)),
     "mlp": lambda: fas.FAS(coverage="mlp"),
     "mlp, 1.5 spikes": lambda: fas.FAS(coverage="mlp", spikes=1.5),
     "mlp, 0.9 spikes": lambda: fas.FAS(coverage="mlp", spikes=0.9),
-    "mlp, 0.6 spikes": lambda: fas.FAS(coverage="mlp", spikes=0.6),
-    "mlp, 0.3 spikes": lambda: fas.FAS(coverage="mlp", spikes=0.3),
+    "mlp, 0.6 spikes": lambda: fas.FAS(coverage="mlp", spikes=0.6, neuron=AdaptiveDigit(least=0.5)),
+    "mlp, 0.3 spikes": lambda: fas.FAS(coverage="mlp", spikes=0.3, neuron=AdaptiveDigit(least=0.5)),
     "full": lambda: fas.FAS(coverage="full"),
     "las": lambda: fas.LAS(timesteps=16),
     "linear, T = 5": lambda: fas.FAS(timesteps=5),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,25 +117,24 @@ def _beside_dense(rows: Sequence[Measurement]) -> list[Drawing]:
     told = [row for row in rows if "perplexity" in row.conditions and row.quantity in ("energy", "break_even")]
     told = [row for row in told if (row.conditions["accounting"], row.conditions["phase"]) == ("compute", "prefill")]
     codes: dict[str, list[tuple[float, float]]] = {}
-    for row in told:
-        about = row.conditions
+    for about in (row.conditions for row in told):
         if about.get("energy_of") == "snn":
             point = about["spikes_per_neuron"], about["perplexity"]
-            codes.setdefault(f"{about.get('neuron')}, {about.get('coverage')}", []).append(point)
+            codes.setdefault(_code(about), []).append(point)
     if not codes:
         return []
     figure, axes = new_figure(4.3)
-    for number, (label, points) in enumerate(codes.items()):
-        colour = LIGHT[_LINES[number % len(_LINES)]]
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", color=colour, label=label)
+    colours = {code: LIGHT[_LINES[number % len(_LINES)]] for number, code in enumerate(codes)}
+    for code, points in codes.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", color=colours[code], label=code)
     worst = _SHOWN * max(value for points in codes.values() for _, value in points)
     for about, value in ((row.conditions, row.value) for row in told):
         sparse, at = "share" in about, (max(value, 0.0), about["perplexity"])
         if about.get("energy_of") == "ann":
             axes.axhline(at[1], color=LIGHT["dense"], label="dense")
-        if at[1] <= worst and ("baseline" in about) and (sparse or ("bits" in about and "zeros" in about["baseline"])):
-            shape, colour, label = ("D", "dense", "dense, skips") if sparse else ("s", "quantised", "integers")
-            axes.plot(*at, shape, color=LIGHT[colour], label=label, markerfacecolor="none", linestyle="none")
+        if at[1] <= worst and "baseline" in about and (sparse or ("bits" in about and "zeros" in about["baseline"])):
+            shape, label = ("D", "dense, small inputs skipped") if sparse else ("s", "integers")
+            axes.plot(*at, shape, color=colours[_code(about)], label=label, markerfacecolor="none", linestyle="none")
             note(axes, f"{about['share']:.0%}" if sparse else f"{about['bits']} bits", at, (6, 4))
     logarithmic(axes.yaxis)
     axes.set(xlabel="spikes per neuron and window", ylabel="perplexity")
@@ -147,12 +146,15 @@ def _beside_dense(rows: Sequence[Measurement]) -> list[Drawing]:
             "spikes",
             "Quality against spikes",
             "Dots: spiking networks. Hollow marks: networks without spikes, at the spikes per neuron at which the "
-            "arithmetic of the spiking network beside them would take as much energy (break-even, compute, reading): "
-            "a spiking network wins against the marks that are to its right and no lower. Integer twins leave zeros "
-            "out; the sparse network leaves out small inputs.",
+            "arithmetic of the spiking network of their colour would take as much energy (break-even, compute, "
+            "reading); it wins against marks to its right that are no lower. Integer twins leave zeros out.",
             figure,
         )
     ]
+
+
+def _code(about: Mapping[str, Any]) -> str:
+    return f"{about.get('neuron')}, {about.get('coverage')}"
 
 
 def _comparison(found: Results) -> Drawing:
