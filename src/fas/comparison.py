@@ -205,7 +205,7 @@ def compare(
         progress: called with the combination and its step, parts done and in all.
 
     Raises:
-        ValueError: a model that is converted already; a file named for both calibration and measurement; no plan
+        ValueError: a model that is converted already; data that would calibrate and measure; no plan
             that is possible.
         FASError: what loading or reading raises.
 
@@ -218,8 +218,6 @@ def compare(
     if dense.converted:
         raise ValueError(f"{dense.name} is converted already: name the dense model that it was made of")
     source = default_data(dense, None if data is None else str(data))
-    if test_data is None and Path(source).is_file():
-        raise ValueError(f"{source} would be both calibrated and measured on: name other data with --test-data")
     named = [plan if isinstance(plan, Plan) else Plan(name_of(plan), plan, timesteps=plan.timesteps) for plan in plans]
     if not named:
         raise ValueError("no combination is possible: no method was named")

@@ -94,6 +94,14 @@ def text(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def held_out(folder: Path, text: Path) -> Path:
+    """Another text as long."""
+    place = folder / "other.txt"
+    place.write_text(text.read_text()[::-1])
+    return place
+
+
+@pytest.fixture(scope="session")
 def snn(run: Run, dense: Path, text: Path, folder: Path) -> Path:
     """The GPT-2, converted by the program."""
     place = folder / "gpt2-snn"
@@ -107,6 +115,14 @@ def table(folder: Path) -> Path:
     place = folder / "dev.tsv"
     lines = [f"{word} film\t{label}" for word, label in (("good", 1), ("bad", 0), ("fine", 1), ("poor", 0))]
     place.write_text("\n".join(["sentence\tlabel", *lines * 4]) + "\n")
+    return place
+
+
+@pytest.fixture(scope="session")
+def other_table(folder: Path, table: Path) -> Path:
+    """Other sentences with two labels."""
+    place = folder / "train.tsv"
+    place.write_text(table.read_text().replace("film", "film film"))
     return place
 
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 
-def test_other_timesteps_go_to_another_directory(rows, snn: Path, text: Path, tmp_path: Path) -> None:
+def test_other_timesteps_go_to_another_directory(rows, snn: Path, text: Path, tmp_path: Path, caplog) -> None:
     place = tmp_path / "t2"
     found = rows("calibrate", snn, place, "--data", text, "--tokens", 256, "--timesteps", 2)
-    assert {row["conditions"]["timesteps"] for row in found} == {2}
+    assert {row["conditions"]["timesteps"] for row in found} == {2} and "thresholds of T" not in caplog.text
     stated = json.loads((place / "config.json").read_text())["quantization_config"]
     # Levels that were those of T follow it.
     assert (stated["timesteps"], stated["levels"]) == (2, 2) and len(stated["records"]) == 2

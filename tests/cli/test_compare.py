@@ -11,13 +11,6 @@ import torch
 SMALL = ["--tokens", 128, "--test-tokens", 64, "--window", 32]
 
 
-@pytest.fixture
-def held_out(text: Path, tmp_path: Path) -> Path:
-    place = tmp_path / "other.txt"
-    place.write_text(text.read_text()[::-1])
-    return place
-
-
 def test_every_combination_has_its_rows(rows, dense: Path, text: Path, held_out: Path, tmp_path: Path) -> None:
     plot = tmp_path / "new" / "compare.svg"
     found = rows(

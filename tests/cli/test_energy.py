@@ -9,6 +9,8 @@ import torch
 
 import fas
 
+SHARED = "would calibrate and measure: name other data with --calibration-data"
+
 
 def test_rows_of_a_converted_model(rows, snn: Path, text: Path) -> None:
     found = rows("energy", snn, "--data", text, "--test-tokens", 128, "--new-tokens", 4)
@@ -49,11 +51,13 @@ def test_tables_say_when_it_wins(run, snn: Path, text: Path) -> None:
     assert "Without a published source: evaluation" in shown
 
 
-def test_a_dense_model_is_converted_for_each_coverage_and_code(rows, dense: Path, text: Path, tmp_path: Path) -> None:
-    found = rows(
-        "energy", dense, "--data", text, "--test-tokens", 64, "--new-tokens", 2, "--coverage", "mlp,linear",
-        "--timesteps", 2, "--tokens", 128, "--neuron", "phase,signed_if", "--plot", tmp_path / "spikes.svg",
-    )  # fmt: skip
+def test_a_dense_model_is_converted_for_each_coverage_and_code(
+    rows, run, dense: Path, text: Path, held_out: Path, tmp_path: Path
+) -> None:
+    arguments = ["energy", dense, "--data", text, "--test-tokens", 64, "--new-tokens", 2, "--coverage", "mlp,linear"]
+    arguments += ["--timesteps", 2, "--tokens", 128, "--neuron", "phase,signed_if", "--plot", tmp_path / "spikes.svg"]
+    assert SHARED in run(*arguments, code=1).stderr
+    found = rows(*arguments, "--calibration-data", held_out)
     per_neuron = [row["conditions"] for row in found if row["quantity"] == "spikes_per_neuron"]
     assert [(c["coverage"], c["neuron"], c["timesteps"], c["phase"]) for c in per_neuron] == [
         (coverage, neuron, 2, phase)
@@ -63,18 +67,20 @@ def test_a_dense_model_is_converted_for_each_coverage_and_code(rows, dense: Path
     assert all(f"{neuron}, {coverage}" in drawn for neuron in ("phase", "signed_if") for coverage in ("mlp", "linear"))
 
 
-def test_a_classifier(rows, classifier: Path, table: Path) -> None:
-    found = rows("energy", classifier, "--data", table, "--test-tokens", 16, "--tokens", 16, "--coverage", "linear")
+def test_a_classifier(rows, run, classifier: Path, table: Path, other_table: Path) -> None:
+    arguments = ["energy", classifier, "--data", table, "--test-tokens", 16, "--tokens", 16, "--coverage", "linear"]
+    assert SHARED in run(*arguments, code=1).stderr
+    found = rows(*arguments, "--calibration-data", other_table)
     assert {row["conditions"].get("phase") for row in found} == {"prefill"}
 
 
 @pytest.fixture
 def plain(tmp_path: Path) -> tuple[Path, Path]:
-    """The code of a plain network, and noise in two classes."""
+    """The code of a plain network, and noise in two classes, to train and to test."""
     image = pytest.importorskip("PIL.Image", reason="images need Pillow")
     generator = torch.Generator().manual_seed(0)
-    for label in "ab":
-        folder = tmp_path / "images" / label
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        folder = tmp_path / "images" / part
         folder.mkdir(parents=True)
         for i in range(4):
             pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
@@ -87,6 +93,7 @@ def plain(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_plain_network(rows, run, plain: tuple[Path, Path], tmp_path: Path) -> None:
     file, images = plain
     arguments = ["energy", tmp_path, "--builder", file, "--data", images, "--test-images", 4]
+    assert SHARED in run(*arguments, "--images", 4, "--calibration-data", images / "test", code=1).stderr
     found = rows(*arguments, "--images", 4, "--timesteps", 2)
     assert {row["conditions"]["coverage"] for row in found} == {"linear"}
     (energy,) = (

@@ -35,8 +35,9 @@ def test_a_perplexity_states_what_it_depends_on(run, rows, snn: Path, text: Path
     assert values(again, "perplexity") == [row["value"]]
 
 
-def test_every_timestep_has_its_rows(rows, snn: Path, text: Path) -> None:
+def test_every_timestep_has_its_rows(rows, snn: Path, text: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = rows("evaluate", snn, "--data", text, "--test-tokens", 128, "--timesteps", "2,4")
+    assert caplog.text.count("T = 2 with the thresholds of T = 4, which costs quality") == 1
     assert [row["conditions"]["timesteps"] for row in found if row["quantity"] == "perplexity"] == [2, 4]
     assert [row["conditions"]["levels"] for row in found if row["quantity"] == "perplexity"] == [5, 9]
     few, many = values(found, "spikes_per_neuron")

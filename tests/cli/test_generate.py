@@ -25,11 +25,12 @@ def test_the_seed_decides_what_is_drawn(rows, snn: Path) -> None:
     assert draw(1) == draw(1) != draw(2)
 
 
-def test_beams_and_steps_and_schedules(rows, snn: Path) -> None:
+def test_beams_and_steps_and_schedules(rows, snn: Path, caplog) -> None:
     arguments = ["generate", snn, "--prompt", "ab", "--max-new-tokens", 3, "--num-beams", 2, "--timesteps", 3]
     for schedule in ("layerwise", "online"):
         (row,) = rows(*arguments, "--schedule", schedule)
         assert (row["conditions"]["timesteps"], row["conditions"]["schedule"]) == (3, schedule)
+        assert "T = 3 with the thresholds of T = 4" in caplog.text
 
 
 def test_a_dense_model_generates_too(rows, dense: Path) -> None:

@@ -26,21 +26,24 @@ def test_a_page_and_its_figures(rows, snn: Path, text: Path, tmp_path: Path) -> 
     assert len(list(figures.glob("*.svg"))) == len(list(figures.glob("*.png"))) >= 8
 
 
-def test_a_dense_model_is_converted_for_it(run, dense: Path, text: Path, tmp_path: Path) -> None:
+def test_a_dense_model_is_converted_for_it(run, dense: Path, text: Path, held_out: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    done = run(
-        "report", dense, "--data", text, "--out", page, "--test-tokens", 64, "--counted-tokens", 32, "--timesteps", "8",
-        "--coverage", "mlp", "--no-coarse", "--no-anytime", "--window", 32,
-    )  # fmt: skip
+    arguments = ["report", dense, "--data", text, "--out", page, "--test-tokens", 64, "--counted-tokens", 32]
+    arguments += ["--timesteps", "8", "--coverage", "mlp", "--no-coarse", "--no-anytime", "--window", 32]
+    refused = run(*arguments, code=1).stderr
+    assert "would calibrate and measure: name other data with --calibration-data" in refused and not page.exists()
+    done = run(*arguments, "--calibration-data", held_out)
     shown = page.read_text(encoding="utf-8")
     assert f"wrote {page}" in done.stdout and "coverage mlp" in done.stderr
     assert 'id="early-exit"' not in shown and "were not fitted again" in shown
     assert not (dense / "report.html").exists()
 
 
-def test_a_classifier(run, classifier: Path, table: Path, tmp_path: Path) -> None:
+def test_a_classifier(run, classifier: Path, table: Path, other_table: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    run("report", classifier, "--data", table, "--out", page, "--counted-tokens", 16, "--timesteps", "2")
+    arguments = ["--data", table, "--out", page, "--counted-tokens", 16, "--timesteps", "2"]
+    assert "would calibrate and measure" in run("report", classifier, *arguments, code=1).stderr
+    run("report", classifier, *arguments, "--calibration-data", other_table)
     shown = page.read_text(encoding="utf-8")
     assert "accuracy" in shown and "higher is better" in shown
 

@@ -54,6 +54,26 @@ def test_settings_take_effect_at_the_next_call():
     assert torch.equal(logits(model, batch), four)
 
 
+def test_other_steps_than_the_calibrated_are_told_of_once(caplog, tmp_path):
+    model, batch = converted(neuron="signed_if"), FAMILIES["gpt2"].batch()
+    model.save_pretrained(tmp_path / "m")
+    for snn in (model, AutoModelForCausalLM.from_pretrained(tmp_path / "m")):
+        snn.timesteps = 4
+        assert not caplog.records
+        snn.timesteps = 8
+        snn.timesteps = 2
+        (told,) = caplog.messages
+        assert "T = 8 with the thresholds of T = 4, which costs quality: fas.calibrate(model, data)" in told
+        caplog.clear()
+    fresh = fas.convert(FAMILIES["gpt2"].build(), fas.FAS(timesteps=4, neuron="signed_if"))
+    fresh.timesteps = 2  # nothing has been calibrated yet
+    fas.calibrate(fresh, [batch])
+    fresh.timesteps = 2
+    assert "thresholds of T" not in caplog.text
+    fresh.timesteps = 4
+    assert "T = 4 with the thresholds of T = 2" in caplog.text
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize("neuron", ["signed_if", "clipped_count"])
 def test_any_number_of_steps_in_every_schedule(steps, neuron):

@@ -64,6 +64,7 @@ def calibrate(
             output.remark(f"written to {place} by the run that was interrupted: T = {loaded.model.timesteps}")
             return
         if timesteps is not None:
+            loaded.model.simulation.calibrated = timesteps  # what follows sets the thresholds for it
             loaded.set(timesteps)
         if spike_price is not None:
             config = loaded.model.fas_config

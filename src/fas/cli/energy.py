@@ -12,6 +12,7 @@ import typer
 import fas
 from fas.cli.program import options
 from fas.cli.program.output import Output
+from fas.data.for_model import Sample, calibration_batches, check_apart, contents, default_data, held_out_batches
 from fas.plain_networks import inputs_of, load_either, photographs
 
 if TYPE_CHECKING:
@@ -91,12 +92,12 @@ def energy(
     Example: `fas energy gpt2-snn --data wikitext --prices 45nm,loihi`
     """
     with Output.opened(context, as_json) as output:
-        from fas.data.for_model import Sample, calibration_batches, default_data, held_out_batches
         from fas.energy.bill import Hardware
         from fas.energy.estimate import Estimate, count_both, levels_of
         from fas.energy.prices import load_prices
         from fas.energy.rivals import Rival, measure_rivals
         from fas.reporting.result_figures import check_drawing, draw
+        from fas.storage.digest import digests
 
         if plot is not None:
             check_drawing(plot)
@@ -105,19 +106,21 @@ def energy(
             raise ValueError("--prices names no cost model: pass 45nm, or another one")
         loaded = load_either(model, device, builder, spiking)
         source = default_data(loaded, data, held_out=True)
+        place = calibration_data or source
         plain, calibration, new = builder is not None, list[dict[str, Any]](), 0
         if plain:
             batches = inputs_of(photographs(loaded, source, "test", limit=test_images, rows=batch_size, seed=seed))
         else:
             new = (16 if loaded.generates else 0) if new_tokens is None else new_tokens
             batches = held_out_batches(loaded, source, Sample(test_tokens, window, batch_size, seed), new_tokens=new)
-        if plain and not loaded.converted:
-            place = calibration_data or source
-            calibration = inputs_of(photographs(loaded, place, "train", limit=images, rows=64, seed=seed))
-        elif not loaded.converted:
-            calibration = calibration_batches(
-                loaded, calibration_data or source, Sample(tokens, window, batch_size, seed)
-            )
+        if not loaded.converted:
+            if plain:
+                calibration = inputs_of(photographs(loaded, place, "train", limit=images, rows=64, seed=seed))
+                parts = digests(calibration), digests(batches)
+            else:
+                calibration = calibration_batches(loaded, place, Sample(tokens, window, batch_size, seed))
+                parts = contents(loaded, place, "train"), contents(loaded, source, "test")
+            check_apart(*parts, place, source, "--calibration-data")
         covered = coverage or ("linear" if plain else "mlp,linear,full")
         per = "image" if plain else "token"
         plans = [(c, n) for c in options.words(covered) for n in options.words(neuron)]
@@ -130,7 +133,7 @@ def energy(
                 scores, others = dict[str, float](), list[Rival]()
                 if rivals and loaded.generates and not plain and not loaded.model.config.is_encoder_decoder:
                     part = Sample(min(tokens, _MAGNITUDES), window, batch_size, seed)
-                    seen = calibration or calibration_batches(loaded, calibration_data or source, part)
+                    seen = calibration or calibration_batches(loaded, place, part)
                     score = _perplexity(loaded, source, Sample(test_tokens, window, batch_size, seed))
                     scores, others = measure_rivals(
                         loaded.model, score, batches, seen, new_tokens=new, progress=progress

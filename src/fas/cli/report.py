@@ -49,7 +49,7 @@ def report(
     Example: `fas report gpt2-snn --data wikitext --out gpt2.html --figures build/figures`
     """
     with Output.opened(context, as_json) as output:
-        from fas.data.for_model import Sample, calibration_batches, default_data
+        from fas.data.for_model import Sample, calibration_batches, check_apart, contents, default_data
         from fas.reporting.look import look
         from fas.reporting.page import write_report
         from fas.reporting.theme import style
@@ -65,8 +65,11 @@ def report(
         with output.progress("reporting") as progress:
             if not loaded.converted:
                 output.remark(f"converting, coverage {coverage}, T = 8")
-                source = calibration_data or default_data(loaded, data)
-                batches = calibration_batches(loaded, source, Sample(8192, window, batch_size, seed))
+                source = default_data(loaded, data)
+                given = calibration_data or source
+                batches = calibration_batches(loaded, given, Sample(8192, window, batch_size, seed))
+                parts = contents(loaded, given, "train"), contents(loaded, source, "test")
+                check_apart(*parts, given, source, "--calibration-data")
                 fas.convert(loaded.model, fas.FAS(coverage=coverage))
                 fas.calibrate(loaded.model, batches, keep=kept.folder("converting"), progress=progress)
             findings = look(

@@ -94,18 +94,30 @@ def tokens(loaded: Loaded, data: str | Path | Sequence[str], split: str, limit: 
 
 
 def contents(loaded: Loaded, source: str, split: str) -> list[str]:
-    """Return what data say: the rows of a table for a classifier, else documents."""
+    """Return what data say: rows of a table for a classifier, what is said of pictures, else documents."""
+    from fas.data.image_text import load_pictures
     from fas.data.table import load_table
     from fas.data.text import load_documents
 
+    if loaded.processor is not None:
+        return ["\t".join([one.question or "", *one.references]) for one in load_pictures(source, split=split)]
     if not is_classifier(loaded):
         return load_documents(source, split=split)
     table = load_table(source, task="regression" if loaded.model.config.num_labels == 1 else None)
     return ["\t".join(row) for row in zip(table.sentences, table.pairs or [""] * len(table), strict=True)]
 
 
-def check_apart(calibrating: Sequence[str], measured: Sequence[str], source: str, test_source: str) -> None:
+def check_apart(
+    calibrating: Sequence[str], measured: Sequence[str], source: str, test_source: str, option: str = "--test-data"
+) -> None:
     """Refuse documents, rows or digests that would calibrate and measure: by what they say, not by their source's name.
+
+    Args:
+        calibrating: what calibrates, of ``source``.
+        measured: what is measured on, of ``test_source``.
+        source: what the message calls it.
+        test_source: and this.
+        option: that names other data.
 
     Raises:
         ValueError: half of either, or more, is in the other too.
@@ -114,7 +126,7 @@ def check_apart(calibrating: Sequence[str], measured: Sequence[str], source: str
         shared = sum(len(one) for one in these if one in others)
         if shared and shared >= sum(map(len, these)) / 2:
             both = source if test_source == source else f"{source} and {test_source}"
-            raise ValueError(f"the same data of {both} would calibrate and measure: name other data with --test-data")
+            raise ValueError(f"the same data of {both} would calibrate and measure: name other data with {option}")
 
 
 def training_rows(loaded: Loaded, data: Any, sample: Sample) -> Any:

@@ -125,6 +125,7 @@ class Population(nn.Module):
             self.log_threshold.copy_(threshold.log())
             self.offset.copy_(offset)
             self.v_init.copy_(v_init)
+        self.simulation.calibrated = self.simulation.timesteps
 
     def gain_of_counts(self, x: Tensor) -> Tensor | None:
         """Return by what each token of x [*B, C] is multiplied before it is counted, [*B, 1]; None for nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident, local
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     _Attributes = Settings
 else:
     _Attributes = object
+
+logger = logging.getLogger(__name__)
 
 # What a thread has changed for the calls that it makes: {(id of a simulation, name): value}.
 _thread = local()
@@ -71,10 +74,12 @@ class Simulation(_Attributes):
         steps: the steps 1…T in the batch at this moment (time-major rows), online only.
         carry: whether layers continue from the state of earlier steps and keep theirs for later ones.
         observers: receivers of every site's spikes or of their number.
+        calibrated: T that the thresholds were set for.
     """
 
     def __init__(self, settings: Settings | None = None, **values: Any) -> None:
         self.settings = Settings(**values) if settings is None else settings
+        self.calibrated, self._warned = self.settings.timesteps, False
         self._call: dict[str, Any] = {"head": None, "reduction": None, "steps": None, "carry": False, "observers": []}
         self._online: dict[str, int] = {}
 
@@ -141,6 +146,15 @@ class Simulation(_Attributes):
             yield
         finally:
             _thread.changed = {**{key: value for key, value in _thread.changed.items() if key not in new}, **before}
+
+    def warn_of_timesteps(self) -> None:
+        """Say so, once, where T is another than the thresholds were set for."""
+        if self.timesteps != self.calibrated and not self._warned:
+            self._warned = True
+            logger.warning(
+                "T = %d with the thresholds of T = %d, which costs quality: fas.calibrate(model, data), or "
+                "fas calibrate --timesteps, sets them for the T that is to run", self.timesteps, self.calibrated,
+            )  # fmt: skip
 
     def reduced(self, signal: Tensor) -> Tensor:
         """Return what the output layer needs of rows [n·B, …]: [B, …]."""

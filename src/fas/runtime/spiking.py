@@ -47,14 +47,16 @@ class SpikingModel(Answering, Exposed):
     def timesteps(self) -> int:
         """T, the time steps of the spiking network; L follows as ``Settings.set_timesteps`` says.
 
-        Calibrate again after a change: thresholds are those of the T before.
+        Calibrate again after a change: thresholds are those of the T before, which a warning says.
         """
         return self._simulation.timesteps
 
     @timesteps.setter
     def timesteps(self, value: int) -> None:
-        neuron = next(iter(populations(self).values())).neuron
-        self.settings.set_timesteps(value, neuron.resolution, trained=self.is_trained)
+        population = next(iter(populations(self).values()))
+        self.settings.set_timesteps(value, population.neuron.resolution, trained=self.is_trained)
+        if population.is_set:
+            self._simulation.warn_of_timesteps()
 
     @property
     def schedule(self) -> Schedule:

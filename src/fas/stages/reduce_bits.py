@@ -68,11 +68,11 @@ class ReduceBits(Stage):
         try:
             with undone_on_error(model.parameters()):
                 for bits in self.bits:
-                    model.levels = model.timesteps = 2**bits - 1
+                    model.levels = model.settings.timesteps = 2**bits - 1
                     if self.refit:
                         SetThresholds(rule="error").run(model, [inputs_of(batch) for batch in batches[:_LOOKED_AT]])
                     results[f"loss_{bits}_bits"] = training.run(model, batches, progress).results["loss_last"]
         except BaseException:
-            model.levels, model.timesteps = levels, timesteps
+            model.levels, model.settings.timesteps = levels, timesteps
             raise
         return self.record({"seconds": time.perf_counter() - began, **results})
