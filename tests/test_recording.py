@@ -173,3 +173,25 @@ def test_a_window_that_runs_step_by_step_counts_once():
 def test_a_dense_model():
     with pytest.raises(ValueError, match=r"GPT2LMHeadModel is not converted; call fas\.convert first"):
         fas.record(FAMILIES["gpt2"].build()).__enter__()
+
+
+@pytest.mark.parametrize("schedule", ["layerwise", "online"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bart"])
+def test_keys_and_values_of_a_cache_are_counted_once(name, schedule):
+    # As many as the count of operations, and as many as without a cache in one pass over the same tokens.
+    model = converted(name, coverage="full", schedule=schedule, neuron="signed_if")
+    prompt = FAMILIES[name].batch()["input_ids"]
+    length = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    with fas.record(model) as recording:
+        ids = model.generate(prompt, **length)
+    with fas.count_operations(model) as counts:
+        model.generate(prompt, **length)
+    for path, site in recording.sites.items():
+        found = [entry for (_, place), entry in counts.places.items() if place == path]
+        assert site.windows == sum(entry.windows for entry in found), path
+        assert site.spikes == sum(entry.spikes for entry in found), path
+    if name != "bart" and schedule == "layerwise":
+        with fas.record(model) as whole:
+            model(ids[:, :-1])
+        for path in (p for p in whole.sites if p.endswith((".key", ".value"))):
+            assert torch.equal(whole.sites[path].sent, recording.sites[path].sent)

@@ -296,7 +296,8 @@ class _Data:
     def counted(self) -> list[Any]:
         if is_plain(self.dense):
             return inputs_of([{name: value[:_COUNTED_IMAGES] for name, value in self.scores.images[0].items()}])
-        return held_out_batches(self.dense, self.test_source, replace(self.sample, tokens=_COUNTED))
+        some = replace(self.sample, tokens=max(_COUNTED, self.sample.window or 0))
+        return held_out_batches(self.dense, self.test_source, some)
 
 
 class _Bench:

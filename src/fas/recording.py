@@ -72,6 +72,12 @@ class Recording:
             site.windows += windows
         site.timesteps = timesteps
 
+    def observe(self, path: str, spikes: Tensor, timesteps: int) -> None:
+        """Count keys or values that are new: those of a cache were sent when they were made (see ``Observer``)."""
+        assert self.simulation is not None and self.simulation.positions is not None
+        new = spikes[..., self.simulation.positions.first(spikes.shape[-2]) :, :]
+        self.tally(path, new.flatten(0, -2).sum(0, dtype=torch.int64), new[0].numel(), timesteps)
+
     def gated(self, function: Gated, x: Tensor, _: Tensor) -> None:
         """Take note of the spikes of a gated population (``Simulation.gated``), under the name of its function."""
         sent = function.spikes(x).sum(dtype=torch.float64).to(torch.int64).view(1)

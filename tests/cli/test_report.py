@@ -54,3 +54,9 @@ def test_other_files_are_refused_as_results(run, snn: Path, text: Path, tmp_path
     other.write_text(content)
     done = run("report", snn, "--data", text, "--results", other, "--out", tmp_path / "x.html", code=1)
     assert "rows.json holds no rows of a fas command" in done.stderr and not (tmp_path / "x.html").exists()
+
+
+def test_fewer_counted_tokens_than_a_window(run, snn: Path, text: Path, tmp_path: Path) -> None:
+    arguments = ["report", snn, "--data", text, "--out", tmp_path / "x.html", "--counted-tokens", 20]
+    said = run(*arguments, "--window", 32, code=1).stderr
+    assert "--counted-tokens 20 holds no window of 32 tokens (--window): pass more" in " ".join(said.split())

@@ -10,13 +10,14 @@ from neuron_variants import codes, label
 
 from fas import registry
 from fas.kernels import naive
-from fas.kernels.interface.backend import OPS
+from fas.kernels.interface.backend import Backend
 from fas.kernels.interface.code import Code
 from fas.kernels.interface.dispatch import choose, found
 from fas.settings import Kernels
 from fas.types import RateNeuron
 
 CPU = torch.device("cpu")
+OPS = [name for name, op in vars(Backend).items() if inspect.isfunction(op) and name[0] != "_" and name != "supports"]
 names = registry.available("kernels")
 every = pytest.mark.parametrize("name", names)
 

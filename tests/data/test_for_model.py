@@ -232,3 +232,11 @@ def test_what_is_held_out_of_the_standard_library_is_a_twentieth_by_the_hash_of_
     names = ["abc.py", "ast.py", "json/decoder.py", *(path.name for path in sorted(root.glob("*.py")))]
     apart = {n for n in names if int(hashlib.sha256(n.encode()).hexdigest(), 16) % 20 == 0}
     assert apart == {n for n in names if stdlib._is_heldout(n)} and 0 < len(apart) < len(names) / 10
+
+
+def test_a_window_is_no_longer_than_all_tokens(loaded: Loaded) -> None:
+    length = Sample(None).window_for(loaded)
+    assert Sample(4096).window_for(loaded) == length and Sample(length - 1).window_for(loaded) == length - 1
+    assert Sample(3, 3).window_for(loaded) == 3 == Sample(None, 3).window_for(loaded)
+    with pytest.raises(ValueError, match=r"--test-tokens 3 holds no window of 4 tokens \(--window\): pass more"):
+        Sample(3, 4, option="--test-tokens").window_for(loaded)

@@ -74,7 +74,6 @@ def test_sites_against_a_loop_over_recorded_spikes(name, neuron, schedule, kind)
         assert len(trains[site.path][0]) == STEPS
         assert (found.spikes, found.events, found.membrane_updates) == (spikes, events, updates)
         assert getattr(found, kind) == found.synaptic == found.weight_words == events * fan_out
-        assert found.active_windows == once
         assert found.weight_words_time == found.nonzero_multiply_adds == once * fan_out
         assert found.weight_words_pass == words
         assert found.windows * STEPS == updates and found.dense_multiply_adds == found.windows * fan_out

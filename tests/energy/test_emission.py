@@ -71,7 +71,6 @@ def test_everything_equals_a_loop_over_spikes(found, fan_out, payload):
                         expected.weight_words_time += 1
                         expected.nonzero_multiply_adds += 1
                 if fired:
-                    expected.active_windows += 1
                     rows_of_weights.add(channel)
     expected.weight_words_pass = len(rows_of_weights) * fan_out
     forms = spikes_in_three_forms(spikes, fan_out, payload)

@@ -20,7 +20,7 @@ from fas.energy.prices import load_prices
 
 # One site of 4 neurons and a fan-out of 10 over 5 tokens and 8 steps; attention in front of it.
 SITE = Operations(
-    spikes=12, events=12, event_bits=36, windows=20, active_windows=8, membrane_updates=160, additions=120,
+    spikes=12, events=12, event_bits=36, windows=20, membrane_updates=160, additions=120,
     dense_multiply_adds=200, nonzero_multiply_adds=80, weight_words=120, weight_words_time=80, weight_words_pass=30,
     outputs=50, spike_bits=300, map_bits=200,
 )  # fmt: skip

@@ -84,3 +84,14 @@ def test_operators_can_stay_exact():
     model = converted("gpt2", gated=False)
     assert not any(isinstance(module, GatedNorm | GatedActivation) for module in model.modules())
     assert not model.transformer.h[0].attn.operands.softmax_gated
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_a_compiled_network_is_one_graph():
+    model, inputs = converted("gpt2", timesteps=3), FAMILIES["gpt2"].batch()
+    expected = logits(model, inputs)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        answer = torch.compile(model, fullgraph=True, backend="eager")(**inputs, use_cache=False).logits
+    # The kernels of the machine add in another order than torch.
+    torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)

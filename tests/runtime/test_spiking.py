@@ -12,7 +12,7 @@ import fas
 from fas.errors import FASError
 from fas.runtime.parts import Folding
 from fas.runtime.spiking import SpikingModel
-from fas.surgery.replace import populations
+from fas.surgery.replace import populations, spiking_layers
 
 
 @pytest.mark.parametrize("name", ["timesteps", "levels"])
@@ -277,7 +277,7 @@ def assert_same_spikes(got, expected):
 def test_eight_bit_weights_are_near_and_say_how_near(name):
     model, batch = converted(name, timesteps=16, neuron="signed_if"), FAMILIES[name].batch()
     exact = logits(model, batch)
-    errors = model.weight_error()
+    errors = {path: layer.integers().error for path, layer in spiking_layers(model).items()}
     model.weights = "int8"
     near = logits(model, batch)
     assert errors.keys() == {path for site in model.sites for path in site.layers}

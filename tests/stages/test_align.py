@@ -13,6 +13,7 @@ from fas.stages import align
 from fas.stages.align import Align
 from fas.stages.set_potential import SetPotential
 from fas.surgery.replace import populations, spiking_layers
+from fas.training.descent import mask_of
 from fas.training.losses import alignment, divergence
 from fas.types import V_INIT_MAX
 
@@ -140,6 +141,13 @@ def test_the_loss_is_alignment_and_weighted_divergence_at_the_end_of_the_window(
                 found = float(Align(weight=weight)._loss(model, teacher, batch).detach())
             # Both terms are computed in float32.
             assert found == pytest.approx(apart + weight * kl, rel=1e-3)
+
+
+def test_what_an_encoder_reads_masks_no_answer_of_a_decoder():
+    ids, answers, mask = torch.ones(2, 3, dtype=torch.int64), torch.zeros(2, 3, 5), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    assert mask_of(inputs, answers) is mask and mask_of({**inputs, "decoder_input_ids": ids}, answers) is None
+    assert mask_of(inputs, answers[:, 0]) is None
 
 
 def test_a_single_batch_is_trained_to_the_end_and_potentials_stay_below_the_threshold():

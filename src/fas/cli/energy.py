@@ -112,7 +112,8 @@ def energy(
             batches = inputs_of(photographs(loaded, source, "test", limit=test_images, rows=batch_size, seed=seed))
         else:
             new = (16 if loaded.generates else 0) if new_tokens is None else new_tokens
-            batches = held_out_batches(loaded, source, Sample(test_tokens, window, batch_size, seed), new_tokens=new)
+            measured = Sample(test_tokens, window, batch_size, seed, "--test-tokens")
+            batches = held_out_batches(loaded, source, measured, new_tokens=new)
         if not loaded.converted:
             if plain:
                 calibration = inputs_of(photographs(loaded, place, "train", limit=images, rows=64, seed=seed))
@@ -132,9 +133,9 @@ def energy(
                 counts, dense = count_both(loaded.model, batches, new_tokens=new, progress=progress)
                 scores, others = dict[str, float](), list[Rival]()
                 if rivals and loaded.generates and not plain and not loaded.model.config.is_encoder_decoder:
-                    part = Sample(min(tokens, _MAGNITUDES), window, batch_size, seed)
+                    part = Sample(max(min(tokens, _MAGNITUDES), window or 1), window, batch_size, seed)
                     seen = calibration or calibration_batches(loaded, place, part)
-                    score = _perplexity(loaded, source, Sample(test_tokens, window, batch_size, seed))
+                    score = _perplexity(loaded, source, measured)
                     scores, others = measure_rivals(
                         loaded.model, score, batches, seen, new_tokens=new, progress=progress
                     )

@@ -35,19 +35,24 @@ class Sample:
 
     Attributes:
         tokens: in all, about; None takes everything.
-        window: tokens per row; what the model takes, at most 512, if None.
+        window: tokens per row; what the model takes, at most 512 and all, if None.
         batch_size: rows per call of the model.
         seed: of the choice of rows.
+        option: that named the tokens, for messages.
     """
 
     tokens: int | None = 4096
     window: int | None = None
     batch_size: int = 16
     seed: int = 0
+    option: str = "--tokens"
 
     def window_for(self, loaded: Loaded) -> int:
-        """Return the length of a model's windows."""
-        return self.window or min(_LONGEST, loaded.context or _LONGEST)
+        """Return the length of a model's windows; more than all tokens is refused (ValueError)."""
+        tokens = self.tokens or self.window or _LONGEST
+        if self.window is not None and tokens < self.window:
+            raise ValueError(f"{self.option} {tokens} holds no window of {self.window} tokens (--window): pass more")
+        return self.window or min(_LONGEST, loaded.context or _LONGEST, tokens)
 
 
 def default_data(loaded: Loaded, data: str | None = None, *, held_out: bool = False) -> str:
@@ -112,15 +117,8 @@ def check_apart(
 ) -> None:
     """Refuse documents, rows or digests that would calibrate and measure: by what they say, not by their source's name.
 
-    Args:
-        calibrating: what calibrates, of ``source``.
-        measured: what is measured on, of ``test_source``.
-        source: what the message calls it.
-        test_source: and this.
-        option: that names other data.
-
     Raises:
-        ValueError: half of either, or more, is in the other too.
+        ValueError: half of either, or more, is in the other too; it advises other data by ``option``.
     """
     for these, others in ((measured, set(calibrating)), (calibrating, set(measured))):
         shared = sum(len(one) for one in these if one in others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from fas.energy.arithmetic import Arithmetic, Digits
 from fas.energy.emission import Code, Emission
-from fas.energy.operands import Operands, Positions
+from fas.energy.operands import Operands
 from fas.energy.operations import Counts, Operations, Phase
 from fas.energy.reach import Reach
 from fas.errors import FASError
@@ -21,6 +20,7 @@ from fas.layers.attention import AttentionOperands, Operand
 from fas.layers.gated import DIGITS, Gated
 from fas.layers.gated_operators import GatedActivation, GatedNorm
 from fas.layers.population import Population
+from fas.layers.positions import Positions
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.runtime.parts import Folding
@@ -118,7 +118,7 @@ class _Counter:
         self._populations = populations(model)
         self._codes: dict[str, Code] = {}
         gates = {path for path, m in model.named_modules() if isinstance(m, AttentionOperands) and m.softmax_gated}
-        self._operands = Operands(model.sites, simulation, self._positions, self._at, self._offset, gates)
+        self._operands = Operands(model.sites, simulation, lambda: self._positions, self._at, self._offset, gates)
         self._fired: dict[str, Tensor] = {}
         self.arithmetic = Arithmetic(self._at, self._operands)
         self.counts.uncounted = self.arithmetic.uncounted
@@ -172,12 +172,10 @@ class _Counter:
         of its segment. Digits that drive a product add to that instead.
         """
         found = self._at(f"{self.arithmetic.place}.{function.name}")
-        spikes, number = function.spikes(x), x.numel()
-        sent = int(spikes.sum(dtype=torch.float64))
+        sent, number = int(function.spikes(x).sum(dtype=torch.float64)), x.numel()
         for name in ("spikes", "events", "event_bits", "shift_additions"):
             setattr(found, name, getattr(found, name) + sent)
         found.windows += number
-        found.active_windows += int((spikes > 0).sum())
         found.membrane_updates += number * function.digits
         found.outputs += number
         for name in ("weight_words", "weight_words_time", "weight_words_pass"):
@@ -206,21 +204,16 @@ class _Counter:
                     hooks.callback(handle.remove)
             yield
 
-    def _begin(self, part: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _begin(self, part: Folding, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         """Take note of a pass: how many positions are new, and whether there were any before."""
         if self._stack:
             return
-        names = list(inspect.signature(type(part).forward).parameters)[1:]
-        inputs = {**dict(zip(names, arguments, strict=False)), **keywords}
-        cache = inputs.get("past_key_values")
-        cached = 0 if cache is None else int(cache.get_seq_length())
-        new, tokens = _size(inputs)
-        self._phase = "decode" if cached else "prefill"
-        self._positions.new, self._positions.cached = new, cached
+        self._positions = Positions.of(part._named(arguments, keywords))
+        self._phase = "decode" if self._positions.cached else "prefill"
         self.counts.tokens.setdefault(self._phase, 0)
         if not self._continues:
             self._fired.clear()
-            self.counts.tokens[self._phase] += tokens
+            self.counts.tokens[self._phase] += self._positions.tokens
 
     def _follow(self, path: str, module: nn.Module) -> list[Any]:
         """Hook a module, so that the place of what it computes is known."""
@@ -289,24 +282,3 @@ def _is_norm(module: nn.Module) -> bool:
 def _is_unit(module: nn.Module) -> bool:
     own = isinstance(module, SpikingLayer | Operand)
     return own or _is_norm(module) or is_activation(module)
-
-
-def _size(inputs: dict[str, Any]) -> tuple[int, int]:
-    """Return the new positions of a row, and all that the pass reads: token ids, or images.
-
-    A plain module reads images, the rows of its first tensor.
-    """
-    new = tokens = 0
-    if inputs.get("encoder_outputs") is None:
-        for name, dimensions in (("input_ids", 2), ("inputs_embeds", 2), ("pixel_values", 1)):
-            if isinstance(inputs.get(name), Tensor):
-                shape = inputs[name].shape
-                new, tokens = (shape[1] if dimensions == 2 else 0), shape[:dimensions].numel()
-                break
-    for name in ("decoder_input_ids", "decoder_inputs_embeds"):
-        if isinstance(inputs.get(name), Tensor):
-            new, tokens = inputs[name].shape[1], tokens + inputs[name].shape[:2].numel()
-            break
-    if not tokens and not any(name.endswith(("_ids", "_embeds")) for name in inputs):
-        tokens = next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.ndim), 0)
-    return new, tokens

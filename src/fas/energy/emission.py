@@ -110,7 +110,6 @@ class Emission:
         found.event_bits += events * (bits(addresses) + self.code.payload)
         if self.before is None:
             found.windows += self.neurons
-        found.active_windows += int(self.newly.sum())
         found.membrane_updates += self.neurons * self.steps
 
     def caused(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fas.energy.emission import Emission
 from fas.energy.operations import Operations
+from fas.layers.positions import Positions
 from fas.layers.simulation import Simulation
 from fas.surgery.replace import attention_of
 from fas.types import OPERANDS, Role, Site
@@ -36,14 +37,6 @@ class Scores:
         return int(self.visible.sum())
 
 
-@dataclass
-class Positions:
-    """Positions of the pass that runs: ``new`` ones, and those ``cached`` before it."""
-
-    new: int = 0
-    cached: int = 0
-
-
 class Operands:
     """Counts the attention factors of a model; the one place that knows their rules.
 
@@ -60,7 +53,7 @@ class Operands:
     Args:
         sites: those of the model.
         simulation: its settings.
-        positions: of the pass that runs.
+        positions: gives those of the pass that runs.
         at: gives the entry of a place.
         offset: gives the channels of a site whose offset is not 0.
         gates: dotted names of the factors of modules whose softmax is gated.
@@ -70,7 +63,7 @@ class Operands:
         self,
         sites: Sequence[Site],
         simulation: Simulation,
-        positions: Positions,
+        positions: Callable[[], Positions],
         at: Callable[[str], Operations],
         offset: Callable[[str], int],
         gates: Container[str] = (),
@@ -102,7 +95,7 @@ class Operands:
         site = self._sites[path]
         place = attention_of(site)
         if site.role in ("key", "value"):
-            kept = emission.at(slice(self._first(emission.spikes.shape[-2]), None))
+            kept = emission.at(slice(self._positions().first(emission.spikes.shape[-2]), None))
             kept.sent(self._at(path), site.channels)
             kept.kept(self._at(path))
             query = self._roles.get((place, "query"))
@@ -139,14 +132,3 @@ class Operands:
         emission.sent(found, addresses)
         emission.caused(found, width, addresses=addresses, words=words, dense=scores.pairs * width)
         found.outputs += scores.visible.numel() * width
-
-    def _first(self, keys: int) -> int:
-        """Return the first of a module's keys that is new in this pass.
-
-        In cross-attention all keys come with the first pass of a decoder and none later.
-        """
-        positions = self._positions
-        if positions.cached == 0:
-            return 0
-        own = keys <= positions.new + positions.cached and keys >= positions.new
-        return keys - positions.new if own and positions.new else keys

@@ -26,7 +26,6 @@ class Operations:
         events: messages sent.
         event_bits: bits of these: address of the neuron, sign and size where the code has them.
         windows: neurons times positions.
-        active_windows: those in which the neuron fired at all; it is what a twin that skips zeros reads.
         membrane_updates: neurons times positions times steps.
         additions: events times fan-out, of spikes worth one threshold.
         shift_additions: the same of spikes that weigh powers of two by their step (bit planes).
@@ -53,7 +52,6 @@ class Operations:
     events: int = 0
     event_bits: int = 0
     windows: int = 0
-    active_windows: int = 0
     membrane_updates: int = 0
     additions: int = 0
     shift_additions: int = 0

@@ -152,7 +152,14 @@ x, to the result. The result is rounded x times y, which is how it is computed h
 """
 
 
-@functools.cache
+# Read at once, since a compiled graph can read no file.
+_TABLES: dict[str, Any] = json.loads(files("fas").joinpath("assets/gated.json").read_text(encoding="utf-8"))
+_FITTED = {
+    name: Gated(name, **dict[str, Any]((key, tuple(v) if isinstance(v, list) else v) for key, v in fitted.items()))
+    for name, fitted in _TABLES["functions"].items()
+}
+
+
 def gated(name: str) -> Gated:
     """Return a fitted function by name: exp, reciprocal, square_root, square, gelu, gelu_tanh, silu, tanh.
 
@@ -164,9 +171,6 @@ def gated(name: str) -> Gated:
         >>> gated("square")(torch.tensor([3.0, -0.5]))
         tensor([9.0000, 0.2500])
     """
-    table: dict[str, Any] = json.loads(files("fas").joinpath("assets/gated.json").read_text(encoding="utf-8"))
-    functions = table["functions"]
-    if name not in functions:
-        raise ValueError(f"no gated function {name!r}; there are {', '.join(functions)}")
-    fitted: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in functions[name].items()}
-    return Gated(name=name, **fitted)
+    if name not in _FITTED:
+        raise ValueError(f"no gated function {name!r}; there are {', '.join(_FITTED)}")
+    return _FITTED[name]

@@ -266,7 +266,7 @@ class Population(nn.Module):
         """The same without gradients, in one pass over the activation."""
         code, kernels = self.code(x.dtype), self.simulation.kernels
         known = self.neuron.even_levels or code.table is not None
-        sent = self.simulation.tally(code) if known else None
+        sent = self.simulation.tally(code, self.path) if known else None
         if known and form != "counts" and (sent is not None or not self.simulation.observers):
             encoded: Tensor = choose("encode", kernels, x.device, x.dtype).encode(x, code, sent)
             self.simulation.tell(self.path, sent, x.numel())
@@ -286,7 +286,7 @@ class Population(nn.Module):
         """Even input, every step: [T, *B, C], spikes times their weight, whose mean is the activation."""
         parameters = self.threshold, self.v_init, self.offset
         code = Code.of(self.neuron, self.simulation.timesteps, *parameters) if by_torch else self.code(x.dtype)
-        sent = None if by_torch else self.simulation.tally(code)
+        sent = None if by_torch else self.simulation.tally(code, self.path)
         seen = sent is None and bool(self.simulation.observers)
         if not (by_torch or seen or code.recursion is None):
             trains: Tensor = choose("emit", self.simulation.kernels, x.device, x.dtype).emit(x, code, sent)
@@ -314,7 +314,7 @@ class Population(nn.Module):
         # they get is the number of spikes in the train, not T trains. The cost of T steps is that of making the spikes;
         # a code whose spikes are no bits is stepped in stretches of rows instead.
         code, kernels = self.code(x.dtype), self.simulation.kernels
-        sent = self.simulation.tally(code) if code.in_bits else None
+        sent = self.simulation.tally(code, self.path) if code.in_bits else None
         observed = sent is None and bool(self.simulation.observers)
         if observed:
             # They get the whole train as numbers.
@@ -357,7 +357,7 @@ class Population(nn.Module):
         state = self._state if simulation.carry else None
         difference = simulation.operators == "difference"
         code = None if by_torch and form != "spikes" else self.code(x.dtype)
-        sent = None if code is None else simulation.tally(code)
+        sent = None if code is None else simulation.tally(code, self.path)
         seen = sent is None and bool(simulation.observers)
         if code is not None and (form == "spikes" or not (seen or code.recursion is None)):
             op = "spikes" if form == "spikes" else "scan"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fas.errors import FASError
 from fas.kernels import torch_
 from fas.kernels.interface.code import Code
+from fas.layers.positions import Positions
 from fas.settings import SETTINGS, Settings, check
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ else:
 
 logger = logging.getLogger(__name__)
 
+_OF_CALL = ("head", "reduction", "steps", "carry", "observers", "positions")
 # What a thread has changed for the calls that it makes: {(id of a simulation, name): value}.
 _thread = local()
 
@@ -74,13 +76,14 @@ class Simulation(_Attributes):
         steps: the steps 1…T in the batch at this moment (time-major rows), online only.
         carry: whether layers continue from the state of earlier steps and keep theirs for later ones.
         observers: receivers of every site's spikes or of their number.
+        positions: those of the pass that runs, where somebody observes.
         calibrated: T that the thresholds were set for.
     """
 
     def __init__(self, settings: Settings | None = None, **values: Any) -> None:
         self.settings = Settings(**values) if settings is None else settings
         self.calibrated, self._warned = self.settings.timesteps, False
-        self._call: dict[str, Any] = {"head": None, "reduction": None, "steps": None, "carry": False, "observers": []}
+        self._call: dict[str, Any] = {**dict.fromkeys(_OF_CALL), "carry": False, "observers": []}
         self._online: dict[str, int] = {}
 
     if TYPE_CHECKING:
@@ -89,6 +92,7 @@ class Simulation(_Attributes):
         steps: range | None
         carry: bool
         observers: list[Observer | Tally]
+        positions: Positions | None
 
     @property
     def folds(self) -> bool:
@@ -161,12 +165,17 @@ class Simulation(_Attributes):
         assert self.steps is not None and self.reduction is not None
         return self.reduction(signal.unflatten(0, (len(self.steps), -1)))
 
-    def tally(self, code: Code) -> Tensor | None:
+    def _adds_up(self, observer: Observer | Tally, path: str) -> bool:
+        """Whether the number of a site's spikes is enough; keys and values are told apart from those of a cache."""
+        cached = self.positions and self.positions.cached and path.endswith((".operands.key", ".operands.value"))
+        return hasattr(observer, "tally") and not cached
+
+    def tally(self, code: Code, path: str) -> Tensor | None:
         """Return where a kernel is to add up spikes by channel [C], int64.
 
         None if nobody asks, if somebody asks for more, or if no kernel knows the neurons.
         """
-        asked = bool(self.observers) and all(hasattr(observer, "tally") for observer in self.observers)
+        asked = bool(self.observers) and all(self._adds_up(observer, path) for observer in self.observers)
         return torch.zeros_like(code.offset, dtype=torch.int64) if asked and code.recursion is not None else None
 
     def tell(self, path: str, sent: Tensor | None, windows: int) -> None:
@@ -178,12 +187,12 @@ class Simulation(_Attributes):
     def show(self, path: str, spikes: Tensor) -> None:
         """Hand on spikes (see ``Observer``), and their number to those who want that alone."""
         for observer in self.observers:
-            if hasattr(observer, "tally"):
+            if self._adds_up(observer, path):
                 sent = torch.zeros(spikes.shape[-1], dtype=torch.int64, device=spikes.device)
                 torch_.tally(spikes, sent)
                 cast(Tally, observer).tally(path, sent, spikes[0].numel(), self.timesteps)
             else:
-                observer.observe(path, spikes, self.timesteps)
+                cast(Observer, observer).observe(path, spikes, self.timesteps)
 
     def gated(self, function: Gated, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Evaluate a function by its gated population, and show what it sends to whoever looks at such.
@@ -240,5 +249,5 @@ def _of_thread(name: str) -> property:
     return property(read, write)
 
 
-for _name in (*SETTINGS, "head", "reduction", "steps", "carry", "observers"):
+for _name in (*SETTINGS, *_OF_CALL):
     setattr(Simulation, _name, _of_thread(_name))

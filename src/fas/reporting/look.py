@@ -113,7 +113,7 @@ def look(
     loaded = loaded_of(model, tokenizer)
     loaded.need_converted()
     network, source = loaded.model, default_data(loaded, None if data is None else str(data))
-    part = Sample(tokens, window, batch_size, seed)
+    part = Sample(tokens, window, batch_size, seed, "--counted-tokens")
     batches = held_out_batches(loaded, source, part)
     scores = scores_on(loaded, source, limit=test_tokens, window=window, batch_size=batch_size)
     own = network.timesteps
@@ -131,9 +131,8 @@ def look(
     before = None
     if coarse:
         place = source if calibration_data is None else str(calibration_data)
-        before = measure.coarse_thresholds(
-            network, calibration_batches(loaded, place, replace(part, tokens=_COARSE_TOKENS)), progress
-        )  # fmt: skip
+        some = calibration_batches(loaded, place, replace(part, tokens=max(_COARSE_TOKENS, window or 0)))
+        before = measure.coarse_thresholds(network, some, progress)
     writes = loaded.generates and network.main_input_name == "input_ids"
     shown: list[dict[str, Any]] = [dict(batch) for batch in batches]
     if writes:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fas.layers.linear import SpikingLinear
+from fas.layers.positions import Positions
 from fas.layers.simulation import Simulation
 from fas.runtime import fold
 
@@ -29,6 +30,9 @@ class Folding(_Parent):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on as many rows as there are samples and steps."""
         simulation = self._simulation
+        if simulation.observers and simulation.positions is None:
+            with simulation.using(positions=Positions.of(self._named(args, kwargs))):
+                return Folding.forward(self, *args, **kwargs)
         if not simulation.folds or simulation.steps is not None:
             return super().forward(*args, **kwargs)
         inputs = self._named(args, kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Callable
 from typing import Any
 
@@ -73,16 +72,6 @@ class SpikingModel(Answering, Exposed):
     def is_trained(self) -> bool:
         """Whether a stage has trained the quantised network."""
         return any(record.trains for record in self.records)
-
-    def weight_error(self) -> dict[str, builtins.float]:
-        """Return ‖8-bit weight − weight‖ / ‖weight‖ of every spiking linear layer, thresholds folded in.
-
-        Raises:
-            NotCalibratedError: thresholds that have not been set.
-        """
-        for population in populations(self).values():
-            population.check()
-        return {path: layer.integers().error for path, layer in spiking_layers(self).items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model as its own class does: same inputs, same kind of output, labels included."""

@@ -141,9 +141,9 @@ def answer(output: object) -> Tensor:
 def mask_of(inputs: Mapping[str, Tensor], logits: Tensor) -> Tensor | None:
     """Return which answers of a model [*B] are not padding, None where nothing says so.
 
-    Those of a decoder are told by its own mask where it has one.
+    Those of a decoder are told by its own mask alone.
     """
-    mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
+    mask = inputs.get("decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask")
     return mask if mask is not None and mask.shape == logits.shape[:-1] else None
 
 

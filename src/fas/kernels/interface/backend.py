@@ -9,12 +9,6 @@ from torch import Tensor
 
 from fas.kernels.interface.code import Code, State
 
-OPS = (
-    "encode", "counts", "decode", "emit", "pack", "unpack", "scan", "spikes",
-    "linear", "event_linear", "spike_linear", "integer_linear",
-)  # fmt: skip
-"""The operations. A kernel has any of them; torch runs those that it leaves out."""
-
 
 class Backend(Protocol):
     """A kernel. What each operation computes is said here; ``fas.kernels.naive`` does it in plain loops.
