@@ -414,6 +414,30 @@ def test_an_unknown_product_is_named(caplog):
     assert counts.uncounted == {"einsum": 1} and "einsum were not counted" in caplog.text
 
 
+def test_attention_of_pytorch_counts_its_projections_and_all_pairs():
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    queries, keys = torch.randn(3, 5, 8), torch.randn(3, 7, 8)
+    with torch.no_grad(), count_operations(converted()) as counts:
+        counts.tokens["prefill"] = 1
+        attention(queries, keys, keys)
+    found, pairs = counts.total(), 3 * 2 * 5 * 7
+    # Queries, answers, keys and values are projected; a pair costs a product of the width of a head, twice.
+    assert found.multiply_adds == found.weight_words == (2 * 3 * 5 + 2 * 3 * 7) * 8 * 8 + 2 * pairs * 4
+    assert (found.exponentials, found.multiplications, found.divisions) == (pairs, pairs, 3 * 2 * 5)
+    assert found.outputs == (2 * 3 * 5 + 2 * 3 * 7) * 8 + pairs + 3 * 5 * 8
+    assert found.weight_words_pass == 4 * 8 * 8 + 2 * 3 * 7 * 8
+
+
+@pytest.mark.parametrize("offset", [-0.25, 0.0, 0.25])
+def test_the_offset_of_a_query_costs_a_product_with_every_key_whatever_its_sign(offset):
+    model = converted(coverage="full")
+    path = "transformer.h.0.attn.operands.query"
+    with torch.no_grad():
+        model.get_submodule(path).neuron.offset.fill_(offset)
+    counts = counted(model, FAMILIES["gpt2"].batch()).places["prefill", path]
+    assert counts.multiply_adds == (27 * 32 if offset else 0)
+
+
 def test_convolutions_and_functions():
     model = converted()
     with torch.no_grad(), count_operations(model) as counts:

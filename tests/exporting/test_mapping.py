@@ -13,8 +13,9 @@ from tiny_models import FAMILIES
 from torch import nn
 
 import fas
+from fas.energy.prices import shipped
 from fas.errors import DataError, FASError, SiteError
-from fas.exporting.mapping import Chip, available_chips, load_chip, map_to_chip
+from fas.exporting.mapping import CHIPS, Chip, load_chip, map_to_chip
 
 TOY = Chip("toy", "a toy", "nobody", 4, 40, 40 * 32 * 8, 8, 10, 1, {}, ())
 
@@ -172,7 +173,7 @@ def test_what_cannot_be_mapped(gpt2, cnn):
     assert map_to_chip(cnn[0], TOY, cnn[1], spikes=False).unit is None
 
 
-@pytest.mark.parametrize("name", available_chips())
+@pytest.mark.parametrize("name", shipped(CHIPS))
 def test_chips(name, tmp_path):
     chip = load_chip(name)
     assert chip.weight_bits == 8 and set(chip.assumptions) <= set(chip.sources) and chip.assumptions
@@ -199,9 +200,7 @@ def test_chips(name, tmp_path):
     ],
 )
 def test_files_that_describe_no_chip(tmp_path, change, message):
-    from fas.exporting.mapping import _folder
-
-    text = (_folder() / "loihi2.toml").read_text()
+    text = (CHIPS / "loihi2.toml").read_text()
     assert change[0] in text
     (tmp_path / "own.toml").write_text(text.replace(*change))
     with pytest.raises(DataError, match=message):

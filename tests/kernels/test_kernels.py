@@ -191,7 +191,9 @@ def test_saturation_and_values_that_are_no_numbers(kernels):
 def test_products(kernels, rows, inner, outer):
     x, weight, bias = torch.randn(rows, inner), torch.randn(outer, inner), torch.randn(outer)
     # Sums of up to 67 products of size 1 in float32, in another order.
-    torch.testing.assert_close(kernels.linear(x, weight, bias), naive.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+    expected = naive.linear(x, weight, bias)
+    torch.testing.assert_close(kernels.linear(x, weight, bias), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(naive.linear(x.unsqueeze(1), weight, bias), expected.unsqueeze(1))
 
 
 @backends

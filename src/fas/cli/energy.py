@@ -169,11 +169,7 @@ def _perplexity(loaded: Any, source: str, sample: Any) -> Callable[[], float]:
 
     window = sample.window_for(loaded)
     on = scores_on(loaded, source, limit=sample.tokens, window=window, stride=window, batch_size=sample.batch_size)
-
-    def score() -> float:
-        return on.of(loaded)[0]["perplexity"]
-
-    return score
+    return lambda: on.of(loaded)[0]["perplexity"]
 
 
 # Tokens that show how large activations are.

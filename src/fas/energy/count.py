@@ -20,8 +20,7 @@ from fas.layers.attention import AttentionOperands, Operand
 from fas.layers.gated import DIGITS, Gated
 from fas.layers.gated_operators import GatedActivation, GatedNorm
 from fas.layers.population import Population
-from fas.layers.positions import Positions
-from fas.layers.simulation import Simulation
+from fas.layers.simulation import Positions, Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.runtime.parts import Folding
 from fas.runtime.spiking import SpikingModel

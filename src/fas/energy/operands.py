@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fas.energy.emission import Emission
 from fas.energy.operations import Operations
-from fas.layers.positions import Positions
-from fas.layers.simulation import Simulation
+from fas.layers.simulation import Positions, Simulation
 from fas.surgery.replace import attention_of
 from fas.types import OPERANDS, Role, Site
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from fas.errors import DataError
 
+MODELS: Any = files("fas") / "energy" / "models"
+"""Folder of the cost models that come with the library."""
 _NEEDED = frozenset({"value", "unit", "source"})
 _UNITS = {
     **dict.fromkeys(("fp32_add", "fp32_multiply", "fp16_add", "fp16_multiply", "int8_multiply"), "pJ"),
@@ -70,16 +72,11 @@ class Prices:
         return [name for name, constant in self.constants.items() if constant.unverified]
 
 
-def available_prices() -> list[str]:
-    """Return the names of the cost models that come with the library, sorted."""
-    return shipped(_folder())
-
-
 def load_prices(name: str | Path) -> Prices:
     """Read a cost model.
 
     Args:
-        name: one of ``available_prices()``, or the path of a file of one's own (TOML: ``title``, ``reference``,
+        name: one that comes with the library (``45nm``), or a file of one's own (TOML: ``title``, ``reference``,
             and a table ``constants.<name>`` with ``value``, ``unit`` and ``source`` for each price).
 
     Raises:
@@ -90,7 +87,7 @@ def load_prices(name: str | Path) -> Prices:
         >>> load_prices("45nm").constants["fp32_add"].value
         0.9
     """
-    stem, title, reference, constants = read_described(name, _folder(), "cost model", _UNITS, ("unverified", "why"))
+    stem, title, reference, constants = read_described(name, MODELS, "cost model", _UNITS, ("unverified", "why"))
     for key, entry in constants.items():
         where, value = f"constant {key} of cost model {stem}", entry["value"]
         # Whole numbers can be larger than any real one.
@@ -100,10 +97,6 @@ def load_prices(name: str | Path) -> Prices:
             raise DataError(f"{where} is unverified: say why it is there in an entry 'why'")
     found = {key: Constant(**{**entry, "value": float(entry["value"])}) for key, entry in constants.items()}
     return Prices(stem, title, reference, found)
-
-
-def _folder() -> Any:
-    return files("fas") / "energy" / "models"
 
 
 def shipped(folder: Any) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fas.energy.prices import read_described, shipped
+from fas.energy.prices import read_described
 from fas.errors import DataError, FASError, SiteError
 from fas.layers.conv import convolution_fan_out
 from fas.layers.linear import SpikingLinear
@@ -22,6 +22,8 @@ from fas.surgery.probe import hooked
 from fas.surgery.replace import spiking_layers
 from fas.types import OPERANDS, Measurement
 
+CHIPS: Any = files("fas") / "exporting" / "chips"
+"""Folder of the chips that come with the library."""
 _UNITS = {
     "cores_per_chip": "cores",
     "neurons_per_core": "neurons",
@@ -63,16 +65,11 @@ class Chip:
     assumptions: tuple[str, ...]
 
 
-def available_chips() -> list[str]:
-    """Return the names of the chips that come with the library, sorted."""
-    return shipped(_folder())
-
-
 def load_chip(name: str | Path) -> Chip:
     """Read a chip.
 
     Args:
-        name: one of ``available_chips()``, or a TOML file of the same form.
+        name: one that comes with the library (``loihi2``), or a TOML file of the same form.
 
     Raises:
         ValueError: neither a known name nor a file.
@@ -82,7 +79,7 @@ def load_chip(name: str | Path) -> Chip:
         >>> load_chip("loihi2").neurons_per_core
         8192
     """
-    stem, title, reference, constants = read_described(name, _folder(), "chip", _UNITS, ("assumption",))
+    stem, title, reference, constants = read_described(name, CHIPS, "chip", _UNITS, ("assumption",))
     if missing := [key for key in _UNITS if key not in constants]:
         raise DataError(f"chip {stem} lacks {', '.join(missing)}: give tables [constants.<name>] for them")
     for key, entry in constants.items():
@@ -90,18 +87,9 @@ def load_chip(name: str | Path) -> Chip:
         if type(value) is not int or value < (not is_choice) or (is_choice and value > 1):
             wanted = "0 or 1" if is_choice else "a whole number above zero"
             raise DataError(f"constant {key} of chip {stem} is {value!r}; expected {wanted}")
-    return Chip(
-        stem,
-        title,
-        reference,
-        **{key: entry["value"] for key, entry in constants.items()},
-        sources={key: entry["source"] for key, entry in constants.items()},
-        assumptions=tuple(key for key, entry in constants.items() if entry.get("assumption")),
-    )
-
-
-def _folder() -> Any:
-    return files("fas") / "exporting" / "chips"
+    figures, sources = ({key: entry[of] for key, entry in constants.items()} for of in ("value", "source"))
+    assumptions = tuple(key for key, entry in constants.items() if entry.get("assumption"))
+    return Chip(stem, title, reference, **figures, sources=sources, assumptions=assumptions)
 
 
 @dataclass(frozen=True)

@@ -278,9 +278,7 @@ class Population(nn.Module):
             counts = self._closed_form(x, code.timesteps)
         if sent is None and self.simulation.observers:
             self.simulation.show(self.path, self.neuron.spikes(counts.to(x.dtype), code.timesteps).unsqueeze(0))
-        if form == "counts":
-            return counts.to(torch.int16)
-        return torch_.decode(counts, code, x.dtype)
+        return counts.to(torch.int16) if form == "counts" else torch_.decode(counts, code, x.dtype)
 
     def _stepped(self, x: Tensor, *, by_torch: bool) -> Tensor:
         """Even input, every step: [T, *B, C], spikes times their weight, whose mean is the activation."""

@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fas.layers.linear import SpikingLinear
-from fas.layers.positions import Positions
-from fas.layers.simulation import Simulation
+from fas.layers.simulation import Positions, Simulation
 from fas.runtime import fold
 
 # What comes next in the method resolution order is the model's own class.
