@@ -314,7 +314,7 @@ class Method(ABC):
 
     Attributes:
         timesteps: T, time steps of the spiking network.
-        levels: L of the quantised network; those of the neuron at T if None.
+        levels: L of the quantised network; those of the neuron at T if not given.
         coverage: ``mlp`` (the layer after every MLP activation) or ``linear`` (the input of every linear layer).
         granularity: parameters of neurons per ``channel`` or per ``tensor``.
         schedule: ``layerwise`` or ``online``.

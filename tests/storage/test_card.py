@@ -58,6 +58,8 @@ def test_what_a_card_says(tmp_path):
         "| levels | up to 9 (zero and both signs included) |",
         "| schedule, operators, execution | online, difference, collapsed |",
         'pipeline("text-generation", model=directory)',
+        f"| spikes per neuron, calibration data | {model.records[-1].results['spikes_per_neuron']:.4g} |",
+        "Quality has not been measured",
     ):
         assert line in text
     assert "last on 27 tokens" in text and "Not calibrated" not in text and "## Measured" not in text

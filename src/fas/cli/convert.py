@@ -23,10 +23,10 @@ def convert(
     options: dict[str, Any],
     data: Annotated[
         str | None,
-        typer.Option("--data", "--calibration", help="Text file, jsonl/tsv, directory or hub data set."),
+        typer.Option("--data", "--calibration", help="To calibrate on: text file, jsonl/tsv, directory, hub data set."),
     ] = None,
     calibrate: Annotated[bool, typer.Option(help="Set thresholds now; without, run `fas calibrate` later.")] = True,
-    method: Annotated[str, typer.Option(help="Recipe, a file of fas.methods.")] = "fas",
+    method: Annotated[str, typer.Option(help="Recipe: the name of a file in fas.methods.")] = "fas",
     tokens: Tokens = 4096,
     window: Window = None,
     batch_size: BatchSize = 16,
@@ -35,7 +35,7 @@ def convert(
     seed: Seed = 0,
     stream: Annotated[
         bool | None,
-        typer.Option(help="Keep one block in memory at a time; by itself where the weights would fill the memory."),
+        typer.Option(help="Keep one block in memory at a time; the default where the weights would fill the memory."),
     ] = None,
     activation_budget: Annotated[str, typer.Option(help="Hidden states held in memory when streaming.")] = "2GiB",
     overwrite: Overwrite = False,
@@ -45,7 +45,7 @@ def convert(
 
     The model keeps its class and weights: `AutoModelFor….from_pretrained(OUT)` reads it after `import fas`.
 
-    Example: `fas convert gpt2 gpt2-snn --data wikitext --timesteps 8 --coverage linear`
+    Example: `fas convert gpt2 gpt2-snn --data wikitext`
     """
     with Output.opened(context, as_json) as output:
         from fas.config import build_method

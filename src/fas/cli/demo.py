@@ -21,8 +21,8 @@ _PROMPT = "def read(self, path):\n    with open("
 def demo(
     context: typer.Context,
     timesteps: Annotated[str, typer.Option(help="T, one or several.")] = "4,8",
-    coverage: Annotated[str, typer.Option(help="mlp, linear or both.")] = "mlp,linear",
-    tokens: Tokens = 8192,
+    coverage: Annotated[str, typer.Option(help="mlp, linear or both.")] = "linear",
+    tokens: Tokens = 4096,
     test_tokens: Annotated[int, typer.Option(help="Held-out tokens to measure on.", min=2)] = 8192,
     prompt: Annotated[str, typer.Option(help="Code for the spiking network to continue.")] = _PROMPT,
     report: Annotated[bool, typer.Option(help="Write a page with figures about what was found.")] = True,
@@ -35,8 +35,8 @@ def demo(
     """Convert the embedded language model, measure it beside the dense one, and let it write.
 
     The model writes Python: it was trained on the standard library, and is measured on files of it that it
-    has not seen. At every T it takes the default code (signed digits), and beside it a rate code (signed IF). A page
-    shows all of it, with the sites and the energy of the default: signed digits, most layers, most steps.
+    has not seen. At every T it takes a rate code (signed_if) and the default code (adaptive_digit). A page shows all
+    of it, with the sites and the energy of the last conversion.
     """
     began = time.perf_counter()
     steps, coverages = whole_numbers(timesteps, "--timesteps"), words(coverage)

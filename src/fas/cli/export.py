@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import fas
-from fas.cli.program.options import Data, Device, Json, Model, OwnSchedule, OwnTimesteps, Seed, Window
+from fas.cli.program.options import Device, Json, Model, OwnSchedule, OwnTimesteps, Seed, Window
 from fas.cli.program.output import Output
 from fas.types import Measurement
 
@@ -27,7 +27,7 @@ def export(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Directory to write for nir, file for fixed-point.")] = None,
-    data: Data = None,
+    data: Annotated[str | None, typer.Option(help="Text source, or GLUE-style table, to run on.")] = None,
     trace_tokens: Annotated[
         int | None, typer.Option(help="Tokens to run on for traces and figures: 32; on a chip 512.", min=1)
     ] = None,

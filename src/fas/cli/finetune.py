@@ -20,8 +20,8 @@ def finetune(
     data: Annotated[str | None, typer.Option(help="Text source, or a GLUE-style table for a classifier.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of epochs.", min=1)] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak, for weights.", min=0)] = 5e-5,
-    threshold_learning_rate: Annotated[float, typer.Option(help="Peak, for thresholds.", min=0)] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of weights.", min=0)] = 5e-5,
+    threshold_learning_rate: Annotated[float, typer.Option(help="Peak learning rate of thresholds.", min=0)] = 1e-3,
     spike_price: Annotated[
         float, typer.Option(help="Nats per spike per neuron and window, added to the loss.", min=0)
     ] = 0.0,
@@ -32,7 +32,9 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 8,
     gradient_accumulation: Annotated[int, typer.Option(help="Forward passes per step.", min=1)] = 1,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], typer.Option(help="Number format of the forward pass.")
+    ] = "fp32",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events.")] = False,
     control: Annotated[bool, typer.Option(help="Train the dense model on the same data too.")] = True,
     window: Window = None,
@@ -41,7 +43,7 @@ def finetune(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a converted, calibrated model (stage 1). An interrupted run continues when run again.
+    """Fine-tune a converted, calibrated model (stage 1). An interrupted run resumes when run again.
 
     The spiking network sends what was trained, as it is. For other time steps, and for the FAS losses, calibrate
     afterwards: the trained thresholds stay, and the quantised network is what the spiking one is fitted to.

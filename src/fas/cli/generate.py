@@ -33,7 +33,7 @@ def generate(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Generate text.
+    """Continue a prompt, or answer about an image.
 
     Example: `fas generate embedded-snn -p "def read(self, path):" --temperature 0.8`
 

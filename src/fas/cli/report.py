@@ -41,10 +41,10 @@ def report(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page: quality, firing, thresholds, spikes, errors by layer, energy.
+    """Write one HTML page that needs no network: quality, firing, thresholds, spikes, errors by layer, energy.
 
-    A dense model is converted first (T = 8), and not saved. The page needs no network and follows the light or
-    dark setting of whoever reads it. A report that was interrupted resumes when the same command is given again.
+    A dense model is converted first (T = 8), and not saved. The page follows the reader's light or dark setting.
+    A report that was interrupted resumes when the same command is given again.
 
     Example: `fas report gpt2-snn --data wikitext --out gpt2.html --figures build/figures`
     """
@@ -67,7 +67,7 @@ def report(
                 output.remark(f"converting, coverage {coverage}, T = 8")
                 source = default_data(loaded, data)
                 given = calibration_data or source
-                batches = calibration_batches(loaded, given, Sample(8192, window, batch_size, seed))
+                batches = calibration_batches(loaded, given, Sample(4096, window, batch_size, seed))
                 parts = contents(loaded, given, "train"), contents(loaded, source, "test")
                 check_apart(*parts, given, source, "--calibration-data")
                 fas.convert(loaded.model, fas.FAS(coverage=coverage))

@@ -226,7 +226,7 @@ class _Watch(TorchDispatchMode):
             population = module.population
             if population.neuron.adapts and population.path == path:
                 left = "a mean and a maximum a token, whose exponent the thresholds follow"
-                self._note(path, "size", self.between, left, 2 * population.channels, floats=True)
+                self._note(path, "token size", self.between, left, 2 * population.channels, floats=True)
             arrives = alphabet(population.neuron, self.simulation)
             self._note(path, "linear", arrives, "additions", module.in_features * module.out_features, floats=False)
         elif module in self.linear:

@@ -20,8 +20,8 @@ class FastSNN(RateCoded):
 
     Attributes:
         bits: b of the quantised activations; L = 2^b − 1.
-        timesteps: T; 2^b − 1 if None, as in the paper.
-        levels: L of the quantised network; 2^b − 1 if None.
+        timesteps: T; 2^b − 1 if not given, as in the paper.
+        levels: L of the quantised network; 2^b − 1 if not given.
         tune_epochs: passes over the calibration data per layer; 0 leaves layers as they are.
         tune_rate: learning rate of the layer-wise fine-tuning.
 

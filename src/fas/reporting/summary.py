@@ -21,7 +21,7 @@ class Summary:
         config: what spikes and how; its ``left_dense`` are shares of the multiply-adds by name.
         sites: by kind of layer (``mlp.down_proj``).
         figures: relative error and spikes per neuron by site; empty where no stage has stated them.
-        floats: operations on values that are not spikes, by name; None if unknown.
+        floats: operations on values that are not spikes, each with where it is; None if unknown.
     """
 
     config: FASConfig
@@ -61,7 +61,7 @@ class Summary:
         if self.config.left_dense is not None:
             lines.append(left_in_words(self.config.left_dense))
         if self.floats is not None:
-            lines.append(f"stays float: {', '.join(self.floats) or 'nothing'}")
+            lines.append(f"stays float: {'; '.join(self.floats) or 'nothing'}")
         return lines
 
 
@@ -81,6 +81,9 @@ def summarise(model: Any) -> Summary:
         figures.update({path: found for path, found in record.sites.items() if "relative_error" in found})
     floats: tuple[str, ...] | None = None
     if model is not config:
-        found = [(o.what, o.path.removeprefix("in ").partition(" ")[0]) for o in operations(model) if o.floats]
-        floats = tuple(dict.fromkeys(f"{what} at {where}" for what, where in found))
+        places: dict[str, dict[str, None]] = {}
+        for o in operations(model):
+            if o.floats:
+                places.setdefault(o.what, {})[o.path.removeprefix("in ").partition(" ")[0]] = None
+        floats = tuple(f"{what} at {', '.join(where)}" for what, where in places.items())
     return Summary(config, by_kind(config.sites or ()), figures, floats)

@@ -80,7 +80,10 @@ class Answering(Folding):
         if self._per_step:
             difference = self._simulation.operators == "difference"
             return fold.reduce_steps(output, rows, steps, (lambda x: x) if difference else fold.running_mean)
-        return fold.reduce_steps(output, rows, steps, self._simulation.after_window)
+        return fold.reduce_steps(output, rows, steps, self._reduction())
+
+    def _reduction(self) -> Callable[[Tensor], Tensor]:
+        return fold.last if self._simulation.operators == "difference" else fold.mean
 
     def _head(self) -> Any:
         """Return the output layer, None where the class names none."""
@@ -99,7 +102,7 @@ class Answering(Folding):
         if head is None or self._per_step or (capped and simulation.operators == "instant"):
             yield
             return
-        with simulation.alone(), simulation.using(head=head):
+        with simulation.alone(), simulation.using(head=head, reduction=self._reduction()):
             if isinstance(head, SpikingLinear):
                 yield
                 return

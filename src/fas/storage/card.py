@@ -122,7 +122,7 @@ def model_card(config: Mapping[str, Any]) -> ModelCard:
         f"---\n{data.to_yaml()}\n---",
         MARK,
         f"# {name} as a spiking neural network",
-        f"Converted{origin} with fas {__version__}. {_note(stored)}",
+        f"Converted{origin} with fas {__version__}. {_note(stored)} The weights keep the licence of the dense model.",
         _table(["", ""], _facts(stored, architecture)),
         *_measured(stored),
         "## How to load",
@@ -144,6 +144,15 @@ def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
     recipe: Any = stored.recipe
     sites = stored.sites or []
     signed = sum(recipe.build(site).signed for site in sites)
+    fitted = [record.results for record in stored.records if "mean_relative_error" in record.results]
+    calibration = [
+        [f"{words}, calibration data", fitted[-1][name]]
+        for name, words in (
+            ("mean_relative_error", "relative error of sites"),
+            ("spikes_per_neuron", "spikes per neuron"),
+        )
+        if fitted and name in fitted[-1]
+    ]
     return [
         ["class", f"`{architecture}`"],
         ["method", stored.method],
@@ -152,6 +161,7 @@ def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
         ["left dense", "unknown" if stored.left_dense is None else _plain(in_words(stored.left_dense))],
         ["time steps T", recipe.timesteps],
         ["levels", f"up to {stored.levels_after(recipe.timesteps)} (zero and both signs included)"],
+        *calibration,
         ["schedule, operators, execution", f"{recipe.schedule}, {recipe.operators}, {recipe.execution}"],
     ]
 
@@ -178,7 +188,11 @@ def _measured(stored: FASConfig) -> list[str]:
     rows = [(*next(iter(record.results.items())), record.settings) for record in records]
     figures = [row for row in rows if row[0] != "energy"]
     energies = [row for row in rows if row[0] == "energy"]
-    parts = []
+    parts = (
+        []
+        if rows
+        else ["Quality has not been measured: `fas evaluate DIRECTORY --data TEXT --card` adds figures here."]
+    )
     if figures:
         shown = (
             "network", "schedule", "timesteps", "levels", "data", "task", "tokens", "window", "stride", "bos",
@@ -224,7 +238,7 @@ def _loading(architecture: str, task: str | None, known: bool) -> str:
             "The module is built by your own code; the directory has its sites, thresholds and weights:\n\n"
             f"```python\nimport fas\n\nmodel = fas.load_module({architecture}(), directory)\n```"
         )
-    lines = ["import fas  # without it transformers builds the dense network, with a warning only"]
+    lines = ["import fas  # transformers refuses the model without it"]
     if task is None:
         lines += [f"from transformers import {architecture}", "", f"model = {architecture}.from_pretrained(directory)"]
     else:

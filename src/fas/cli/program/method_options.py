@@ -96,8 +96,10 @@ def _options(method: str) -> tuple[Any, ...]:
         kind = _type(field.name, hints[field.name])
         dashed = field.name.replace("_", "-")
         flags = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
-        shown, panel = _shown(field.default), f"Method {method}"
-        option = typer.Option(flags, help=help_of.get(field.name, ""), show_default=shown, rich_help_panel=panel)
+        # typer would put what it shows as a default into brackets of its own.
+        shown = _shown(field.default) and f" Default: {_shown(field.default)}."
+        text, panel = help_of.get(field.name, "") + shown, f"Method {method}"
+        option = typer.Option(flags, help=text, show_default=False, rich_help_panel=panel)
         kinds: Any = Annotated[kind | None, option]
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kinds))
     described: Any = holder
@@ -125,7 +127,7 @@ def _type(name: str, kind: Any) -> Any:
 def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
-    return "none" if default in (None, ()) else str(default)
+    return "" if default in (None, ()) else str(default)
 
 
 def _attributes(cls: type[Any]) -> dict[str, str]:

@@ -11,14 +11,16 @@ from fas.types import Schedule
 
 Model = Annotated[
     str,
-    typer.Argument(help="A model directory, a GGUF file, a name on the Hugging Face hub, or `embedded` for ours."),
+    typer.Argument(
+        help="A model directory, a GGUF file, a name on the Hugging Face hub, or `embedded`, which comes with fas."
+    ),
 ]
 GGUFFile = Annotated[
     str | None, typer.Option("--gguf-file", help="Which GGUF file of the directory or hub name MODEL to read.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print rows of measurements as a JSON list, nothing else.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a converted model that is there.")]
-Seed = Annotated[int, typer.Option(help="Of everything random.", min=0)]
+Seed = Annotated[int, typer.Option(help="Random seed.", min=0)]
 Device = Annotated[str, typer.Option(help="Where to compute, as torch names it: `cpu`, `cuda`, `cuda:1`.")]
 Tokens = Annotated[int, typer.Option(help="Tokens to calibrate on.", min=1)]
 Data = Annotated[str | None, typer.Option(help="Text source, or GLUE-style table, to calibrate on.")]
@@ -34,9 +36,7 @@ Builder = Annotated[
         help="Python file that builds a plain network: its load_network(MODEL) returns it; it is run. Data are images."
     ),
 ]
-SpikingNetwork = Annotated[
-    Path | None, typer.Option(help="What save_pretrained wrote of that plain network, converted.")
-]
+SpikingNetwork = Annotated[Path | None, typer.Option(help="The plain network, converted, as save_pretrained wrote it.")]
 MeasuredTokens = Annotated[int, typer.Option("--test-tokens", help="Tokens to measure on.", min=1)]
 MeasuredImages = Annotated[
     int, typer.Option("--test-images", help="Images to measure on, of every class as many.", min=1)
