@@ -74,6 +74,14 @@ def test_tied_embeddings(name, tied, tmp_path):
     assert_equal(loaded, model)
 
 
+def test_a_model_that_knows_its_padding(tmp_path):
+    # transformers looks for it among the ids of a probe, which are not there without memory.
+    source = dense(tmp_path / "dense", "gpt2", pad_token_id=1)
+    model = in_memory(source, fas.FAS(timesteps=4), "gpt2")
+    stream(source, tmp_path / "out", fas.FAS(timesteps=4), calibration=batches("gpt2"))
+    assert_equal(load(tmp_path / "out", "gpt2"), model)
+
+
 def test_excluded_layers_and_blocks(tmp_path):
     source, method = dense(tmp_path / "dense"), fas.FAS(timesteps=4, exclude=("lm_head", "*.layers.0.*"))
     stream(source, tmp_path / "out", method, calibration=batches())

@@ -160,7 +160,7 @@ def test_no_rows(tokenizer):
 
 def test_tokenizer_of_another_model(tokenizer):
     rows = [{"input_ids": [2, len(WORDS)], "attention_mask": [1, 1], "labels": 0}]
-    with pytest.raises(DataError, match=rf"token id {len(WORDS)} is outside the model's vocabulary"):
+    with pytest.raises(DataError, match=rf"token id {len(WORDS)} does not fit a model of"):
         classify(bert(), rows, tokenizer)
 
 

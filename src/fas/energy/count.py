@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from fas.layers.simulation import Positions, Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.runtime.parts import Folding
 from fas.runtime.spiking import SpikingModel
-from fas.surgery.probe import evaluating
+from fas.surgery.probe import evaluating, hooked
 from fas.surgery.replace import populations, spiking_layers
 from fas.surgery.trace import is_activation
 from fas.types import Progress
@@ -189,18 +189,15 @@ class _Counter:
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
-        with ExitStack() as hooks:
-            for part in model.modules():
-                if isinstance(part, Folding):
-                    handle = part.register_forward_pre_hook(self._begin, with_kwargs=True)
-                    hooks.callback(handle.remove)
-            for path, module in model.named_modules():
-                if isinstance(module, Population):
-                    # Always inside of a unit; a hook in front of it would look like calibration.
-                    hooks.callback(module.register_forward_hook(self._dense_input).remove)
-                    continue
-                for handle in self._follow(path, module):
-                    hooks.callback(handle.remove)
+        parts = (part for part in model.modules() if isinstance(part, Folding))
+        handles = [part.register_forward_pre_hook(self._begin, with_kwargs=True) for part in parts]
+        for path, module in model.named_modules():
+            if isinstance(module, Population):
+                # Always inside of a unit; a hook in front of it would look like calibration.
+                handles.append(module.register_forward_hook(self._dense_input))
+            else:
+                handles += self._follow(path, module)
+        with hooked(handles):
             yield
 
     def _begin(self, part: Folding, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fas.data.table import Table, tokenise_table
+from fas.data.table import Table, check_ids, tokenise_table
 from fas.errors import DataError
 from fas.evaluation import metrics
 from fas.storage.resume import Once, directly
@@ -60,7 +60,9 @@ def classify(
     names = rows.label_names if isinstance(rows, Table) else ()
     encoded = tokenise_table(rows, tokenizer, max_length) if isinstance(rows, Table) else rows
     labels, inputs = _split_labels(encoded)
-    _check_inputs(inputs, getattr(model, "config", None))
+    config = getattr(model, "config", None)
+    check_ids([row["input_ids"] for row in inputs], tokenizer, getattr(config, "vocab_size", None))
+    _check_lengths(inputs, config)
     logits = _logits(model, inputs, tokenizer, batch_size, progress, once)
     scores = _scores(logits, labels, _class_map(model, names))
     # argmax would turn a NaN into a class.
@@ -123,14 +125,7 @@ def _split_labels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[di
     return labels, inputs
 
 
-def _check_inputs(inputs: list[dict[str, Any]], config: Any) -> None:
-    vocabulary = getattr(config, "vocab_size", None)
-    highest = max((int(i) for row in inputs for i in row["input_ids"]), default=-1)
-    if vocabulary is not None and highest >= vocabulary:
-        raise DataError(
-            f"token id {highest} is outside the model's vocabulary of {vocabulary}: "
-            "use the tokenizer saved with this model"
-        )
+def _check_lengths(inputs: list[dict[str, Any]], config: Any) -> None:
     context = getattr(config, "max_position_embeddings", None)
     longest = max(len(row["input_ids"]) for row in inputs)
     if context is not None and longest > context:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident, local
@@ -26,7 +26,7 @@ else:
 
 logger = logging.getLogger(__name__)
 
-_OF_CALL = ("head", "reduction", "steps", "carry", "observers", "positions")
+_OF_CALL = ("head", "steps", "carry", "observers", "positions")
 # What a thread has changed for the calls that it makes: {(id of a simulation, name): value}.
 _thread = local()
 
@@ -112,8 +112,7 @@ class Simulation(_Attributes):
 
     Attributes:
         settings: how the model runs, shared with its configuration; every one of them is an attribute here too.
-        head: the layer whose answer alone matters, online: it computes what ``reduction`` makes of its input.
-        reduction: [n, *B, C] to [*B, C]: the last step, or the mean.
+        head: the layer whose answer alone matters, online: it computes what ``reduced`` makes of its input.
         steps: the steps 1…T in the batch at this moment (time-major rows), online only.
         carry: whether layers continue from the state of earlier steps and keep theirs for later ones.
         observers: receivers of every site's spikes or of their number.
@@ -129,7 +128,6 @@ class Simulation(_Attributes):
 
     if TYPE_CHECKING:
         head: nn.Module | None
-        reduction: Callable[[Tensor], Tensor] | None
         steps: range | None
         carry: bool
         observers: list[Observer | Tally]
@@ -173,7 +171,7 @@ class Simulation(_Attributes):
 
     def moment(self) -> dict[str, Any]:
         """Return what ``using`` takes to bring this moment back: settings, head and steps, without the observers."""
-        return {name: getattr(self, name) for name in (*SETTINGS, "head", "reduction", "steps", "carry")}
+        return {name: getattr(self, name) for name in (*SETTINGS, "head", "steps", "carry")}
 
     @contextmanager
     def using(self, **settings: object) -> Iterator[None]:
@@ -203,8 +201,12 @@ class Simulation(_Attributes):
 
     def reduced(self, signal: Tensor) -> Tensor:
         """Return what the output layer needs of rows [n·B, …]: [B, …]."""
-        assert self.steps is not None and self.reduction is not None
-        return self.reduction(signal.unflatten(0, (len(self.steps), -1)))
+        assert self.steps is not None
+        return self.after_window(signal.unflatten(0, (len(self.steps), -1)))
+
+    def after_window(self, steps: Tensor) -> Tensor:
+        """Return what every step [n, …] comes to, […]: the last running mean, or the mean of single steps."""
+        return steps[-1] if self.operators == "difference" else steps.mean(0)
 
     def _adds_up(self, observer: Observer | Tally, path: str) -> bool:
         """Whether the number of a site's spikes is enough; keys and values are told apart from those of a cache."""

@@ -124,8 +124,7 @@ def output_errors(model: Any, batch: Batch) -> dict[str, float]:
         power = (target - target.mean(0)).square().sum().clamp_min(1e-20)
         found = spiking[path]
         if len(found) != len(target):
-            steps = found.unflatten(0, (model.timesteps, len(target)))
-            found = steps[-1] if model.operators == "difference" else steps.mean(0)
+            found = model.simulation.after_window(found.unflatten(0, (model.timesteps, len(target))))
         errors[path] = float((found - target).square().sum() / power)
     return errors
 

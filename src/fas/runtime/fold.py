@@ -130,16 +130,6 @@ def reduce_steps(output: Any, rows: int, steps: int, reduction: Callable[[Tensor
     return reduced
 
 
-def last(tensor: Tensor) -> Tensor:
-    """The running mean at the last step."""
-    return tensor[-1]
-
-
-def mean(tensor: Tensor) -> Tensor:
-    """The mean over steps."""
-    return tensor.mean(0)
-
-
 def running_mean(tensor: Tensor) -> Tensor:
     """The mean over the steps up to each, [n, …] to [n, …]."""
     count = torch.arange(1, len(tensor) + 1, device=tensor.device, dtype=tensor.dtype)

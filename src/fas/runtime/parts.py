@@ -80,10 +80,7 @@ class Answering(Folding):
         if self._per_step:
             difference = self._simulation.operators == "difference"
             return fold.reduce_steps(output, rows, steps, (lambda x: x) if difference else fold.running_mean)
-        return fold.reduce_steps(output, rows, steps, self._reduction())
-
-    def _reduction(self) -> Callable[[Tensor], Tensor]:
-        return fold.last if self._simulation.operators == "difference" else fold.mean
+        return fold.reduce_steps(output, rows, steps, self._simulation.after_window)
 
     def _head(self) -> Any:
         """Return the output layer, None where the class names none."""
@@ -102,7 +99,7 @@ class Answering(Folding):
         if head is None or self._per_step or (capped and simulation.operators == "instant"):
             yield
             return
-        with simulation.alone(), simulation.using(head=head, reduction=self._reduction()):
+        with simulation.alone(), simulation.using(head=head):
             if isinstance(head, SpikingLinear):
                 yield
                 return

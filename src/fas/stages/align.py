@@ -189,8 +189,7 @@ def _outputs(model: Any, watched: Iterable[nn.Module]) -> Iterator[list[Tensor]]
         running = model.simulation.steps
         # The output head answers once, for what all steps together say.
         if running is not None and layer is not model.simulation.head:
-            steps = output.view(len(running), -1, *output.shape[1:])
-            output = steps[-1] if model.simulation.operators == "difference" else steps.mean(0)
+            output = model.simulation.reduced(output)
         collected.append(output)
 
     with hooked([module.register_forward_hook(keep) for module in watched]):

@@ -207,5 +207,4 @@ def _mean(simulation: Simulation, output: Tensor) -> Tensor:
     """Return the mean over T steps of what a population has sent."""
     if not simulation.folds:
         return output
-    steps = output.unflatten(0, (simulation.timesteps, -1))
-    return steps[-1] if simulation.operators == "difference" else steps.mean(0)
+    return simulation.after_window(output.unflatten(0, (simulation.timesteps, -1)))

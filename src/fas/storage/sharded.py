@@ -63,6 +63,10 @@ class Sharded:
             )
         with reading(directory), torch.device("meta"):
             self.model: Any = cls._from_config(config, dtype=dtype).eval()
+        for module in self.model.modules():
+            if isinstance(module, transformers.PreTrainedModel):
+                # It looks at token ids, which a probe without memory does not have.
+                module.warn_if_padding_and_no_attention_mask = lambda *_: None
         if self.model.can_generate() and (directory / "generation_config.json").is_file():
             self.model.generation_config = transformers.GenerationConfig.from_pretrained(directory)
         try:
