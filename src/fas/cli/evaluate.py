@@ -28,12 +28,8 @@ def evaluate(
         Network | None, typer.Option(help="Which of the three networks of a converted model; snn if not given.")
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="The model's if not given.")] = None,
-    window: Annotated[
-        int | None, typer.Option(help="Tokens per window; the model's context if not given.", min=2)
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="New tokens per window; half a window if not given.", min=1)
-    ] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per window; by default the context.", min=2)] = None,
+    stride: Annotated[int | None, typer.Option(help="New tokens per window; by default half of it.", min=1)] = None,
     split: Annotated[str, typer.Option(help="Part of a data set that has parts.")] = "test",
     test_tokens: Annotated[
         int | None, typer.Option(help="Tokens to measure on, from the first; all if not given.", min=2)

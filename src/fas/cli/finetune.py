@@ -32,9 +32,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 8,
     gradient_accumulation: Annotated[int, typer.Option(help="Forward passes per step.", min=1)] = 1,
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="Number format of the forward pass.")
-    ] = "fp32",
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events.")] = False,
     control: Annotated[bool, typer.Option(help="Train the dense model on the same data too.")] = True,
     window: Window = None,

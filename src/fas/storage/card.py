@@ -23,6 +23,7 @@ BASE = "base_model_name_or_path"
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _STAGE = "measure"
+_FITTED = {"mean_relative_error": "relative error of sites", "spikes_per_neuron": "spikes per neuron, calibration data"}
 # What transformers fills into the hub's form for cards.
 _STOCK = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
@@ -144,15 +145,7 @@ def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
     recipe: Any = stored.recipe
     sites = stored.sites or []
     signed = sum(recipe.build(site).signed for site in sites)
-    fitted = [record.results for record in stored.records if "mean_relative_error" in record.results]
-    calibration = [
-        [f"{words}, calibration data", fitted[-1][name]]
-        for name, words in (
-            ("mean_relative_error", "relative error of sites"),
-            ("spikes_per_neuron", "spikes per neuron"),
-        )
-        if fitted and name in fitted[-1]
-    ]
+    fitted = {name: x for record in stored.records if record.stage != _STAGE for name, x in record.results.items()}
     return [
         ["class", f"`{architecture}`"],
         ["method", stored.method],
@@ -161,7 +154,7 @@ def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
         ["left dense", "unknown" if stored.left_dense is None else _plain(in_words(stored.left_dense))],
         ["time steps T", recipe.timesteps],
         ["levels", f"up to {stored.levels_after(recipe.timesteps)} (zero and both signs included)"],
-        *calibration,
+        *([words, fitted[name]] for name, words in _FITTED.items() if name in fitted),
         ["schedule, operators, execution", f"{recipe.schedule}, {recipe.operators}, {recipe.execution}"],
     ]
 
@@ -188,11 +181,7 @@ def _measured(stored: FASConfig) -> list[str]:
     rows = [(*next(iter(record.results.items())), record.settings) for record in records]
     figures = [row for row in rows if row[0] != "energy"]
     energies = [row for row in rows if row[0] == "energy"]
-    parts = (
-        []
-        if rows
-        else ["Quality has not been measured: `fas evaluate DIRECTORY --data TEXT --card` adds figures here."]
-    )
+    parts = [] if rows else ["Quality has not been measured: `fas evaluate DIRECTORY --data TEXT --card` adds it."]
     if figures:
         shown = (
             "network", "schedule", "timesteps", "levels", "data", "task", "tokens", "window", "stride", "bos",

@@ -62,9 +62,8 @@ def reading_gguf(place: str, file: str) -> Iterator[None]:
         with path.open("rb") as opened:
             if opened.read(len(_MAGIC)) != _MAGIC:
                 raise CheckpointError(f"{path} is not a GGUF file, whatever its name: download it again")
-    # A bar on a terminal; in a log, no line for every tensor.
     reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    reader.tqdm = partial(reader.tqdm, disable=None)
+    reader.tqdm = partial(reader.tqdm, disable=None)  # a bar on a terminal only
     try:
         yield
     except unfit() as error:

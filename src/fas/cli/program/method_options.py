@@ -96,9 +96,7 @@ def _options(method: str) -> tuple[Any, ...]:
         kind = _type(field.name, hints[field.name])
         dashed = field.name.replace("_", "-")
         flags = f"--{dashed}/--no-{dashed}" if kind is bool else f"--{dashed}"
-        # typer would put what it shows as a default into brackets of its own.
-        shown = _shown(field.default) and f" Default: {_shown(field.default)}."
-        text, panel = help_of.get(field.name, "") + shown, f"Method {method}"
+        text, panel = help_of.get(field.name, "") + _shown(field.default), f"Method {method}"
         option = typer.Option(flags, help=text, show_default=False, rich_help_panel=panel)
         kinds: Any = Annotated[kind | None, option]
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kinds))
@@ -125,9 +123,8 @@ def _type(name: str, kind: Any) -> Any:
 
 
 def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    return "" if default in (None, ()) else str(default)
+    shown = ("off", "on")[default] if isinstance(default, bool) else default
+    return "" if shown in (None, ()) else f" Default: {shown}."
 
 
 def _attributes(cls: type[Any]) -> dict[str, str]:

@@ -9,12 +9,7 @@ import typer
 
 from fas.types import Schedule
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="A model directory, a GGUF file, a name on the Hugging Face hub, or `embedded`, which comes with fas."
-    ),
-]
+Model = Annotated[str, typer.Argument(help="A directory, GGUF file or hub name; `embedded`: the model in the package.")]
 GGUFFile = Annotated[
     str | None, typer.Option("--gguf-file", help="Which GGUF file of the directory or hub name MODEL to read.")
 ]
