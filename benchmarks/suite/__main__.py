@@ -62,6 +62,7 @@ def bench(
     ] = _SUBJECTS,
     timesteps: Annotated[int, typer.Option(help="T.", min=1)] = 8,
     coverage: Annotated[Coverage, typer.Option(help="Which sites spike.")] = "linear",
+    neuron: Annotated[str, typer.Option(help="What spikes; digit codes have no online subjects.")] = "signed_if",
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.", min=2)] = 64,
     new_tokens: Annotated[int, typer.Option(help="Tokens decoded behind it.", min=1)] = 8,
     batch: Annotated[
@@ -112,7 +113,7 @@ def bench(
             torch.set_num_threads(threads)
         plan = Suite(
             tuple(chosen(words(subjects))), tuple(words(sizes)),
-            FAS(timesteps=timesteps, coverage=coverage, neuron="signed_if"),
+            FAS(timesteps=timesteps, coverage=coverage, neuron=neuron),
             prompt=prompt, new=new_tokens, batches=batches, rounds=repeats, tokens=tokens, patience=patience,
             memory=memory, kernels=kernels, growth=growth, device=_device(device), seed=seed,
         )  # fmt: skip

@@ -23,7 +23,7 @@ Operators = Literal["difference", "instant"]
 Execution = Literal["collapsed", "stepped"]
 Granularity = Literal["channel", "tensor"]
 Emission = Literal["binary", "ternary", "graded", "digits"]
-Recursion = Literal["binary", "ternary", "graded", "digits", "table"]
+Recursion = Literal["binary", "ternary", "graded", "table"]
 Origin = Literal["measured", "estimated", "published"]
 
 

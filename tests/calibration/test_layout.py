@@ -132,7 +132,7 @@ def test_the_walk_never_runs_the_model_to_its_end():
         seen.population.set(seen.snn.abs().amax(0).clamp_min(1e-3), torch.zeros(()), torch.tensor(0.5))
 
     walk(model, model.sites, batches, visit)
-    # One pass to see how blocks hand on; then for every batch and network one call that is left out and one to go on,
-    # between them one for each of four sites of the spiking network and one for all sites of the dense one. The head is
-    # reached from the last block by calls that are left out.
-    assert calls == {i: 1 + 3 * ((1 + 1 + 1) + (1 + 4 + 1) + 2) for i in range(2)}
+    # One pass to see how blocks hand on; then for every batch and network one call that is left out, in the spiking
+    # network one for each of four sites and one to go on, in the dense one a single call that shows all sites and goes
+    # on. The head is reached from the last block by calls that are left out.
+    assert calls == {i: 1 + 3 * ((1 + 1) + (1 + 4 + 1) + 2) for i in range(2)}

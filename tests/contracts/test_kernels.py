@@ -70,15 +70,18 @@ def test_every_neuron_is_what_the_loops_make_of_it(name, neuron):
         if code.recursion is None:
             assert type(neuron).recursion is None or neuron.bounds(steps)[1] > 2**15 - 1
             continue
-        truth = neuron.settle(
-            torch.floor((x - code.offset) * code.scale + code.v_init).clamp(code.lower, code.upper), steps
-        )
+        gain = neuron.gain(x * code.scale, code.upper)
+        levels = torch.floor((x * gain - code.offset) * code.scale + code.v_init).clamp(code.lower, code.upper)
+        truth, gains = neuron.settle(levels, steps), torch.ones_like(gain)
         sent = torch.zeros(19, dtype=torch.int64)
-        assert torch.equal(kernel.counts(x, code), truth.to(torch.int16))
-        assert torch.equal(kernel.encode(x, code, sent), truth * code.unit + code.offset)
+        assert torch.equal(kernel.counts(x, code, gain=gains), truth.to(torch.int16))
+        assert torch.equal(gains, gain)
+        assert torch.equal(kernel.encode(x, code, sent), (truth * code.unit + code.offset) / gain)
         assert torch.equal(sent, neuron.spikes(truth, steps).sum((0, 1)).long())
         if hasattr(kernel, "pack") and code.in_bits:
-            assert torch.equal(kernel.unpack(kernel.pack(x, code), code), truth.to(torch.int16))
+            gains.fill_(1)
+            assert torch.equal(kernel.unpack(kernel.pack(x, code, gains), code), truth.to(torch.int16))
+            assert torch.equal(gains, gain)
         if hasattr(kernel, "emit"):
             trains = kernel.emit(x, code)
             assert torch.equal(trains, naive.emit(x, code))

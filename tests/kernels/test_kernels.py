@@ -87,7 +87,8 @@ def test_the_window_for_even_input_is_that_of_the_neuron(neuron, seed, steps):
 @given(seed=seeds, steps=timesteps, shape=shapes, dtype=dtypes)
 def test_even_input(neuron, seed, steps, shape, dtype):
     code, x = code_of(neuron, steps, shape[-1], dtype, seed), normal(seed, *shape, dtype=dtype)
-    counts = naive.counts(x, code)
+    gain = torch.ones(*shape[:-1], 1, dtype=dtype)
+    counts = naive.counts(x, code, gain=gain)
     fired = neuron.spikes(counts.to(torch.float64), steps).reshape(-1, shape[-1]).sum(0).long()
     for op in ("encode", "counts", "emit"):
         looped = torch.zeros(shape[-1], dtype=torch.int64)
@@ -101,7 +102,7 @@ def test_even_input(neuron, seed, steps, shape, dtype):
             assert torch.equal(getattr(kernels, op)(x, code, sent), expected), op
             assert torch.equal(sent - before, fired), op
     for kernels in FAST:
-        assert torch.equal(kernels.decode(counts, code, dtype), kernels.encode(x, code))
+        assert torch.equal(kernels.decode(counts, code, dtype, gain), kernels.encode(x, code))
 
 
 @pytest.mark.parametrize("neuron", BITS)
@@ -266,7 +267,7 @@ def test_products_of_spikes_do_not_depend_on_the_threads():
 
 
 @backends
-@pytest.mark.parametrize("largest", [8, 127, 255, 32767])
+@pytest.mark.parametrize("largest", [8, 127, 255, 8191, 32767])
 @pytest.mark.parametrize("rows", [0, 1, 4, 5, 20])
 def test_whole_numbers_times_whole_numbers(kernels, rows, largest):
     inner, outer = 600, 5
@@ -277,11 +278,14 @@ def test_whole_numbers_times_whole_numbers(kernels, rows, largest):
     if rows:
         counts[0] = largest
     scale, bias = torch.rand(outer), torch.randn(outer)
-    got = kernels.integer_linear(counts, weight, scale, bias, largest)
-    exact = (counts.double() @ weight.double().T) * scale.double() + bias.double()
+    rest, gain = torch.randn(outer), 2.0 ** torch.randint(-3, 4, (rows, 1))
+    got = kernels.integer_linear(counts, weight, scale, rest, gain, bias, largest)
+    sums = (counts.double() @ weight.double().T) * scale.double()
+    exact = (sums + rest.double()) / gain + bias.double()
     # float32 holds the sum, the scaled sum and the result with 2^-24 each; torch adds up in float32 where counts
     # do not fit into 8 bits, relative to the sum of magnitudes.
-    magnitude = (counts.double().abs() @ weight.double().abs().T) * scale.double() + bias.double().abs()
+    sizes = (counts.double().abs() @ weight.double().abs().T) * scale.double() + rest.double().abs()
+    magnitude = sizes / gain + bias.double().abs()
     assert bool(((got.double() - exact).abs() <= 1e-6 * magnitude).all())
 
 

@@ -65,6 +65,12 @@ def hidden_of(output: Any) -> Tensor:
     return hidden
 
 
+def one_row(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the first row of a batch of text, which shows as much of a layout; batches of other things whole."""
+    text = set(batch) <= {"input_ids", "attention_mask"}
+    return {name: value[:1] for name, value in batch.items()} if text else batch
+
+
 def observe(model: nn.Module, run: Callable[[], None]) -> Layout:
     """Watch one pass.
 

@@ -12,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fas.surgery.probe import hooked, reads_images_and_text
 from fas.surgery.replace import populations
+from fas.types import Site
 
 # From what flows into a site last to what does so first: an answer is made of the question, which knows of the image.
 _MASKS = {"decoder_input_ids": "decoder_attention_mask", "input_ids": "attention_mask"}
@@ -43,6 +44,20 @@ def masks_of_sites(model: nn.Module, batch: Mapping[str, Any], run: Callable[[],
     with hooks, flows.get("input_ids", _Flow()), flows.get("decoder_input_ids", _Flow()):
         run()
     return found
+
+
+def mask_of_rows(mask: Tensor | None, site: Site, x: Tensor) -> Tensor | None:
+    """Return which rows of a site's input are not padding, None where none are, of the mask of its tokens.
+
+    Weights of queries that are padding are left out, and so are the zeros of keys that a query must not see.
+    """
+    if site.role == "attention_weight":
+        seen = (x != 0).any(-1)
+        return seen if mask is None or mask.shape != x.shape[:2] else seen & mask.bool().unsqueeze(-1)
+    if mask is None or mask.numel() != x.shape[:-1].numel():
+        return None
+    # OPT joins rows and positions in front of its MLP.
+    return mask if mask.shape == x.shape[:-1] else mask.flatten() if x.ndim == 2 else None
 
 
 class _Flow(TorchFunctionMode):

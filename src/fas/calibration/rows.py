@@ -12,7 +12,7 @@ from fas.distributed import gathered
 from fas.errors import CalibrationError
 from fas.layers.experts import is_routed
 from fas.surgery.probe import Reached, hooked
-from fas.surgery.replace import attention_of, populations, spiking_layers
+from fas.surgery.replace import attention_of
 from fas.types import Network, Site
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class _Recorder:
     """Keeps what one site receives in one network, batch by batch."""
 
     def __init__(self, walker: _Walker, site: Site, network: Network, *, last: bool) -> None:
-        self.population = populations(walker.model)[site.path]
-        layers = spiking_layers(walker.model)
+        self.population, layers = walker.neurons[site.path], walker.layers
         self.experts = layers[site.path].dense().experts if is_routed(self.population, layers) else None
         self.walker, self.site, self.network, self.last = walker, site, network, last and self.experts is None
         most = min(walker.max_rows, _BYTES // (4 * site.channels))

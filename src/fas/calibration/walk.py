@@ -2,9 +2,10 @@
 
 Two streams of activations are kept, of the dense network (ann) and of the spiking one (snn). Blocks that follow each
 other are replayed one at a time from their recorded inputs, so a walk costs a few passes through the model and holds
-two copies of one block's input, whatever the depth. What lies before and after the blocks is reached by passes that
-leave them out. Where blocks do not hand over directly (branches), each is reached from the model's input instead:
-slower, the same. So are layers that run several times in a pass (ALBERT): their sites see the inputs of every time.
+the input of one block in both networks and its dense output, whatever the depth. What lies before and after the blocks
+is reached by passes that leave them out. Where blocks do not hand over directly (branches), each is reached from the
+model's input instead: slower, the same. So are layers that run several times in a pass (ALBERT): their sites see the
+inputs of every time.
 
 A model larger than the memory is walked through with a ``Residence``, which has one block of it there at a time. Of
 several processes each runs its share of the batches; all see the rows of all, in their order.
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from fas.calibration.figures import Figures, tell
-from fas.calibration.layout import hidden_of, left_out, observe, siblings
-from fas.calibration.masks import masks_of_sites
+from fas.calibration.layout import hidden_of, left_out, observe, one_row, siblings
+from fas.calibration.masks import mask_of_rows, masks_of_sites
 from fas.calibration.residence import Residence
 from fas.calibration.rows import recorded
 from fas.calibration.teacher import Teacher
@@ -213,11 +214,13 @@ class _Walker:
     def __post_init__(self) -> None:
         self.encoder = self.model.get_encoder() if getattr(self.model.config, "is_encoder_decoder", False) else None
         self.mine = share(len(self.batches))
+        self.neurons, self.layers = populations(self.model), spiking_layers(self.model)
         # The encoder's answer to each batch, as the decoder's cross-attention receives it.
         self.encoded: dict[tuple[int, Network], Tensor] = {}
         # Chains that passes through the model leave out, since what comes out of them is known.
         self.passed: list[_Chain] = []
-        self.layout = self.residence.layout if self.residence else observe(self.model, lambda: self.run(0, "ann"))
+        row = self.batches[0] if self.encoder is not None else one_row(self.batches[0])
+        self.layout = self.residence.layout if self.residence else observe(self.model, lambda: self.run(0, "ann", row))
         self.masks = masks_of_sites(self.model, self.batches[0], lambda: self.run(0, "ann"))
 
     def segments(self, sites: Sequence[Site]) -> Iterator[_Segment]:
@@ -236,7 +239,7 @@ class _Walker:
                 self.passed = [known for known in self.passed if block not in known.blocks]
                 chain = _Chain(self, block)
             chain.advance(chain.blocks.index(block))
-            yield _Segment(self, members, chain.run)
+            yield _Segment(self, members, chain.run, ahead=self.residence is None)
         if chain is not None and self.residence is not None:
             self.leave(chain)
 
@@ -250,9 +253,9 @@ class _Walker:
         taught = self.teacher if network == "ann" else None
         return self.simulation.using(network=network) if taught is None else taught.running()
 
-    def run(self, i: int, network: Network) -> None:
-        """Run the whole model on batch i; a hook may stop it."""
-        inputs = inputs_of(self.batches[i])
+    def run(self, i: int, network: Network, part: Batch | None = None) -> None:
+        """Run the whole model on batch i, or part of it; a hook may stop it."""
+        inputs = inputs_of(part or self.batches[i])
 
         def keep(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             self.encoded[i, network] = hidden_of(output)
@@ -271,26 +274,14 @@ class _Walker:
         return x is not None and x is self.encoded.get((i, network))
 
     def mask(self, i: int, site: Site, population: Population, x: Tensor, *, encoded: bool) -> Tensor | None:
-        """Return the attention mask of the rows that a site receives, None where they have none.
-
-        Encoder and decoder may be of the same length: whose rows these are is seen by where the site lies, and in
-        cross-attention by what it reads (``encoded``). Weights of queries that are padding are left out, and so are the
-        zeros of keys that a query must not see.
-        """
+        """Return the attention mask of the rows that a site receives (``mask_of_rows``)."""
+        # Encoder and decoder may be of the same length: whose rows these are is seen by where the site lies, and in
+        # cross-attention by what it reads.
         name = self.masks.get(site.path, "attention_mask")
         if self.encoder is not None and not encoded:
             inside = any(module is population for module in self.encoder.modules())
             name = "attention_mask" if inside else "decoder_attention_mask"
-        mask = self.batches[i].get(name)
-        if site.role == "attention_weight":
-            seen = (x != 0).any(-1)
-            if mask is None or mask.shape != x.shape[:2]:
-                return seen
-            return seen & mask.bool().unsqueeze(-1)
-        if mask is None or mask.numel() != x.shape[:-1].numel():
-            return None
-        # OPT joins rows and positions in front of its MLP.
-        return mask if mask.shape == x.shape[:-1] else mask.flatten() if x.ndim == 2 else None
+        return mask_of_rows(self.batches[i].get(name), site, x)
 
 
 @dataclass
@@ -301,14 +292,15 @@ class _Segment:
     sites: list[Site]
     run: Callable[[int, Network], None]
     again: bool = False
-    # Rows of the dense network that a pass has shown ahead of their visit.
+    # Whether a dense pass goes on to the end of the block, where the next one begins.
+    ahead: bool = False
+    # Rows of the dense network, and of experts, that a pass has shown ahead of their visit.
     dense: dict[str, Tensor] = field(default_factory=dict)
-    # Rows of experts that a pass has shown ahead of their visit.
     routed: dict[str, Tensor] = field(default_factory=dict)
 
     def inputs(self, site: Site) -> tuple[Tensor, Tensor]:
         """Return the inputs of a site [n, C] in the dense and in the spiking network."""
-        if is_routed(population := populations(self.walker.model)[site.path], spiking_layers(self.walker.model)):
+        if is_routed(population := self.walker.neurons[site.path], self.walker.layers):
             # The networks may route a token differently: rows of the spiking one stand for both. Experts of one layer
             # do not see each other, so that one pass shows all.
             if population.path not in self.routed:
@@ -322,7 +314,7 @@ class _Segment:
         return self.dense.pop(site.path), self._recorded([site], "snn")[site.path]
 
     def _recorded(self, sites: Sequence[Site], network: Network) -> dict[str, Tensor]:
-        return recorded(self.walker, sites, network, self.run, to_end=self.again)
+        return recorded(self.walker, sites, network, self.run, to_end=self.again or (self.ahead and network == "ann"))
 
 
 class _Chain:
@@ -337,6 +329,8 @@ class _Chain:
         if walker.residence is not None:
             self.position, self.hidden = walker.residence.hidden(self.blocks)
         self.calls: dict[tuple[Network, int], dict[str, _Call]] = {}
+        # What the present block has returned in a pass that went to its end.
+        self.ahead: dict[tuple[Network, int], Tensor] = {}
         networks: tuple[Network, Network] = ("ann", "snn")
         for network in networks if self.position < len(self.blocks) else ():
             for i in walker.mine:
@@ -379,8 +373,11 @@ class _Chain:
             path = self.blocks[self.position]
             module = self._module(path)
             for (network, i), calls in self.calls.items():
-                with self.walker.using(network):
-                    self.hidden[network, i] = calls.pop(path).on(module, self.hidden[network, i])
+                call, found = calls.pop(path), self.ahead.pop((network, i), None)
+                if found is None:
+                    with self.walker.using(network):
+                        found = call.on(module, self.hidden[network, i])
+                self.hidden[network, i] = found
             self.position += 1
             if residence is not None:
                 residence.leave(path)
@@ -391,7 +388,9 @@ class _Chain:
         path = self.blocks[self.position]
         module = self._module(path)
         with self.walker.using(network), suppress(Reached):
-            self.calls[network, i][path].on(module, self.hidden[network, i])
+            output = self.calls[network, i][path].on(module, self.hidden[network, i])
+            if network == "ann":
+                self.ahead[network, i] = output
 
     def _module(self, path: str) -> nn.Module:
         """Return a block, which is in memory from then on."""

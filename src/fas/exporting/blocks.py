@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fas import registry
 from fas.errors import SiteError
+from fas.kernels import torch_
 from fas.layers.linear import SpikingLinear
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
@@ -234,7 +235,7 @@ class _Run:
     """What hooks have seen of one site in its first call."""
 
     current: Tensor | None = None
-    decoded: Tensor | None = None
+    decoded: Any = None
     outputs: dict[str, Tensor] = field(default_factory=dict)
     before: Affine | None = None
     source: Tensor | None = None
@@ -284,7 +285,7 @@ def _by_step(x: Tensor, steps: int, rows: int, difference: bool) -> Tensor:
 def _watching(model: Any, runs: dict[str, _Run]) -> Iterator[None]:
     """Hook what is needed to know the currents, spikes and outputs of sites, and the layers right in front."""
     latest: dict[str, tuple[Tensor, Tensor]] = {}
-    decoded: dict[str, Tensor] = {}
+    decoded: dict[str, Any] = {}
     replaced = {site.path for site in model.sites if site.activation is not None}
 
     def see_layer(path: str, run: _Run | None, _: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -292,7 +293,7 @@ def _watching(model: Any, runs: dict[str, _Run]) -> Iterator[None]:
         if run is not None:
             run.outputs.setdefault(path, output)
 
-    def see_population(path: str, _: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+    def see_population(path: str, _: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         decoded[path] = output
         run = runs.get(path)
         if run is None or run.current is not None:
@@ -311,7 +312,7 @@ def _watching(model: Any, runs: dict[str, _Run]) -> Iterator[None]:
 
 
 def _find_before(
-    model: Any, run: _Run, latest: Mapping[str, tuple[Tensor, Tensor]], decoded: Mapping[str, Tensor]
+    model: Any, run: _Run, latest: Mapping[str, tuple[Tensor, Tensor]], decoded: Mapping[str, Any]
 ) -> None:
     """Take note of the layer whose very output a site receives."""
     for path, (received, output) in latest.items():
@@ -319,14 +320,12 @@ def _find_before(
             layer = model.get_submodule(path)
             spiking = isinstance(layer, SpikingLinear)
             run.before = affine(path, layer)
-            run.source = _values(layer.population, decoded[layer.population.path]) if spiking else received
+            run.source = _values(decoded[layer.population.path]) if spiking else received
 
 
-def _values(population: Population, encoded: Tensor) -> Tensor:
+def _values(encoded: Any) -> Tensor:
     """Return what a population sends as a mean; a single row may come as counts."""
-    if encoded.is_floating_point():
+    if isinstance(encoded, Tensor):
         return encoded
-    return (
-        encoded * (population.threshold / population.neuron.resolution(population.simulation.timesteps))
-        + population.offset
-    )
+    counts, gain, code = encoded
+    return torch_.decode(counts, code, code.unit.dtype, gain)

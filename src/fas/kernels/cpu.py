@@ -30,7 +30,7 @@ _FEW_ROWS = 4
 SPARSE: float = 0.5
 # Rows of spikes from which tables of sums beat a dense product, which they do at any density.
 TABLE_ROWS: float = 128
-_RECURSIONS = {"binary": 0, "ternary": 1, "graded": 2, "digits": 3}
+_RECURSIONS = {"binary": 0, "ternary": 1, "graded": 2}
 _DRIVES = {"values": 0, "means": 1, "even": 2}
 _ANSWERS = {"emitted": 0, "counted": 1, "bytes": 2}
 
@@ -92,41 +92,51 @@ def _tally(sent: Tensor | None, most: int) -> tuple[int, int]:
     return (0 if sent is None else sent.data_ptr()), (2**31 - 1) // max(1, most)
 
 
+def _gain(code: Code, gain: Tensor | None) -> tuple[int, int]:
+    """Bits of the mean level below which a token is lifted, and where gains go."""
+    least: int = _native("calling").bits(0.0 if code.adapts is None else code.adapts.least)
+    return least, (0 if gain is None else gain.data_ptr())
+
+
 def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     x = x.contiguous()
-    return _encode("encode", x, _written(torch.empty_like(x)), code, sent)
+    return _encode("encode", x, _written(torch.empty_like(x)), code, sent, None)
 
 
-def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    return _encode("counts", x.contiguous(), torch.empty(x.shape, dtype=torch.int16), code, sent)
+def counts(x: Tensor, code: Code, sent: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
+    return _encode("counts", x.contiguous(), torch.empty(x.shape, dtype=torch.int16), code, sent, gain)
 
 
-def _encode(op: str, x: Tensor, out: Tensor, code: Code, sent: Tensor | None) -> Tensor:
+def _encode(op: str, x: Tensor, out: Tensor, code: Code, sent: Tensor | None, gain: Tensor | None) -> Tensor:
     table = code.table
     if table is not None and not (table.even and sent is None):
-        return _look_up(op, x, out, code, table.change if op == "encode" else table.settled, 1, code.unit, sent)
+        entries = table.change if op == "encode" else table.settled
+        return _look_up(op, x, out, code, entries, 1, code.unit, sent, gain)
     work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, code.unit))
-    tally = code.recursion == "digits", *_tally(sent, max(code.upper, -code.lower))
-    _run()(_kernel("neuron", x.dtype, op), x.nbytes + out.nbytes, *work, *tally)
+    more = (*_tally(sent, max(code.upper, -code.lower)), *_gain(code, gain))
+    _run()(_kernel("neuron", x.dtype, op), x.nbytes + out.nbytes, *work, *more)
     return out
 
 
 def _look_up(
-    op: str, x: Tensor, out: Tensor, code: Code, entries: Tensor, rows: int, unit: Tensor, sent: Tensor | None
-) -> Tensor:
+    op: str, x: Tensor, out: Tensor, code: Code, entries: Tensor, rows: int, unit: Tensor, sent: Tensor | None,
+    gain: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Run a kernel that looks counts up in ``rows`` rows of entries."""
     assert code.table is not None
     work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, unit))
-    more = (entries.data_ptr(), rows, code.table.spikes.data_ptr(), *_tally(sent, code.timesteps))
+    more = (entries.data_ptr(), rows, code.table.spikes.data_ptr(), *_tally(sent, code.timesteps), *_gain(code, gain))
     _run()(_kernel("digits", x.dtype, op), x.nbytes + out.nbytes, *work, *more)
     return out
 
 
-def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
+def decode(counts: Tensor, code: Code, dtype: torch.dtype, gain: Tensor | None = None) -> Tensor:
     counts = counts.contiguous()
     out = torch.empty(counts.shape, dtype=dtype)
     work = (*_rows(counts, counts.shape[-1]), counts.data_ptr(), out.data_ptr())
-    _run()(_kernel("neuron", dtype, "decode"), out.nbytes, *work, *_parameters(code, code.unit)[:4])
+    _run()(
+        _kernel("neuron", dtype, "decode"), out.nbytes, *work, *_parameters(code, code.unit)[:4], *_gain(code, gain)[1:]
+    )
     return out
 
 
@@ -148,14 +158,14 @@ def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     return out
 
 
-def pack(x: Tensor, code: Code) -> Tensor:
+def pack(x: Tensor, code: Code, gain: Tensor | None = None) -> Tensor:
     assert code.recursion is not None
     x = x.contiguous()
     out = torch.empty(code.planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
     if code.table is not None:
-        return _look_up("pack", x, out, code, code.table.bits, out.shape[0] * out.shape[1], code.unit, None)
+        return _look_up("pack", x, out, code, code.table.bits, out.shape[0] * out.shape[1], code.unit, None, gain)
     work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, code.unit))
-    _run()(_kernel("neuron", x.dtype, "pack"), 2 * x.nbytes, *work, code.timesteps, _RECURSIONS[code.recursion])
+    _run()(_kernel("neuron", x.dtype, "pack"), 2 * x.nbytes, *work, code.timesteps)
     return out
 
 
@@ -167,7 +177,7 @@ def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
         work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), len(worth) - 1, worth.data_ptr())
         _run()(_native("digits").unpack, out.nbytes, *work, *_tally(sent, code.timesteps))
         return out
-    work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), *bits.shape[:2], code.recursion == "digits")
+    work = (*_rows(out, out.shape[-1]), bits.data_ptr(), out.data_ptr(), *bits.shape[:2])
     _run()(_native("neuron").unpack, out.nbytes, *work, *_tally(sent, bits.shape[0] * code.timesteps))
     return out
 
@@ -245,14 +255,17 @@ def spike_linear(
     return out
 
 
-def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
+def integer_linear(
+    counts: Tensor, weight: Tensor, scale: Tensor, rest: Tensor, gain: Tensor | None, bias: Tensor, largest: int
+) -> Tensor:
     counts = counts.contiguous()
     rows, inner, outer = *counts.shape, len(weight)
     if rows == 0 or rows > _FEW_ROWS:
-        return torch_.integer_linear(counts, weight, scale, bias, largest)
+        return torch_.integer_linear(counts, weight, scale, rest, gain, bias, largest)
     out = torch.empty(rows, outer, dtype=torch.float32)
     pointers = (counts.data_ptr(), weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), out.data_ptr())
+    more = (rest.data_ptr(), 0 if gain is None else gain.data_ptr())
     # So many products of 16 by 8 bits add up below 2^31.
     block = (2**31 - 1) // (128 * largest)
-    _run()(_native("product").integer, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers, block)
+    _run()(_native("product").integer, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers, block, *more)
     return out

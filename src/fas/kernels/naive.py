@@ -6,7 +6,8 @@ so that a fast twin can be held to it to the last bit.
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -33,17 +34,9 @@ def window(x: Tensor, code: Code) -> list[int]:
     """Return N_1 … N_T of one neuron for an input that is even over time.
 
     ``binary`` and ``ternary``: at most one spike a step, which for even input is N_t = clip(F_t, −t, t) within the
-    bounds. ``graded``: N_t = clip(F_t). ``digits``: the value of the digits sent so far, most significant first.
-    ``table``: what stands there.
+    bounds. ``graded``: N_t = clip(F_t). ``table``: what stands there.
     """
     steps, counts = code.timesteps, []
-    if code.recursion == "digits":
-        count = clip(int(level(x, code)), code.lower, code.upper)
-        for t in range(1, steps + 1):
-            weight = 2 ** (steps - t)
-            size = abs(count) // weight * weight
-            counts.append(size if count >= 0 else -size)
-        return counts
     if code.table is not None:
         count = clip(int(level(x, code)), code.lower, code.upper)
         return list(map(int, code.table.after[:, count - code.lower].tolist()))
@@ -53,11 +46,33 @@ def window(x: Tensor, code: Code) -> list[int]:
     return counts
 
 
+def lifted(x: Tensor, code: Code, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return tokens [*B, C] times their gains, and these: exponents are tried one after the other."""
+    gain = x.new_empty(*x.shape[:-1], 1) if gain is None else gain
+    for index in product(*map(range, x.shape[:-1])):
+        sizes = [abs(level) if code.lower < 0 else max(level, 0.0) for level in (x[index] * code.scale).tolist()]
+        gain[index] = 1.0 if code.adapts is None else _gain(sizes, code.adapts.least, code.upper)
+    return x * gain, gain
+
+
+def _gain(sizes: list[float], least: float, most: int) -> float:
+    if any(map(math.isnan, sizes)):
+        return math.nan
+    mean, peak, e = math.fsum(sizes) / len(sizes), max(sizes), 0
+    while e < 16 and mean * 2.0 ** (e + 1) <= least:
+        e += 1
+    while e > -32 and peak * 2.0**e > most:
+        e -= 1
+    return 2.0**e
+
+
 def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    return decode(counts(x, code, sent), code, x.dtype)
+    gain = x.new_empty(*x.shape[:-1], 1)
+    return decode(counts(x, code, sent, gain), code, x.dtype, gain)
 
 
-def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+def counts(x: Tensor, code: Code, sent: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
+    x, _ = lifted(x, code, gain)
     out = torch.empty(x.shape, dtype=torch.int16)
     for index, one in _neurons(x, code):
         numbers = window(x[index], one)
@@ -66,19 +81,21 @@ def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     return out
 
 
-def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
-    return counts.to(dtype) * code.unit + code.offset
+def decode(counts: Tensor, code: Code, dtype: torch.dtype, gain: Tensor | None = None) -> Tensor:
+    values = counts.to(dtype) * code.unit + code.offset
+    return values if gain is None else values / gain
 
 
 def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     out = x.new_empty(code.timesteps, *x.shape)
+    x, gain = lifted(x, code)
     for index, one in _neurons(x, code):
         before, numbers = 0, window(x[index], one)
         for t, count in enumerate(numbers):
             out[(t, *index)] = (count - before) * one.step_unit + one.offset
             before = count
         _tally(numbers, one, sent, index[-1])
-    return out
+    return out / gain
 
 
 def scan(
@@ -135,15 +152,14 @@ def step(count: int, target: int, code: Code) -> int:
     return clip(target, code.lower, code.upper)
 
 
-def pack(x: Tensor, code: Code) -> Tensor:
-    digits = code.recursion == "digits"
+def pack(x: Tensor, code: Code, gain: Tensor | None = None) -> Tensor:
+    x, _ = lifted(x, code, gain)
     out = torch.zeros(code.planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8)
     for index, one in _neurons(x, code):
         before = 0
         for t, count in enumerate(window(x[index], one), start=1):
-            bit = code.timesteps - t if digits else t - 1
             if count != before:
-                out[(int(count < before), bit // 8, *index)] |= 1 << bit % 8
+                out[(int(count < before), (t - 1) // 8, *index)] |= 1 << (t - 1) % 8
             before = count
     return out
 
@@ -152,7 +168,7 @@ def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     out = torch.zeros(bits.shape[2:], dtype=torch.int16)
     for plane, sign in zip(bits, (1, -1), strict=False):
         for bit in range(code.timesteps):
-            weight = 2**bit if code.recursion == "digits" else 1
+            weight = 1
             if code.table is not None:
                 assert code.table.worth is not None
                 weight = code.table.worth[bit]
@@ -193,19 +209,22 @@ def spike_linear(
     return out.view(*spikes.shape[:-1], len(weight))
 
 
-def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
+def integer_linear(
+    counts: Tensor, weight: Tensor, scale: Tensor, rest: Tensor, gain: Tensor | None, bias: Tensor, largest: int
+) -> Tensor:
     out = torch.zeros(len(counts), len(weight), dtype=torch.int64)
     for r in range(len(counts)):
         for o in range(len(weight)):
             out[r, o] = sum(int(counts[r, i]) * int(weight[o, i]) for i in range(counts.shape[1]))
-    return out.to(scale.dtype) * scale + bias
+    sums = out.to(scale.dtype) * scale + rest
+    return (sums if gain is None else sums / gain.view(-1, 1)) + bias
 
 
 def _tally(numbers: list[int], code: Code, sent: Tensor | None, channel: int) -> None:
     """Add the spikes that lead to N_1 … N_T: as many as a step changes the count by, or one for any digit."""
     if sent is not None:
         changes = [abs(after - before) for before, after in pairwise([0, *numbers])]
-        sent[channel] += sum(map(bool, changes)) if code.recursion in ("digits", "table") else sum(changes)
+        sent[channel] += sum(map(bool, changes)) if code.table is not None else sum(changes)
 
 
 def clip(value: int, lower: int, upper: int) -> int:

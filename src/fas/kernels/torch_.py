@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from fas.kernels.interface.code import Code, State
-from fas.neurons._digits import ones
 
 name = "torch"
 # Bits of a byte that are set, by the byte.
@@ -24,28 +23,39 @@ def supports(op: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, s
     return True, ""
 
 
+def lifted(x: Tensor, code: Code, gain: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return tokens [*B, C] times their gains, and these [*B, 1], also in ``gain``; None where all are 1."""
+    if code.adapts is None:
+        return x, None
+    found = code.adapts.gain(x * code.scale, code.upper)
+    return x * found, found if gain is None else gain.copy_(found)
+
+
 def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    x, gain = lifted(x, code)
     found = _counts(x, code)
     _tally_counts(found, code, sent)
-    return found * code.unit + code.offset
+    return decode(found, code, x.dtype, gain)
 
 
-def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    found = _counts(x, code)
+def counts(x: Tensor, code: Code, sent: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
+    found = _counts(lifted(x, code, gain)[0], code)
     _tally_counts(found, code, sent)
     return found.to(torch.int16)
 
 
-def decode(counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
-    return counts.to(dtype) * code.unit + code.offset
+def decode(counts: Tensor, code: Code, dtype: torch.dtype, gain: Tensor | None = None) -> Tensor:
+    return weighed(counts.to(dtype), code.unit, code, gain)
+
+
+def weighed(counts: Tensor, unit: Tensor, code: Code, gain: Tensor | None) -> Tensor:
+    """Return n · unit + μ, divided by the gains of tokens where there are any."""
+    values = counts * unit + code.offset
+    return values if gain is None else values / gain
 
 
 def window(x: Tensor, code: Code, t: int) -> Tensor:
     """Return N_t for even input x [*B, C]; at t = T by the very arithmetic of ``counts``."""
-    if code.recursion == "digits":
-        count = _counts(x, code)
-        weight = 2 ** (code.timesteps - t)
-        return (count.abs() / weight).floor() * weight * count.sign()
     if code.table is not None:
         return code.table.of(code.table.after[t - 1], _reached(x, code))
     reached = torch.floor((x - code.offset) * code.scale * (t / code.timesteps) + code.v_init)
@@ -55,12 +65,12 @@ def window(x: Tensor, code: Code, t: int) -> Tensor:
 
 def emit(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     out = x.new_empty(code.timesteps, *x.shape)
-    before = torch.zeros_like(x)
+    (x, gain), before = lifted(x, code), torch.zeros_like(x)
     for t in range(code.timesteps):
         after = window(x, code, t + 1)
         fired = after - before
-        tally(fired.sign() if code.recursion in ("digits", "table") else fired, sent)
-        out[t] = fired * code.step_unit + code.offset
+        tally(fired.sign() if code.table is not None else fired, sent)
+        out[t] = weighed(fired, code.step_unit, code, gain)
         before = after
     return out
 
@@ -114,14 +124,14 @@ def _numbers(x: Tensor, code: Code, first: int, difference: bool, state: State |
     return torch.stack(numbers), added[-1]
 
 
-def pack(x: Tensor, code: Code) -> Tensor:
+def pack(x: Tensor, code: Code, gain: Tensor | None = None) -> Tensor:
+    x, _ = lifted(x, code, gain)
     out = torch.zeros(code.planes, -(-code.timesteps // 8), *x.shape, dtype=torch.uint8, device=x.device)
     before = torch.zeros_like(x)
     for t in range(1, code.timesteps + 1):
         after = window(x, code, t)
-        bit = code.timesteps - t if code.recursion == "digits" else t - 1
         for plane, fired in zip(out, (after > before, after < before), strict=False):
-            plane[bit // 8] |= fired.to(torch.uint8) << bit % 8
+            plane[(t - 1) // 8] |= fired.to(torch.uint8) << (t - 1) % 8
         before = after
     return out
 
@@ -129,11 +139,7 @@ def pack(x: Tensor, code: Code) -> Tensor:
 def unpack(bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
     if sent is not None:
         tally(_ONES.to(bits.device)[bits.int()], sent)
-    if code.recursion == "digits":
-        weights = [256**byte for byte in range(bits.shape[1])]
-        sizes = sum(bits[:, byte].to(torch.int16) * weight for byte, weight in enumerate(weights))
-        assert isinstance(sizes, Tensor)
-    elif code.table is not None:
+    if code.table is not None:
         assert code.table.worth is not None
         sizes = torch.zeros_like(bits[:, 0], dtype=torch.int16)
         for t, worth in enumerate(code.table.worth):
@@ -155,8 +161,6 @@ def _tally_counts(counts: Tensor, code: Code, sent: Tensor | None) -> None:
         return
     if code.table is not None:
         counts = code.table.of(code.table.spikes, counts)
-    elif code.recursion == "digits":
-        counts = ones(counts.abs(), code.timesteps)
     tally(counts, sent)
 
 
@@ -177,13 +181,21 @@ def spike_linear(
     return functional.linear(counts * scale, weight, bias)
 
 
-def integer_linear(counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
-    if counts.device.type == "cpu" and len(counts) and largest <= 127 and torch.cpu._is_vnni_supported():
-        # Without VNNI oneDNN adds pairs of products in 16 bits, which can overflow.
-        product = torch._int_mm(counts.to(torch.int8), weight.T)
-        return product.to(scale.dtype) * scale + bias
-    # Whole numbers below 2^24 are exact in float32; above, its rounding is far below that of the weights.
-    return functional.linear(counts.to(scale.dtype), weight.to(scale.dtype)) * scale + bias
+def integer_linear(
+    counts: Tensor, weight: Tensor, scale: Tensor, rest: Tensor, gain: Tensor | None, bias: Tensor, largest: int
+) -> Tensor:
+    rows, inner = counts.shape
+    if counts.is_cpu and rows and largest < 2**13 and 128 * largest * inner < 2**31 and torch.cpu._is_vnni_supported():
+        # Without VNNI oneDNN adds pairs of products in 16 bits, which can overflow. Counts of more than 8 bits are two
+        # rows of 7 bits each, which takes half of the time of a product of floats.
+        low = (counts + 64 & 127) - 64 if largest > 127 else counts
+        parts = torch.cat([low, counts - low >> 7]) if largest > 127 else counts
+        product = torch._int_mm(parts.to(torch.int8), weight.T)
+        sums = (product[:rows] + 128 * product[rows:] if largest > 127 else product).to(scale.dtype) * scale + rest
+    else:
+        # Whole numbers below 2^24 are exact in float32; above, its rounding is far below that of the weights.
+        sums = functional.linear(counts.to(scale.dtype), weight.to(scale.dtype)) * scale + rest
+    return (sums if gain is None else sums / gain.view(-1, 1)) + bias
 
 
 def _counts(x: Tensor, code: Code) -> Tensor:

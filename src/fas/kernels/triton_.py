@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fas.kernels import torch_
 from fas.kernels.interface.code import Code, State
 
 name = "triton"
@@ -35,10 +36,13 @@ def _gpu() -> Any:
 
 
 def encode(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
-    return _encode(x, code, torch.empty_like(x, memory_format=torch.contiguous_format), sent)
+    x, gain = torch_.lifted(x, code)
+    out = _encode(x, code, torch.empty_like(x, memory_format=torch.contiguous_format), sent)
+    return out if gain is None else out / gain
 
 
-def counts(x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+def counts(x: Tensor, code: Code, sent: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
+    x, _ = torch_.lifted(x, code, gain)
     return _encode(x, code, torch.empty(x.shape, dtype=torch.int16, device=x.device), sent)
 
 
@@ -77,8 +81,8 @@ def _encode(x: Tensor, code: Code, out: Tensor, sent: Tensor | None) -> Tensor:
         gpu.encode[grid](
             x, out, code.scale, code.unit, code.v_init, code.offset, x if sent is None else sent,
             x if table is None else table.change, x if table is None else table.spikes,
-            rows, x.shape[-1], code.lower, code.upper, code.timesteps,
-            WHOLE=out.dtype == torch.int16, TALLY=sent is not None, DIGITS=code.recursion == "digits",
+            rows, x.shape[-1], code.lower, code.upper,
+            WHOLE=out.dtype == torch.int16, TALLY=sent is not None,
             TABLE=table is not None, ROWS=gpu.ROWS, CHANNELS=gpu.CHANNELS, enable_fp_fusion=False,
         )  # fmt: skip
     return out

@@ -7,39 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fas.layers.once import Once
 from fas.layers.population import Form, Population
 
 
 class AdaptingPopulation(Population):
     """Neurons that adapt (``Neuron.adapts``): a token is multiplied by its gain, coded, and divided by it again.
 
-    Gains are powers of two, so that neither rounds. ``counts`` are those of the multiplied token.
+    Gains are powers of two, so that neither rounds.
     """
-
-    def __init__(self, *arguments: Any, readers: int = 1, **named: Any) -> None:
-        super().__init__(*arguments, readers=readers, **named)
-        # Of counts, which the neurons and every reader ask for.
-        self._gains = Once(readers + 1)
-
-    def gain_of_counts(self, x: Tensor) -> Tensor:
-        """Return the gain of each token of x [*B, C], [*B, 1], once for the neurons and all that read their counts."""
-        return self._gains(x, "gain", self.gain)
-
-    def reset(self) -> None:
-        """Forget the state of an unfinished window."""
-        super().reset()
-        self._gains.reset()
 
     @torch.no_grad()
     def gain(self, x: Tensor, most: int | None = None) -> Tensor:
         """Return the gain of each token of x [*B, C], [*B, 1]; ``most`` is the largest count, at T unless given."""
         # Parameters stay float32 under a half-precision model; the arithmetic follows them.
         x = x.to(torch.promote_types(x.dtype, self.log_threshold.dtype))
-        resolution = self.neuron.resolution(self.simulation.timesteps)
-        if most is None and not self.differentiates(x):
-            return self.neuron.gain(x * self.code(x.dtype).scale, resolution)
-        most = most or resolution
+        most = most or self.neuron.resolution(self.simulation.timesteps)
         return self.neuron.gain(x * (most / self.threshold), most)
 
     def quantised(self, x: Tensor) -> Tensor:
@@ -47,11 +29,12 @@ class AdaptingPopulation(Population):
         gain = self.gain(x, self.simulation.levels)
         return super().quantised(x * gain) / gain
 
-    def _encode(self, x: Tensor, form: Form) -> Tensor:
-        if self.simulation.network != "snn" or not self.active:
-            return super()._encode(x, form)
-        self.check()
-        work = x.to(torch.promote_types(x.dtype, self.log_threshold.dtype))
-        gain = self.gain_of_counts(x) if form == "counts" else self.gain(work)
-        encoded = super()._encode(work * gain, form)
-        return encoded if form == "counts" else (encoded / gain).to(x.dtype)
+    def _spiking(self, work: Tensor, form: Form, dtype: torch.dtype, *, by_torch: bool) -> Any:
+        known = self._known
+        same = known is not None and known.code.timesteps == self.simulation.timesteps
+        if not by_torch and (known.code if known and same else self.code(work.dtype)).recursion is not None:
+            # Kernels know the rule.
+            return super()._spiking(work, form, dtype, by_torch=by_torch)
+        gain = self.gain(work)
+        encoded = super()._spiking(work * gain, form, work.dtype, by_torch=by_torch)
+        return (encoded[0], gain, encoded[2]) if form == "counts" else (encoded / gain).to(dtype)

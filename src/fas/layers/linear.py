@@ -12,6 +12,7 @@ from torch.nn import functional
 from fas.errors import FASError
 from fas.kernels.interface.code import Code, recursion_of, version_of
 from fas.kernels.interface.dispatch import choose
+from fas.kernels.interface.table import LARGEST
 from fas.layers.population import Population
 from fas.layers.spiking_layer import SpikingLayer
 
@@ -69,17 +70,18 @@ class SpikingLinear(SpikingLayer):
         """Map [*B, in] to [*B, out] through the spikes of the population."""
         population = self.population
         simulation = population.simulation
-        if simulation.network == "ann" or not population.active:
+        network = simulation.network
+        if network == "ann" or not population.active:
             if torch.compiler.is_compiling():
                 # The dense module lies outside of the tree, where a graph does not reach.
                 return functional.linear(population(x), self._matrix(), self.bias)
             # The dense module itself: bit-equal to the model before conversion.
             output: Tensor = self.dense()(population(x))
             return output
-        if simulation.network == "snn" and simulation.weights == "int8":
+        if network == "snn" and simulation.weights == "int8":
             return self._in_integers(x)
         trains = torch.is_grad_enabled() and self.weight.requires_grad
-        if simulation.network == "snn" and simulation.schedule == "layerwise" and not trains:
+        if network == "snn" and not trains and simulation.schedule == "layerwise":
             if not population.differentiates(x):
                 return self._in_floats(x)
         if self._takes_spikes(x):
@@ -97,7 +99,8 @@ class SpikingLinear(SpikingLayer):
     def _is_plain(self, x: Tensor) -> bool:
         """Whether our own products can take input and weight."""
         # Elsewhere than on the CPU, to know how many neurons have spiked would be to wait for the device.
-        plain = x.dtype == self.weight.dtype == torch.float32 and self.weight.is_contiguous() and x.device.type == "cpu"
+        weight = self.weight
+        plain = x.dtype == weight.dtype == torch.float32 and weight.is_contiguous() and x.is_cpu
         return plain and not self._neurons_elsewhere
 
     def _matrix(self) -> Tensor:
@@ -105,33 +108,28 @@ class SpikingLinear(SpikingLayer):
         return self.weight.T if self.transposed else self.weight
 
     def _bias(self, dtype: torch.dtype) -> Tensor:
-        correction = self.correction.to(dtype)
-        return correction if self.bias is None else (self.bias + correction).to(dtype)
+        bias, correction = self.bias, self.correction.to(dtype)
+        return correction if bias is None else (bias + correction).to(dtype)
 
     def _in_floats(self, x: Tensor) -> Tensor:
         """Layerwise without gradients: a single row reads only the weights of neurons that have spiked."""
         population, weight, plain = self.population, self.weight, self._is_plain(x)
         rows = x.numel() // self.in_features
-        if not plain or rows != 1 or not self.transposed or not population.has_small_counts:
+        steps = population.simulation.timesteps
+        if not plain or rows != 1 or not self.transposed or population.neuron.bounds(steps)[1] > LARGEST:
             signal = population(x, "mean")
             if not plain or self.transposed:
                 return functional.linear(signal, self._matrix(), self._bias(x.dtype))
             backend = choose("linear", population.simulation.kernels, x.device, x.dtype)
             return backend.linear(signal, weight, self._bias(x.dtype))
-        counts: Tensor = population(x, "counts")
-        code, gain = population.code(x.dtype), population.gain_of_counts(x)
+        counts, gain, code = population(x, "counts")
         backend = choose("event_linear", population.simulation.kernels, x.device, x.dtype)
         if int(counts.count_nonzero()) > backend.SPARSE * self.in_features:
-            signal = choose("decode", population.simulation.kernels, x.device, x.dtype).decode(counts, code, x.dtype)
-            signal = signal if gain is None else signal / gain
+            decode = choose("decode", population.simulation.kernels, x.device, x.dtype).decode
+            signal = decode(counts, code, x.dtype, gain)
             return functional.linear(signal, self._matrix(), self._bias(x.dtype))
-        rest = self._folded(code).rest
-        if gain is None:
-            output = backend.event_linear(counts.view(-1), code.unit, weight, rest + self._bias(x.dtype))
-        else:
-            output = backend.event_linear(counts.view(-1), code.unit, weight, rest) / gain.view(-1) + self._bias(
-                x.dtype
-            )
+        sums = backend.event_linear(counts.view(-1), code.unit, weight, self._folded(code).rest)
+        output: Tensor = (sums if gain is None else sums / gain.view(-1)) + self._bias(x.dtype)
         return output.view(*x.shape[:-1], self.out_features)
 
     def _takes_spikes(self, x: Tensor) -> bool:
@@ -174,17 +172,18 @@ class SpikingLinear(SpikingLayer):
                 f"weights='int8' needs the neurons of {population.path} in memory, and accelerate keeps them elsewhere:"
                 " set model.weights = 'float'"
             )
-        counts: Tensor = population(x, "counts")
-        code = population.code(torch.promote_types(x.dtype, torch.float32))
-        folded, integers = self._folded(code), self._integers(code)
-        backend = choose("integer_linear", simulation.kernels, x.device, torch.float32)
-        gain, bias = population.gain_of_counts(x), self._bias(torch.float32)
-        output: Tensor = backend.integer_linear(
-            counts.reshape(-1, self.in_features), integers.values, integers.scale,
-            folded.rest.float() + bias if gain is None else folded.rest.float(), max(code.upper, -code.lower),
+        counts, gain, code = population(x, "counts")
+        if code.upper > LARGEST:
+            raise FASError(
+                f"site {population.path}: counts of {type(population.neuron).__name__} at T = {simulation.timesteps} "
+                f"exceed {LARGEST}, or are not whole numbers: set model.weights = 'float', or fewer time steps"
+            )
+        folded = self._folded(code)
+        integers = folded.integers or self._integers(code)
+        output: Tensor = choose("integer_linear", simulation.kernels, x.device, torch.float32).integer_linear(
+            counts.view(-1, self.in_features), integers.values, integers.scale, folded.rest.float(), gain,
+            self._bias(torch.float32), max(code.upper, -code.lower),
         )  # fmt: skip
-        if gain is not None:
-            output = output / gain.reshape(-1, 1) + bias
         return output.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
     def _folded(self, code: Code) -> _Folded:

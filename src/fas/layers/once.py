@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import get_ident
+from typing import Any
 
 from torch import Tensor
 
@@ -19,9 +20,9 @@ class Once:
 
     def __init__(self, readers: int = 1) -> None:
         self.readers = readers
-        self._latest: dict[int, tuple[Tensor, str, Tensor, int]] = {}
+        self._latest: dict[int, tuple[Tensor, str, Any, int]] = {}
 
-    def __call__(self, x: Tensor, form: str, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, form: str, compute: Callable[[Tensor], Any]) -> Any:
         """Return what ``compute`` makes of a tensor; ``form`` tells one such thing from another."""
         if self.readers == 1:
             return compute(x)

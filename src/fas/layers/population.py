@@ -127,10 +127,6 @@ class Population(nn.Module):
             self.v_init.copy_(v_init)
         self.simulation.calibrated = self.simulation.timesteps
 
-    def gain_of_counts(self, x: Tensor) -> Tensor | None:
-        """Return by what each token of x [*B, C] is multiplied before it is counted, [*B, 1]; None for nothing."""
-        return None
-
     def replaced(self, x: Tensor) -> Tensor:
         """Return what the dense network has in place of the spikes."""
         return x if self.activation is None else self.activation(x)
@@ -178,13 +174,14 @@ class Population(nn.Module):
         self._known = None
         self.once.reset()
 
-    def forward(self, x: Tensor, form: Form = "values") -> Tensor:
+    def forward(self, x: Tensor, form: Form = "values") -> Any:
         """Encode an activation and return what the linear layers after it receive.
 
         Args:
             x: [*B, C]; online [n·B, …, C] with the running steps time-major in the first dimension.
-            form: ``values``; ``mean``, of them over time; ``counts`` after T steps (int16), layerwise; or the
-                ``spikes`` of every step (int8), online, of a window from its beginning.
+            form: ``values``; ``mean``, of them over time; ``counts`` after T steps (int16), layerwise, with the gain of
+                each token [*B, 1], None where all are 1, and the code; or the ``spikes`` of every step (int8), online,
+                of a window from its beginning.
 
         Returns:
             Shape of ``x``, but [n, *B, C] of the spikes; as ``values`` of the stepped layerwise execution
@@ -194,11 +191,6 @@ class Population(nn.Module):
             return self._encode(x, form)
         return self.once(x, form, partial(self._encode, form=form))
 
-    @property
-    def has_small_counts(self) -> bool:
-        """Whether every count after T steps is a whole number of 16 bits."""
-        return self.neuron.bounds(self.simulation.timesteps)[1] <= LARGEST
-
     def differentiates(self, x: Tensor) -> bool:
         """Whether a run on ``x`` is one that gradients flow through, or that is being traced: torch runs it."""
         if torch.compiler.is_compiling():
@@ -207,7 +199,7 @@ class Population(nn.Module):
             return False
         return x.requires_grad or any(p.requires_grad for p in (self.log_threshold, self.v_init, self.offset))
 
-    def _encode(self, x: Tensor, form: Form) -> Tensor:
+    def _encode(self, x: Tensor, form: Form) -> Any:
         simulation = self.simulation
         if simulation.network == "ann" or not self.active:
             return self.replaced(x)
@@ -216,23 +208,21 @@ class Population(nn.Module):
         work = x.to(torch.promote_types(x.dtype, self.log_threshold.dtype))
         if simulation.network == "quantised":
             return self.quantised(work).to(x.dtype)
-        if form == "counts" and not self.has_small_counts:
-            raise FASError(
-                f"site {self.path}: counts of {type(self.neuron).__name__} at T = {simulation.timesteps} exceed "
-                f"{LARGEST}, or are not whole numbers: set model.weights = 'float', or fewer time steps"
-            )
-        by_torch = self.differentiates(work)
+        return self._spiking(work, form, x.dtype, by_torch=self.differentiates(work))
+
+    def _spiking(self, work: Tensor, form: Form, dtype: torch.dtype, *, by_torch: bool) -> Any:
+        simulation = self.simulation
         if simulation.schedule == "online":
-            encoded = self._online(work, form, by_torch=by_torch)
-            return encoded if form == "spikes" else encoded.to(x.dtype)
+            signal = self._online(work, form, by_torch=by_torch)
+            return signal if form == "spikes" else signal.to(dtype)
         if simulation.execution == "collapsed":
-            encoded = self._collapsed(work) if by_torch else self._collapsed_fast(work, form)
+            encoded: Any = self._collapsed(work) if by_torch else self._collapsed_fast(work, form)
         elif by_torch or form == "values":
             encoded = self._stepped(work, by_torch=by_torch)
             encoded = encoded if form == "values" else encoded.mean(0)
         else:
             encoded = self._stepped_packed(work, form)
-        return encoded if form == "counts" else encoded.to(x.dtype)
+        return encoded if form == "counts" else encoded.to(dtype)
 
     def quantised(self, x: Tensor) -> Tensor:
         """Return what the quantised network has in place of the spikes."""
@@ -262,7 +252,7 @@ class Population(nn.Module):
         clipped = levels.clamp(*neuron.bounds(steps))
         return clipped + (neuron.settle(levels, steps) - clipped).detach()
 
-    def _collapsed_fast(self, x: Tensor, form: Form) -> Tensor:
+    def _collapsed_fast(self, x: Tensor, form: Form) -> Any:
         """The same without gradients, in one pass over the activation."""
         code, kernels = self.code(x.dtype), self.simulation.kernels
         known = self.neuron.even_levels or code.table is not None
@@ -271,14 +261,15 @@ class Population(nn.Module):
             encoded: Tensor = choose("encode", kernels, x.device, x.dtype).encode(x, code, sent)
             self.simulation.tell(self.path, sent, x.numel())
             return encoded
+        gain = x.new_empty(*x.shape[:-1], 1) if code.adapts else None
         if known and code.upper <= LARGEST:
-            counts = choose("counts", kernels, x.device, x.dtype).counts(x, code, sent)
+            counts = choose("counts", kernels, x.device, x.dtype).counts(x, code, sent, gain)
             self.simulation.tell(self.path, sent, x.numel())
         else:
             counts = self._closed_form(x, code.timesteps)
         if sent is None and self.simulation.observers:
             self.simulation.show(self.path, self.neuron.spikes(counts.to(x.dtype), code.timesteps).unsqueeze(0))
-        return counts.to(torch.int16) if form == "counts" else torch_.decode(counts, code, x.dtype)
+        return (counts.to(torch.int16), gain, code) if form == "counts" else torch_.decode(counts, code, x.dtype, gain)
 
     def _stepped(self, x: Tensor, *, by_torch: bool) -> Tensor:
         """Even input, every step: [T, *B, C], spikes times their weight, whose mean is the activation."""
@@ -290,6 +281,7 @@ class Population(nn.Module):
             trains: Tensor = choose("emit", self.simulation.kernels, x.device, x.dtype).emit(x, code, sent)
             self.simulation.tell(self.path, sent, x.numel())
             return trains
+        x, gain = (x, None) if by_torch else torch_.lifted(x, code)
         emitted = self._window(x, code).diff(dim=0, prepend=torch.zeros_like(x).unsqueeze(0))
         if self.simulation.observers:
             self.simulation.show(self.path, self._events(emitted))
@@ -297,7 +289,7 @@ class Population(nn.Module):
             # Surrogate gradient: every step carries an equal share of that of the collapsed count.
             closed = self._closed_form(x, code.timesteps)
             emitted = emitted + (closed - closed.detach()) / code.timesteps
-        return emitted * code.step_unit + code.offset
+        return torch_.weighed(emitted, code.step_unit, code, gain)
 
     def _window(self, x: Tensor, code: Code) -> Tensor:
         """Return the counts of every step [T, *B, C], without gradient."""
@@ -306,7 +298,7 @@ class Population(nn.Module):
                 return self.neuron.window((x - code.offset) / code.threshold, code.v_init, code.timesteps)
             return torch.stack([torch_.window(x, code, t) for t in range(1, code.timesteps + 1)])
 
-    def _stepped_packed(self, x: Tensor, form: Form) -> Tensor:
+    def _stepped_packed(self, x: Tensor, form: Form) -> Any:
         """Every step with one bit per spike, put together for a product that reads the weights once."""
         # The layers are linear, so the sum of their currents over time is their response to the spike counts: what
         # they get is the number of spikes in the train, not T trains. The cost of T steps is that of making the spikes;
@@ -314,23 +306,26 @@ class Population(nn.Module):
         code, kernels = self.code(x.dtype), self.simulation.kernels
         sent = self.simulation.tally(code, self.path) if code.in_bits else None
         observed = sent is None and bool(self.simulation.observers)
+        plain, gain = observed or not code.in_bits, x.new_empty(*x.shape[:-1], 1) if code.adapts else None
+        x = torch_.lifted(x, code, gain)[0] if plain else x
         if observed:
             # They get the whole train as numbers.
             window = self._window(x, code)
             self.simulation.show(self.path, self._events(window.diff(dim=0, prepend=torch.zeros_like(window[:1]))))
             counts = window[-1]
-        elif not code.in_bits:
+        elif plain:
             many = max(1, _AT_A_TIME // max(1, code.timesteps * self.channels))
             rows = x.reshape(-1, self.channels).split(many)
             counts = torch.cat([self._window(some, code)[-1] for some in rows]).view(x.shape)
-        if observed or not code.in_bits:
-            return counts.to(torch.int16) if form == "counts" else counts * code.unit + code.offset
-        bits = choose("pack", kernels, x.device, x.dtype).pack(x, code)
+        if plain:
+            return (
+                (counts.to(torch.int16), gain, code) if form == "counts" else torch_.decode(counts, code, x.dtype, gain)
+            )
+        bits = choose("pack", kernels, x.device, x.dtype).pack(x, code, gain)
         counts = choose("unpack", kernels, x.device, bits.dtype).unpack(bits, code, sent)
         self.simulation.tell(self.path, sent, x.numel())
-        if form == "counts":
-            return counts
-        return choose("decode", kernels, x.device, x.dtype).decode(counts, code, x.dtype)
+        decode = choose("decode", kernels, x.device, x.dtype).decode
+        return (counts, gain, code) if form == "counts" else decode(counts, code, x.dtype, gain)
 
     def check_online(self) -> RateNeuron:
         """Return the neuron model; refuse one that the online schedule cannot run (FASError)."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident, local
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -27,8 +28,15 @@ else:
 logger = logging.getLogger(__name__)
 
 _OF_CALL = ("head", "steps", "carry", "observers", "positions")
-# What a thread has changed for the calls that it makes: {(id of a simulation, name): value}.
-_thread = local()
+
+
+class _Thread(local):
+    """What a thread has changed for the calls that it makes: {(id of a simulation, name): value}."""
+
+    changed: Mapping[tuple[int, str], Any] = MappingProxyType({})
+
+
+_thread = _Thread()
 
 
 class Observer(Protocol):
@@ -181,7 +189,7 @@ class Simulation(_Attributes):
             if name in SETTINGS:
                 check(name, value)
         # Replaced, not changed in place: a compiled graph could not follow that.
-        changed: dict[tuple[int, str], Any] = getattr(_thread, "changed", {})
+        changed = _thread.changed
         new = {(id(self), name): value for name, value in settings.items()}
         before = {key: changed[key] for key in new if key in changed}
         _thread.changed = {**changed, **new}
@@ -271,20 +279,22 @@ class Simulation(_Attributes):
 
 def _of_thread(name: str) -> property:
     """Return a setting, or a part of a running call, as the present thread has it."""
+    is_setting = name in SETTINGS
 
     def read(simulation: Simulation) -> Any:
-        changed = getattr(_thread, "changed", None)
+        # Every site of every token asks a dozen times.
+        changed = _thread.changed
         if changed and (id(simulation), name) in changed:
             return changed[id(simulation), name]
-        return getattr(simulation.settings, name) if name in SETTINGS else simulation._call[name]
+        return getattr(simulation.settings, name) if is_setting else simulation._call[name]
 
     def write(simulation: Simulation, value: Any) -> None:
-        if name in SETTINGS:
+        if is_setting:
             check(name, value)
-        changed = getattr(_thread, "changed", None)
-        if changed and (id(simulation), name) in changed:
+        changed = _thread.changed
+        if (id(simulation), name) in changed:
             _thread.changed = {**changed, (id(simulation), name): value}
-        elif name in SETTINGS:
+        elif is_setting:
             setattr(simulation.settings, name, value)
         else:
             simulation._call[name] = value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -53,15 +52,13 @@ class AdaptiveDigit(SignedDigit):
         """Return 2^e, [*B, 1], of tokens [*B, C] in levels."""
         if most < ENOUGH:
             return super().gain(levels, most)
-        size, width = levels if self.signed else levels.clamp_min(0), levels.shape[-1]
-        if levels.numel() == width and levels.device.type == "cpu" and not torch.compiler.is_compiling():
-            # One token, as each step of decoding has: Python's numbers take a fifth of the time of tensors of one.
-            total, peak = (float(torch.linalg.vector_norm(size, order)) for order in (1, math.inf))
-            gain = _gain(self.least * width / total if total else math.inf, most / peak if peak else math.inf)
-            return levels.new_full((*levels.shape[:-1], 1), gain)
-        total, peak = (torch.linalg.vector_norm(size, order, -1, keepdim=True) for order in (1, math.inf))
-        ratio = torch.minimum((self.least * width / total).clamp(1, _MOST), most / peak)
-        return _power_below(ratio.clamp_min(1 / _MOST**2))
+        size, width = levels.abs() if self.signed else levels.clamp_min(0), levels.shape[-1]
+        # In float64 every order of a sum of float32 numbers gives the same, so that all kernels agree on the exponent.
+        total, peak = size.double().sum(-1, keepdim=True), size.amax(-1, keepdim=True).double()
+        ratio = torch.minimum((self.least * width / total).clamp(1, MOST), most / peak).clamp_min(1 / MOST**2)
+        # The largest power of two up to it: the bits of a float64 number that say its exponent, all set for NaN.
+        power = (ratio.view(torch.int64) & (0x7FF << 52)).view(torch.float64)
+        return torch.where(ratio.isnan(), ratio, power).to(levels.dtype)
 
     def unadapted(self) -> Neuron:
         """Return the signed-digit neuron with its fields."""
@@ -70,19 +67,5 @@ class AdaptiveDigit(SignedDigit):
 
 ENOUGH = 100
 """Levels to either side from which on thresholds follow the tokens."""
-# Largest gain, also of a token without activations.
-_MOST = 2.0**16
-# Bits of a number that say its power of two.
-_EXPONENTS = {torch.float32: (torch.int32, 0xFF << 23), torch.float64: (torch.int64, 0x7FF << 52)}
-
-
-def _gain(lift: float, room: float) -> float:
-    ratio = max(min(max(lift, 1.0), _MOST, room), 1 / _MOST**2)
-    # Of NaN every comparison is false.
-    return 2.0 ** (math.frexp(ratio)[1] - 1) if ratio == ratio else ratio
-
-
-def _power_below(ratio: Tensor) -> Tensor:
-    """Return the largest power of two up to each positive number, float32 or float64; infinity for NaN."""
-    whole, exponent = _EXPONENTS[ratio.dtype]
-    return (ratio.view(whole) & exponent).view(ratio.dtype)
+MOST = 2.0**16
+"""Largest gain, also of a token without activations."""

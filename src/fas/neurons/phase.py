@@ -27,7 +27,7 @@ class Phase(Neuron):
     signed: bool = True
     exact_when: ClassVar[Literal["even", "any"]] = "any"
     takes_back: ClassVar[bool] = False
-    recursion: ClassVar[Literal["digits"]] = "digits"
+    recursion: ClassVar[Literal["table"]] = "table"
 
     def resolution(self, timesteps: int) -> int:
         """T binary digits."""

@@ -14,7 +14,7 @@ class Backend(Protocol):
     """A kernel. What each operation computes is said here; ``fas.kernels.naive`` does it in plain loops.
 
     Every operation that makes spikes adds their number by channel to ``sent`` [C], int64, if it is given; a graded
-    spike counts as many.
+    spike counts as many. The gain of each token [*B, 1] goes to ``gain`` where there is one and it is given.
 
     Attributes:
         name: what it is called in ``model.kernels`` and in the environment variable FAS_KERNELS.
@@ -32,20 +32,20 @@ class Backend(Protocol):
     def encode(self, x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
         """Return N_T · unit + μ for even input x [*B, C]: what the layers downstream receive."""
 
-    def counts(self, x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
+    def counts(self, x: Tensor, code: Code, sent: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
         """Return N_T for even input x [*B, C], int16."""
 
-    def decode(self, counts: Tensor, code: Code, dtype: torch.dtype) -> Tensor:
-        """Return N · unit + μ for whole counts [*B, C]."""
+    def decode(self, counts: Tensor, code: Code, dtype: torch.dtype, gain: Tensor | None = None) -> Tensor:
+        """Return N · unit + μ for whole counts [*B, C], divided by the gain of the token."""
 
     def emit(self, x: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
         """Return what the layers receive at each step [T, *B, C]: s_t · step_unit + μ, for even input x [*B, C]."""
 
-    def pack(self, x: Tensor, code: Code) -> Tensor:
+    def pack(self, x: Tensor, code: Code, gain: Tensor | None = None) -> Tensor:
         """Return the spikes of even input x [*B, C], one bit each: uint8 [planes, bytes, *B, C].
 
         Plane 0 holds positive spikes, plane 1 negative ones where the code has a sign. The spike of step t is bit
-        t − 1, counted from the low end of byte 0; a digit that stands for 2^w levels is bit w.
+        t − 1, counted from the low end of byte 0.
         """
 
     def unpack(self, bits: Tensor, code: Code, sent: Tensor | None = None) -> Tensor:
@@ -95,5 +95,14 @@ class Backend(Protocol):
             difference: whether the running mean is meant.
         """
 
-    def integer_linear(self, counts: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, largest: int) -> Tensor:
-        """Return (counts · qᵀ) · scale + bias: counts [rows, in] int16 up to ``largest``, q [out, in] int8."""
+    def integer_linear(
+        self,
+        counts: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        rest: Tensor,
+        gain: Tensor | None,
+        bias: Tensor,
+        largest: int,
+    ) -> Tensor:
+        """Return ((n · qᵀ) · scale + rest)/gain + bias: n [rows, in] int16 up to ``largest``, q [out, in] int8."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fas.kernels.interface.table import LARGEST, Table, table_of
+from fas.neurons.adaptive_digit import ENOUGH, AdaptiveDigit
 from fas.types import Neuron, Recursion
 
 State = tuple[Tensor, Tensor]
@@ -23,7 +24,8 @@ class Code:
 
     The count of an activation x, even over time, is N = clip(⌊(x − μ) · scale + v_0⌋, lower, upper); the layers
     downstream receive N · unit + μ. All tensors are of shape (C,) or () and of one dtype. Where there is a table, N is
-    what it has for that number.
+    what it has for that number. Neurons that adapt count g · x in the place of x, where g is the gain of the token, and
+    what they send stands for (N · unit + μ)/g.
 
     Attributes:
         recursion: which neuron this is; None if it is none that the kernels know.
@@ -37,6 +39,7 @@ class Code:
         v_init: v_0/θ.
         offset: μ.
         table: of a neuron of that recursion.
+        adapts: the neuron that says the gain of every token; None where it is 1, or the caller's matter.
     """
 
     recursion: Recursion | None
@@ -50,6 +53,7 @@ class Code:
     v_init: Tensor
     offset: Tensor
     table: Table | None = None
+    adapts: AdaptiveDigit | None = None
 
     @classmethod
     def of(cls, neuron: Neuron, timesteps: int, threshold: Tensor, v_init: Tensor, offset: Tensor) -> Code:
@@ -73,6 +77,7 @@ class Code:
             v_init=v_init,
             offset=offset,
             table=table,
+            adapts=neuron if isinstance(neuron, AdaptiveDigit) and recursion and upper >= ENOUGH else None,
         )
 
     @property
@@ -85,7 +90,7 @@ class Code:
         """Whether spikes fit into one bit each, and counts into 16."""
         if self.recursion == "table":
             return self.table is not None and self.table.worth is not None
-        return self.upper <= LARGEST and self.recursion in ("binary", "ternary", "digits")
+        return self.upper <= LARGEST and self.recursion in ("binary", "ternary")
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Code:
         """Return the code with a function applied to every tensor."""
@@ -106,7 +111,7 @@ class Known:
         now, then = parameters[0], self.values[0]
         if now.device != then.device or now.dtype != then.dtype:
             return False
-        if parameters[0].device.type == "cpu":
+        if now.is_cpu:
             return all(map(torch.equal, parameters, self.values))
         return self.versions == tuple(map(version_of, parameters))
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,9 +57,22 @@ at: Any = intrinsic(_at)
 
 
 @njit(inline="always")
+def real_word(work: Any, index: Any) -> Any:
+    """Return a word that holds the bits of a float64 number (``bits``)."""
+    return carray(work, index + 1, np.float64)[index]
+
+
+@njit(inline="always")
 def words(work: Any, size: int) -> Any:
     """Return the words of a kernel's argument, inside a kernel."""
     return carray(work, size, np.int64)
+
+
+@functools.cache
+def bits(value: float) -> int:
+    """Return the bits of a float64 number as a whole number."""
+    found: int = struct.unpack("q", struct.pack("d", value))[0]
+    return found
 
 
 def native(kernel: Callable[..., None]) -> Any:
@@ -74,12 +89,13 @@ def run(kernel: Any, moved: int, *work: int) -> None:
         moved: bytes that it reads and writes, by which the number of threads is chosen.
         work: its words from the second on.
     """
-    argument = (ctypes.c_int64 * (len(work) + 1))(0, *work)
+    words_of_all = array("q", (0, *work))
+    argument, _ = words_of_all.buffer_info()
     threads = min(torch.get_num_threads(), moved // _BYTES_PER_THREAD)
     if threads > 1:
-        _team()(kernel.address, ctypes.addressof(argument), threads, 0)
+        _team()(kernel.address, argument, threads, 0)
     else:
-        kernel.ctypes(ctypes.addressof(argument))
+        kernel.ctypes(argument)
 
 
 @functools.cache

@@ -11,147 +11,79 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from fas.kernels.native.calling import at, claim, native, words
+from fas.kernels.native.calling import at, claim, native, real_word, words
+from fas.kernels.native.gain import gain_of
 from fas.kernels.native.tally import flush
 
 
 @njit(inline="always")
-def _places(place: Any, x: Any, scale: Any, v_init: Any, offset: Any, lower: Any, upper: Any) -> None:
+def _places(place: Any, x: Any, gain: Any, scale: Any, v_init: Any, offset: Any, lower: Any, upper: Any) -> None:
     """Write where the count of every activation of a row stands, from 0; what is not a number stands with 0 spikes."""
     most, silent = np.int32(upper - lower), np.int32(-lower)
     for c in range(len(place)):
-        n = np.floor((x[c] - offset[c]) * scale[c] + v_init[c])
+        n = np.floor((x[c] * gain - offset[c]) * scale[c] + v_init[c])
         p = np.int32(min(max(n, lower), upper) - lower)
         place[c] = min(p, most) if p >= 0 else silent
 
 
 def digits_kernel(name: str, real: Any) -> Any:
-    """Return a kernel for np.float32 or np.float64.
+    """Return a kernel for np.float32 or np.float64: ``encode``, ``counts``, ``emit`` or ``pack``.
 
-    Words of all are those of the other neurons up to 11, then: tables of N_T − n or N_T (int16), or of what is sent
-    at each step (int16 [T, n], or uint8 [planes, bytes, n]); their number of rows; spikes per count (uint8), where
-    they are added up by channel (0: nobody asks), and how many rows a sum of spikes in 32 bits holds.
+    Words are those of the other neurons up to 11, then: tables of N_T − n, of N_T, or of what is sent at each step
+    (int16 [planes, n], uint8 for ``pack``); how many planes; spikes per count (uint8), where they are added up by
+    channel (0: nobody asks), how many rows a sum of spikes in 32 bits holds, below which mean level a token is lifted
+    (float64), and where gains go (0: nobody asks).
     """
+    answer = {"counts": np.int16, "pack": np.uint8}.get(name, real)
+    entry = np.uint8 if name == "pack" else np.int16
+    weighs, adds = answer is real, name == "encode"
 
-    def encode(work: Any) -> None:
-        w = words(work, 17)
+    def kernel(work: Any) -> None:
+        w = words(work, 19)
         rows, channels, piece, lower, upper = w[1], w[2], w[3], real(w[10]), real(w[11])
-        x, out = carray(at(w[4]), (rows, channels), real), carray(at(w[5]), (rows, channels), real)
+        planes, size, sent, most, least = w[13], w[11] - w[10] + 1, w[15], w[16], real_word(work, 17)
+        x, out = carray(at(w[4]), (rows, channels), real), carray(at(w[5]), (planes, rows, channels), answer)
         scale, unit = carray(at(w[6]), channels, real), carray(at(w[7]), channels, real)
         v_init, offset = carray(at(w[8]), channels, real), carray(at(w[9]), channels, real)
-        size, sent, most = w[11] - w[10] + 1, w[15], w[16]
-        change, spikes = carray(at(w[12]), size, np.int16), carray(at(w[14]), size, np.uint8)
+        entries, spikes = carray(at(w[12]), (planes, size), entry), carray(at(w[14]), size, np.uint8)
+        gains = carray(at(w[18]), rows * (w[18] != 0), real)
         local, done = np.zeros(channels * (sent != 0), np.int32), 0
-        place, moved = np.empty(channels, np.int32), np.empty(channels, np.int16)
+        place, found = np.empty(channels, np.int32), np.empty(channels, entry)
         pieces = (rows + piece - 1) // piece
         while True:
             i = claim(work)
             if i >= pieces:
                 break
             for r in range(i * piece, min(rows, (i + 1) * piece)):
-                _places(place, x[r], scale, v_init, offset, lower, upper)
-                for c in range(channels):
-                    moved[c] = change[np.uint64(place[c])]
-                for c in range(channels):
-                    n = np.floor((x[r, c] - offset[c]) * scale[c] + v_init[c])
-                    out[r, c] = (min(max(n, lower), upper) + real(moved[c])) * unit[c] + offset[c]
-                if sent:
-                    for c in range(channels):
-                        local[c] += np.int32(spikes[np.uint64(place[c])])
-                    done += 1
-                    if done == most:
-                        flush(sent, local, channels)
-                        done = 0
-        if sent:
-            flush(sent, local, channels)
-
-    def counts(work: Any) -> None:
-        w = words(work, 17)
-        rows, channels, piece, lower, upper = w[1], w[2], w[3], real(w[10]), real(w[11])
-        x, out = carray(at(w[4]), (rows, channels), real), carray(at(w[5]), (rows, channels), np.int16)
-        scale, v_init, offset = (
-            carray(at(w[6]), channels, real),
-            carray(at(w[8]), channels, real),
-            carray(at(w[9]), channels, real),
-        )
-        size, sent, most = w[11] - w[10] + 1, w[15], w[16]
-        settled, spikes = carray(at(w[12]), size, np.int16), carray(at(w[14]), size, np.uint8)
-        local, done = np.zeros(channels * (sent != 0), np.int32), 0
-        place = np.empty(channels, np.int32)
-        pieces = (rows + piece - 1) // piece
-        while True:
-            i = claim(work)
-            if i >= pieces:
-                break
-            for r in range(i * piece, min(rows, (i + 1) * piece)):
-                _places(place, x[r], scale, v_init, offset, lower, upper)
-                for c in range(channels):
-                    out[r, c] = settled[np.uint64(place[c])]
-                if sent:
-                    for c in range(channels):
-                        local[c] += np.int32(spikes[np.uint64(place[c])])
-                    done += 1
-                    if done == most:
-                        flush(sent, local, channels)
-                        done = 0
-        if sent:
-            flush(sent, local, channels)
-
-    def emit(work: Any) -> None:
-        w = words(work, 17)
-        rows, channels, piece, lower, upper = w[1], w[2], w[3], real(w[10]), real(w[11])
-        steps, size, sent, most = w[13], w[11] - w[10] + 1, w[15], w[16]
-        x, out = carray(at(w[4]), (rows, channels), real), carray(at(w[5]), (steps, rows, channels), real)
-        scale, unit = carray(at(w[6]), channels, real), carray(at(w[7]), channels, real)
-        v_init, offset = carray(at(w[8]), channels, real), carray(at(w[9]), channels, real)
-        emitted, spikes = carray(at(w[12]), (steps, size), np.int16), carray(at(w[14]), size, np.uint8)
-        local, done = np.zeros(channels * (sent != 0), np.int32), 0
-        place = np.empty(channels, np.int32)
-        pieces = (rows + piece - 1) // piece
-        while True:
-            i = claim(work)
-            if i >= pieces:
-                break
-            for r in range(i * piece, min(rows, (i + 1) * piece)):
-                _places(place, x[r], scale, v_init, offset, lower, upper)
-                for t in range(steps):
-                    for c in range(channels):
-                        out[t, r, c] = real(emitted[t, np.uint64(place[c])]) * unit[c] + offset[c]
-                if sent:
-                    for c in range(channels):
-                        local[c] += np.int32(spikes[np.uint64(place[c])])
-                    done += 1
-                    if done == most:
-                        flush(sent, local, channels)
-                        done = 0
-        if sent:
-            flush(sent, local, channels)
-
-    def pack(work: Any) -> None:
-        w = words(work, 17)
-        rows, channels, piece, lower, upper = w[1], w[2], w[3], real(w[10]), real(w[11])
-        planes, size = w[13], w[11] - w[10] + 1
-        x, out = carray(at(w[4]), (rows, channels), real), carray(at(w[5]), (planes, rows, channels), np.uint8)
-        scale, v_init, offset = (
-            carray(at(w[6]), channels, real),
-            carray(at(w[8]), channels, real),
-            carray(at(w[9]), channels, real),
-        )
-        bits = carray(at(w[12]), (planes, size), np.uint8)
-        place = np.empty(channels, np.int32)
-        pieces = (rows + piece - 1) // piece
-        while True:
-            i = claim(work)
-            if i >= pieces:
-                break
-            for r in range(i * piece, min(rows, (i + 1) * piece)):
-                _places(place, x[r], scale, v_init, offset, lower, upper)
+                gain = real(gain_of(x[r], scale, least, w[10], w[11]))
+                back = real(1) / gain
+                if len(gains):
+                    gains[r] = gain
+                _places(place, x[r], gain, scale, v_init, offset, lower, upper)
                 for plane in range(planes):
                     for c in range(channels):
-                        out[plane, r, c] = bits[plane, np.uint64(place[c])]
+                        found[c] = entries[plane, np.uint64(place[c])]
+                    for c in range(channels):
+                        if not weighs:
+                            out[plane, r, c] = found[c]
+                            continue
+                        n = real(found[c])
+                        if adds:
+                            # What is not a number stays so.
+                            level = np.floor((x[r, c] * gain - offset[c]) * scale[c] + v_init[c])
+                            n += min(max(level, lower), upper)
+                        out[plane, r, c] = (n * unit[c] + offset[c]) * back
+                if sent:
+                    for c in range(channels):
+                        local[c] += np.int32(spikes[np.uint64(place[c])])
+                    done += 1
+                    if done == most:
+                        flush(sent, local, channels)
+                        done = 0
+        if sent:
+            flush(sent, local, channels)
 
-    kernels = {kernel.__name__: kernel for kernel in (encode, counts, emit, pack)}
-    return native(kernels[name])
+    return native(kernel)
 
 
 @native

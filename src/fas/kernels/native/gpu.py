@@ -18,8 +18,8 @@ BINARY, TERNARY = tl.constexpr(0), tl.constexpr(1)
 @triton.jit
 def encode(
     x: Any, out: Any, scale: Any, unit: Any, v_init: Any, offset: Any, sent: Any, change: Any, spikes: Any,
-    rows: Any, channels: Any, lower: Any, upper: Any, steps: Any,
-    WHOLE: tl.constexpr, TALLY: tl.constexpr, DIGITS: tl.constexpr, TABLE: tl.constexpr,
+    rows: Any, channels: Any, lower: Any, upper: Any,
+    WHOLE: tl.constexpr, TALLY: tl.constexpr, TABLE: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write clip(⌊(x − μ) · scale + v_0⌋) · unit + μ, or the count itself if WHOLE; with a TABLE, what it becomes."""
@@ -39,12 +39,6 @@ def encode(
         count += tl.load(change + place, inside, other=0).to(tl.float32)
     if TALLY:
         fired = tl.where(inside, tl.abs(count), 0.0).to(tl.int32)
-        if DIGITS:
-            left = fired
-            fired = left * 0
-            for _ in range(steps):
-                fired += left & 1
-                left = left >> 1
         if TABLE:
             fired = tl.load(spikes + place, inside, other=0).to(tl.int32)
         total = tl.sum(fired, 0)

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from fas.kernels.native.calling import at, claim, native, words
+from fas.kernels.native.calling import at, claim, native, real_word, words
+from fas.kernels.native.gain import gain_of
 from fas.kernels.native.tally import flush, ones
-
-DIGITS = 3
 
 
 @njit(inline="always")
@@ -28,24 +27,19 @@ def _clipped(value: Any, lower: Any, upper: Any) -> Any:
     return min(max(value, lower), upper)
 
 
-@njit(inline="always")
-def _sent(count: Any, digits: Any) -> Any:
-    """Return how many spikes stand for a count."""
-    size = np.int32(abs(count))
-    return ones(size) if digits else size
-
-
 def neuron_kernel(name: str, real: Any) -> Any:
     """Return a kernel for np.float32 or np.float64."""
+    answer = np.int16 if name == "counts" else real
+    weighs = name == "encode"
 
-    def encode(work: Any) -> None:
-        w = words(work, 15)
-        rows, channels, piece = w[1], w[2], w[3]
-        x, out = carray(at(w[4]), (rows, channels), real), carray(at(w[5]), (rows, channels), real)
+    def code(work: Any) -> None:
+        w = words(work, 16)
+        rows, channels, piece, lower, upper = w[1], w[2], w[3], real(w[10]), real(w[11])
+        x, out = carray(at(w[4]), (rows, channels), real), carray(at(w[5]), (rows, channels), answer)
         scale, unit = carray(at(w[6]), channels, real), carray(at(w[7]), channels, real)
         v_init, offset = carray(at(w[8]), channels, real), carray(at(w[9]), channels, real)
-        lower, upper = real(w[10]), real(w[11])
-        digits, sent, most = w[12], w[13], w[14]
+        sent, most, least = w[12], w[13], real_word(work, 14)
+        gains = carray(at(w[15]), rows * (w[15] != 0), real)
         local, done = np.zeros(channels * (sent != 0), np.int32), 0
         pieces = (rows + piece - 1) // piece
         while True:
@@ -53,42 +47,18 @@ def neuron_kernel(name: str, real: Any) -> Any:
             if i >= pieces:
                 break
             for r in range(i * piece, min(rows, (i + 1) * piece)):
+                gain = real(gain_of(x[r], scale, least, w[10], w[11]))
+                back = real(1) / gain
+                if len(gains):
+                    gains[r] = gain
                 for c in range(channels):
-                    n = np.floor((x[r, c] - offset[c]) * scale[c] + v_init[c])
-                    out[r, c] = _clipped(n, lower, upper) * unit[c] + offset[c]
+                    n = np.floor((x[r, c] * gain - offset[c]) * scale[c] + v_init[c])
+                    n = _clipped(n, lower, upper)
+                    out[r, c] = (n * unit[c] + offset[c]) * back if weighs else np.int32(n)
                 if sent:
                     for c in range(channels):
-                        n = np.floor((x[r, c] - offset[c]) * scale[c] + v_init[c])
-                        local[c] += _sent(_clipped(n, lower, upper), digits)
-                    done += 1
-                    if done == most:
-                        flush(sent, local, channels)
-                        done = 0
-        if sent:
-            flush(sent, local, channels)
-
-    def counts(work: Any) -> None:
-        w = words(work, 15)
-        rows, channels, piece = w[1], w[2], w[3]
-        x, out = carray(at(w[4]), (rows, channels), real), carray(at(w[5]), (rows, channels), np.int16)
-        scale = carray(at(w[6]), channels, real)
-        v_init, offset = carray(at(w[8]), channels, real), carray(at(w[9]), channels, real)
-        lower, upper = real(w[10]), real(w[11])
-        digits, sent, most = w[12], w[13], w[14]
-        local, done = np.zeros(channels * (sent != 0), np.int32), 0
-        pieces = (rows + piece - 1) // piece
-        while True:
-            i = claim(work)
-            if i >= pieces:
-                break
-            for r in range(i * piece, min(rows, (i + 1) * piece)):
-                for c in range(channels):
-                    n = np.floor((x[r, c] - offset[c]) * scale[c] + v_init[c])
-                    out[r, c] = np.int16(np.int32(_clipped(n, lower, upper)))
-                if sent:
-                    for c in range(channels):
-                        n = np.floor((x[r, c] - offset[c]) * scale[c] + v_init[c])
-                        local[c] += _sent(_clipped(n, lower, upper), digits)
+                        n = np.floor((x[r, c] * gain - offset[c]) * scale[c] + v_init[c])
+                        local[c] += np.int32(abs(_clipped(n, lower, upper)))
                     done += 1
                     if done == most:
                         flush(sent, local, channels)
@@ -97,15 +67,14 @@ def neuron_kernel(name: str, real: Any) -> Any:
             flush(sent, local, channels)
 
     def pack(work: Any) -> None:
-        w = words(work, 14)
+        w = words(work, 13)
         rows, channels, piece = w[1], w[2], w[3]
-        lower, upper, steps, recursion = real(w[10]), real(w[11]), w[12], w[13]
+        lower, upper, steps = real(w[10]), real(w[11]), w[12]
         planes, octets = 2 if w[10] < 0 else 1, (steps + 7) // 8
         x = carray(at(w[4]), (rows, channels), real)
         out = carray(at(w[5]), (planes, octets, rows, channels), np.uint8)
         scale = carray(at(w[6]), channels, real)
         v_init, offset = carray(at(w[8]), channels, real), carray(at(w[9]), channels, real)
-        one = real(1)
         pieces = (rows + piece - 1) // piece
         while True:
             i = claim(work)
@@ -116,13 +85,6 @@ def neuron_kernel(name: str, real: Any) -> Any:
                     sign = real(1 - 2 * plane)
                     for octet in range(octets):
                         bits = out[plane, octet, r]
-                        if recursion == DIGITS:
-                            for c in range(channels):
-                                n = sign * _clipped(
-                                    _reached(x[r, c], offset[c], scale[c], one, v_init[c]), lower, upper
-                                )
-                                bits[c] = np.uint8(np.int32(max(n, real(0))) >> 8 * octet & 255)
-                            continue
                         for c in range(channels):
                             bits[c] = 0
                         for t in range(8 * octet + 1, min(steps, 8 * octet + 8) + 1):
@@ -137,8 +99,9 @@ def neuron_kernel(name: str, real: Any) -> Any:
                                 bits[c] |= bit if (n - b) * sign > 0 else np.uint8(0)
 
     def decode(work: Any) -> None:
-        w = words(work, 10)
+        w = words(work, 11)
         rows, channels, piece = w[1], w[2], w[3]
+        gains = carray(at(w[10]), rows * (w[10] != 0), real)
         count, out = carray(at(w[4]), (rows, channels), np.int16), carray(at(w[5]), (rows, channels), real)
         unit, offset = carray(at(w[7]), channels, real), carray(at(w[9]), channels, real)
         pieces = (rows + piece - 1) // piece
@@ -147,19 +110,18 @@ def neuron_kernel(name: str, real: Any) -> Any:
             if i >= pieces:
                 break
             for r in range(i * piece, min(rows, (i + 1) * piece)):
+                back = real(1) / gains[r] if len(gains) else real(1)
                 for c in range(channels):
-                    out[r, c] = real(count[r, c]) * unit[c] + offset[c]
+                    out[r, c] = (real(count[r, c]) * unit[c] + offset[c]) * back
 
-    kernels = {kernel.__name__: kernel for kernel in (encode, counts, pack, decode)}
-    return native(kernels[name])
+    return native({"pack": pack, "decode": decode}.get(name, code))
 
 
 @native
 def unpack(work: Any) -> None:
     """Put packed spikes together as counts."""
-    w = words(work, 11)
-    rows, channels, piece, planes, octets, digits = w[1], w[2], w[3], w[6], w[7], w[8]
-    sent, most = w[9], w[10]
+    w = words(work, 10)
+    rows, channels, piece, planes, octets, sent, most = w[1], w[2], w[3], w[6], w[7], w[8], w[9]
     local, done = np.zeros(channels * (sent != 0), np.int32), 0
     bits = carray(at(w[4]), (planes, octets, rows, channels), np.uint8)
     out = carray(at(w[5]), (rows, channels), np.int16)
@@ -178,11 +140,6 @@ def unpack(work: Any) -> None:
                     if sent:
                         for c in range(channels):
                             local[c] += ones(source[c])
-                    if digits:
-                        weight = np.int16(sign << 8 * octet)
-                        for c in range(channels):
-                            out[r, c] = np.int16(out[r, c] + np.int16(source[c]) * weight)
-                        continue
                     for c in range(channels):
                         # Ones of a byte, by halves.
                         b = source[c]

@@ -68,12 +68,13 @@ def dense(work: Any) -> None:
 
 @native
 def integer(work: Any) -> None:
-    """Write out[r, o] = (count[r] · weight[o]) · scale[o] + bias[o]."""
-    w = words(work, 11)
+    """Write out[r, o] = ((count[r] · weight[o]) · scale[o] + rest[o])/gain[r] + bias[o]."""
+    w = words(work, 13)
     rows, inner, outer, piece, block = w[1], w[2], w[3], w[4], w[10]
     count, weight = carray(at(w[5]), (rows, inner), np.int16), carray(at(w[6]), (outer, inner), np.int8)
     scale, bias = carray(at(w[7]), outer, np.float32), carray(at(w[8]), outer, np.float32)
-    out = carray(at(w[9]), (rows, outer), np.float32)
+    out, rest = carray(at(w[9]), (rows, outer), np.float32), carray(at(w[11]), outer, np.float32)
+    gains = carray(at(w[12]), rows * (w[12] != 0), np.float32)
     pieces = (outer + piece - 1) // piece
     while True:
         i = claim(work)
@@ -86,7 +87,8 @@ def integer(work: Any) -> None:
                 for begin in range(0, inner, block):
                     end = min(inner, begin + block)
                     total += _dot_integer(count[r, begin:end], weight[o, begin:end])
-                out[r, o] = np.float32(total) * scale[o] + bias[o]
+                back = np.float32(1) / gains[r] if len(gains) else np.float32(1)
+                out[r, o] = (np.float32(total) * scale[o] + rest[o]) * back + bias[o]
 
 
 @native

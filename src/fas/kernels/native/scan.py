@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from fas.kernels.native.calling import at, claim, native, words
 from fas.kernels.native.tally import flush
 
-BINARY, TERNARY, GRADED, DIGITS = range(4)
+BINARY, TERNARY, GRADED = range(3)
 # What comes in: the value of every step, the running mean, or one value for all steps.
 VALUES, MEANS, EVEN = range(3)
 # What goes out: spikes times their worth, N_t times its worth at step t, or spikes as bytes.
@@ -132,10 +132,6 @@ def _block(
                 before.append(builder.select(goes_on, on.load(start, g), zeros))
             if drive == EVEN:
                 even.append(builder.fmul(builder.fsub(on.load(x, g), mu[g]), theta[g]))
-        if recursion == DIGITS:
-            whole = [on.clip(on.call("floor", builder.fadd(even[g], v[g])), least, most) for g in every]
-            below = [builder.fcmp_ordered("<", n, zeros) for n in whole]
-            digits = [builder.fptosi(on.call("fabs", n), on.of(_I32)) for n in whole]
         source, target = held(_I64, x), held(_I64, out)
         with cgutils.for_range(builder, steps) as loop:
             step = builder.add(loop.index, first)
@@ -145,7 +141,7 @@ def _block(
             if drive == EVEN:
                 share = builder.fdiv(builder.sitofp(step, _DOUBLE), builder.sitofp(steps, _DOUBLE))
                 share = on.splat(builder.fptrunc(share, on.real) if size == 4 else share)
-                if recursion not in (GRADED, DIGITS):
+                if recursion != GRADED:
                     # At most one spike a step.
                     low, high = on.clip(builder.fneg(t), least, zeros), on.clip(t, zeros, most)
             for g in every:
@@ -165,14 +161,7 @@ def _block(
                     value = builder.fdiv(builder.fsub(value, builder.fmul(mu[g], t)), theta[g])
                     reached = builder.fadd(value, v[g])
                 n = builder.load(counted[g])
-                if recursion == DIGITS:
-                    # The count is known; its digit of this step.
-                    shift = on.splat(builder.trunc(builder.sub(steps, step), _I32))
-                    digit = builder.and_(builder.lshr(digits[g], shift), ir.Constant(digits[g].type, [1] * on.lanes))
-                    change = builder.sitofp(builder.shl(digit, shift), on.type)
-                    change = builder.select(below[g], builder.fneg(change), change)
-                    after = n
-                elif drive == EVEN or recursion == GRADED:
+                if drive == EVEN or recursion == GRADED:
                     after = on.clip(on.call("floor", reached), low, high)
                     change = builder.fsub(after, n)
                 else:
@@ -185,8 +174,6 @@ def _block(
                     after = builder.fadd(n, change)
                 builder.store(after, counted[g])
                 fired = on.call("fabs", change)
-                if recursion == DIGITS:
-                    fired = builder.select(builder.fcmp_ordered(">", fired, zeros), ones, zeros)
                 builder.store(builder.fadd(builder.load(sent[g]), fired), sent[g])
                 if answer == BYTES:
                     on.store(builder.trunc(builder.fptosi(change, on.of(_I32)), on.of(_I8)), there, g, 1)
