@@ -42,6 +42,15 @@ def test_exponent_is_the_largest_that_clips_nothing_and_lifts_no_further_than_as
         assert torch.equal(neuron.gain(one[None], neuron.resolution(steps)), gain[None])
 
 
+def test_the_shape_and_the_size_of_a_gain():
+    neuron, tokens = AdaptiveDigit(), torch.full((2, 3, 8), 0.3)
+    # 2^3 · 0.3 is at most 4, the mean count that is asked for; 2^4 · 0.3 is above.
+    assert torch.equal(neuron.gain(tokens, 975), torch.full((2, 3, 1), 8.0))
+    assert torch.equal(neuron.gain(tokens[:1, :1], 975), torch.full((1, 1, 1), 8.0))
+    assert torch.equal(neuron.gain(torch.ones(1, 4), 975), torch.full((1, 1), 4.0))
+    assert torch.equal(neuron.gain(torch.full((1, 4), 1.3), 975), torch.full((1, 1), 2.0))
+
+
 def test_silent_and_broken_tokens_have_finite_gains():
     neuron = AdaptiveDigit()
     tokens = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [1e30, 1.0], [math.inf, 1.0]])

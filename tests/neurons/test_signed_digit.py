@@ -189,6 +189,9 @@ def test_what_is_refused(options, message):
 def test_counts_beyond_float32_are_refused():
     with pytest.raises(ValueError, match=r"float32 holds whole numbers up to 2\^24"):
         SignedDigit(wide=0).resolution(25)
+    assert SignedDigit().resolution(22) == 15_990_783 < 2**24
+    with pytest.raises(ValueError, match="counts of signed_digit reach 31981567"):
+        SignedDigit().resolution(23)
 
 
 def test_fires_after_its_input_and_so_is_no_rate_neuron():

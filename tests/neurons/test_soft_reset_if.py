@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fas.layers.qcfs import qcfs
-from fas.neurons.soft_reset_if import SoftResetIF
+from fas.neurons.soft_reset_if import SoftResetIF, _Triangle
 
 NEURON = SoftResetIF()
 
@@ -70,3 +70,13 @@ def test_carries_no_sign():
     assert NEURON.bounds(8) == (0, 8)
     with pytest.raises(TypeError, match="unexpected keyword argument 'signed'"):
         SoftResetIF(signed=True)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_the_surrogate_gradient_is_a_triangle_of_area_one(gamma):
+    x = torch.linspace(-3, 3, 13, dtype=torch.float64, requires_grad=True)
+    fired = _Triangle.apply(x, gamma)
+    fired.sum().backward()
+    assert torch.equal(fired, (x >= 0).double())
+    expected = [max(0.0, gamma - abs(value)) / gamma**2 for value in x.tolist()]
+    torch.testing.assert_close(x.grad, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)

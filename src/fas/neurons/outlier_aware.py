@@ -64,7 +64,7 @@ class OutlierAware(Neuron):
         """Keep levels of the normal range and round the others to multiples of 2^b."""
         size = levels.abs().clamp(max=self.resolution(timesteps))
         unit = 2**self.outlier_bits
-        coarse = ((size + unit // 2) / unit).floor().clamp(max=2**timesteps - 1) * unit
+        coarse = ((size + unit // 2) / unit).floor() * unit
         size = torch.where(size < 2**timesteps, size, coarse)
         return size * levels.sign() if self.signed else torch.where(levels > 0, size, torch.zeros_like(size))
 
