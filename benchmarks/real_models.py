@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("model", help="a name below build/models, or a directory")
     parser.add_argument("--train", type=Path, required=True, help="text to calibrate on")
     parser.add_argument("--test", type=Path, required=True, help="text to measure on")
-    parser.add_argument("--second", type=Path, help="another text to measure on, 8,192 tokens of it")
+    parser.add_argument("--second", type=Path, help="another text to measure on, 4,096 tokens of it")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     parser.add_argument("--tokens", type=int, default=4096, help="to calibrate on")
     parser.add_argument("--test-tokens", type=int, default=16384, help="to measure on, from the first")
@@ -181,7 +181,7 @@ class Bench:
         figures = self.scored_on(loaded, self.arguments.test, self.arguments.test_tokens)
         figures["measuring_cpu_s"] = time.process_time() - cpu
         if self.arguments.second:
-            found = self.scored_on(loaded, self.arguments.second, 8192)
+            found = self.scored_on(loaded, self.arguments.second, 4096)
             figures |= {f"second_{quantity}": value for quantity, value in found.items()}
         return figures
 
