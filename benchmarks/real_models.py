@@ -148,6 +148,7 @@ class Bench:
                 time.perf_counter() - began,
                 time.process_time() - cpu,
             )
+            figures |= {k: v for r in loaded.model.records for k, v in r.results.items() if k == "expected_divergence"}
             left = [o.what for o in operations(loaded.model) if o.floats]
             figures |= {"timesteps": loaded.model.timesteps, "floats": list(dict.fromkeys(left))}
             if self.arguments.steps:

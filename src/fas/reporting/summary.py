@@ -44,6 +44,12 @@ class Summary:
         """Path of the site with the largest relative error, None where none is known."""
         return max(self.figures, key=lambda path: self.figures[path]["relative_error"], default=None)
 
+    @property
+    def expected(self) -> float | None:
+        """KL(dense ‖ spiking) per answer in nats that calibration expects, None where it has weighed no errors."""
+        known = [r.results["expected_divergence"] for r in self.config.records if "expected_divergence" in r.results]
+        return known[-1] if known else None
+
     def lines(self) -> list[str]:
         """Return it as text."""
         recipe, worst = self.config.recipe, self.worst
@@ -57,6 +63,8 @@ class Summary:
             seconds = sum(record.results.get("seconds", 0.0) for record in self.config.records)
             errors = ", ".join(f"{kind} {found['relative_error']:.2g}" for kind, found in self.kinds.items() if found)
             lines += [f"network: {in_words(self.network)}; calibrated in {seconds:.0f} s"]
+            if self.expected is not None:
+                lines[-1] += f"; expected KL to the dense model {self.expected:.2g} nats per token"
             lines += [f"relative error by layer: {errors}", f"worst site: {worst}, {in_words(self.figures[worst])}"]
         if self.config.left_dense is not None:
             lines.append(left_in_words(self.config.left_dense))
