@@ -10,7 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -252,13 +252,17 @@ def test_the_command(run: Any, snn: Path, monkeypatch: pytest.MonkeyPatch) -> No
     seen = []
 
     class Server:
+        def __init__(self, ready: Callable[[], None]) -> None:
+            self.ready = ready
+
         def run(self, sockets: list[socket.socket]) -> None:
             seen.append(sockets[0].getsockname())
+            self.ready()
 
-    def server(loaded: Loaded, name: str, limits: _serving.Limits) -> Server:
+    def server(loaded: Loaded, name: str, limits: _serving.Limits, ready: Callable[[], None]) -> Server:
         seen.append((name, loaded.model.timesteps, loaded.model.schedule))
         assert limits == _serving.Limits(token="secret")
-        return Server()
+        return Server(ready)
 
     monkeypatch.setattr(_serving, "server", server)
     told = run("serve", snn, "--port", 0, "--timesteps", 3, "--schedule", "online", "--token", "secret").stderr

@@ -46,10 +46,11 @@ def serve(
         loaded.need_converted()
         loaded.set(timesteps, schedule)
         called = name or Path(model).name
-        application = server(loaded, called, Limits(waiting, patience, token=token))
         with listen(host, port) as socket:
             where = f"http://{host}:{socket.getsockname()[1]}"
-            output.remark(f"{called} answers at {where}/v1, T = {loaded.model.timesteps}; Ctrl-C ends it")
+            told = f"{called} answers at {where}/v1, T = {loaded.model.timesteps}; Ctrl-C ends it"
+            limits = Limits(waiting, patience, token=token)
+            application = server(loaded, called, limits, lambda: output.remark(told))
             if token is None and not ipaddress.ip_address(socket.getsockname()[0]).is_loopback:
                 output.remark("other machines may use it without a token: --token asks for one")
             # It has ended cleanly by then, and raises the signal again.

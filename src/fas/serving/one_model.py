@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fas.errors import FASError, MissingExtraError
@@ -23,13 +24,14 @@ def context_of(loaded: Loaded) -> int | None:
     return min(known, default=None)
 
 
-def server(loaded: Loaded, name: str, limits: Limits | None = None) -> Server:
+def server(loaded: Loaded, name: str, limits: Limits | None = None, ready: Callable[[], None] = lambda: None) -> Server:
     """Return an HTTP server that answers with one model, one request after the other.
 
     Args:
         loaded: a converted model that writes text, with its tokenizer.
         name: of the model in requests.
         limits: what it takes.
+        ready: called as soon as it answers, and Ctrl-C ends it cleanly.
 
     Raises:
         FASError: a model that writes no text.
@@ -168,7 +170,11 @@ def server(loaded: Loaded, name: str, limits: Limits | None = None) -> Server:
     gate = Gate(application, limits or Limits(), name)
 
     class Ending(uvicorn.Server):
-        """Ends requests where it ends itself."""
+        """Says when it is ready, and ends requests where it ends itself."""
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            ready()
 
         async def shutdown(self, sockets: Any = None) -> None:
             gate.close()
