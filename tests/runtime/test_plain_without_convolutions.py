@@ -113,6 +113,13 @@ def test_padding_of_torchs_encoder():
     assert 1e-5 < float((answers(model, batch)[kept] - before).norm() / before.norm()) < 0.02
 
 
+def test_projections_that_torch_packs_are_named_as_left_dense():
+    model, batch = encoder().eval(), {"src": torch.randn(4, 7, 16)}
+    left = fas.convert(model, fas.FAS(timesteps=4), probe=batch, calibration=[batch]).fas_config.left_dense
+    # Query, key, value and output beside two layers of 16 to 24.
+    assert left == pytest.approx({"layers.*.self_attn": 4 * 16 / (4 * 16 + 2 * 24)})
+
+
 def test_a_sequence_in_the_first_dimension_runs_layerwise_only():
     model, batch = encoder(batch_first=False).eval(), {"src": torch.randn(7, 4, 16)}
     fas.convert(model, fas.FAS(timesteps=4, neuron="signed_if"), probe=batch, calibration=[batch])

@@ -151,7 +151,12 @@ def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
         ["method", stored.method],
         ["coverage", f"{recipe.coverage}: {len(sites)} sites"],
         ["neuron", f"{stored.neuron}; {signed} of {len(sites)} sites with both signs"],
-        ["left dense", "unknown" if stored.left_dense is None else _plain(in_words(stored.left_dense))],
+        [
+            "left dense",
+            "unknown"
+            if stored.left_dense is None
+            else _plain(in_words(stored.left_dense).removeprefix("left dense: ")),
+        ],
         ["time steps T", recipe.timesteps],
         ["levels", f"up to {stored.levels_after(recipe.timesteps)} (zero and both signs included)"],
         *([words, fitted[name]] for name, words in _FITTED.items() if name in fitted),

@@ -14,6 +14,7 @@ from fas.layers.experts import Routed
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.probe import evaluating, probe_inputs, without_cache
+from fas.surgery.trace import in_parts
 
 _SHOWN = 8
 
@@ -33,7 +34,7 @@ def left_dense(model: Any, probe: Mapping[str, Any] | None = None) -> dict[str, 
     simulation: Simulation = model._simulation
     grouped = {getattr(torch.ops.aten, "_grouped_mm", None): _grouped, _fallback(): _grouped}
     known = {op: count for op, count in grouped.items() if op is not None}
-    with FlopCounterMode(display=False, custom_mapping=known) as counter, evaluating(model):
+    with in_parts(), FlopCounterMode(display=False, custom_mapping=known) as counter, evaluating(model):
         with simulation.using(network="ann", schedule="layerwise", observers=[]):
             model(**(probe if probe is not None else probe_inputs(model)), **without_cache(model))
     # Every module counts what happens in its children too; the name of the class stands for that of the model.

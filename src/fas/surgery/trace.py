@@ -121,7 +121,7 @@ def trace(
         record.attention.append((len(record.calls), call))
 
     attending = recording_attention(model, keep) if attention else nullcontext()
-    with hooked(handles), evaluating(model), _in_parts(), attending, flow or nullcontext():
+    with hooked(handles), evaluating(model), in_parts(), attending, flow or nullcontext():
         if probe is not None or not reads_images_and_text(model):
             model(**(probe if probe is not None else probe_inputs(model)))
         else:
@@ -130,7 +130,7 @@ def trace(
 
 
 @contextmanager
-def _in_parts() -> Iterator[None]:
+def in_parts() -> Iterator[None]:
     """Let torch's encoders hand plain tensors to their layers, where fused ones would hand on nested tensors."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
