@@ -31,7 +31,6 @@ ROWS: dict[str, Callable[[], Method]] = {
     "T = 8, full": lambda: fas.FAS(coverage="full"),
     "T = 5": lambda: fas.FAS(timesteps=5),
     "T = 4": lambda: fas.FAS(timesteps=4),
-    "T = 4, balanced ternary": lambda: fas.FAS(timesteps=4, neuron="ternary_phase"),
 }
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import fas
 from fas.data.for_model import Sample, training_rows
 from fas.energy.inventory import operations
+from fas.errors import FASError
 from fas.evaluation.score import measure, scores_on
 from fas.loading import Loaded
 from fas.neurons.adaptive_digit import AdaptiveDigit
@@ -128,7 +129,7 @@ class Bench:
         if row is None:
             try:
                 row = {**self.conditions(name), **self.measured(name)}
-            except fas.FASError as error:
+            except FASError as error:
                 row = {**self.conditions(name), "refused": str(error)}
             self.known.append(row)
             write_text(self.out, json.dumps(self.known, indent=1) + "\n")
