@@ -52,3 +52,11 @@ def test_the_standard_error_is_the_spread_of_perplexities_of_other_texts():
     values = [math.exp(sum(n for n, _ in w) / sum(t for _, t in w)) for _, w in (drawn(s) for s in range(400))]
     stated = statistics.mean(standard_error(drawn(s)[1]) for s in range(400))
     assert stated == pytest.approx(statistics.stdev(values), rel=0.15)
+
+
+def test_of_windows_of_one_length_it_is_that_of_their_means():
+    _, theirs = drawn(2, windows=3)
+    windows = [[50.0 * nll / tokens, 50] for nll, tokens in theirs]
+    means = [nll / 50 for nll, _ in windows]
+    expected = math.exp(statistics.mean(means)) * statistics.stdev(means) / math.sqrt(3)
+    assert standard_error(windows) == pytest.approx(expected, rel=1e-6)
