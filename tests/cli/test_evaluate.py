@@ -35,6 +35,17 @@ def test_a_perplexity_states_what_it_depends_on(run, rows, snn: Path, text: Path
     assert values(again, "perplexity") == [row["value"]]
 
 
+def test_the_test_part_is_scored_unless_another_is_named(rows, dense: Path, text: Path, tmp_path: Path) -> None:
+    lines = text.read_text().splitlines(keepends=True)
+    for part, half in (("train", lines[::2]), ("test", lines[1::2])):
+        (tmp_path / f"{part}.txt").write_text("".join(half))
+    scores = [
+        values(rows("evaluate", dense, "--data", tmp_path, "--test-tokens", 100, *split), "perplexity")
+        for split in ([], ["--split", "test"], ["--split", "train"])
+    ]
+    assert scores[0] == scores[1] != scores[2]
+
+
 def test_every_timestep_has_its_rows(rows, snn: Path, text: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = rows("evaluate", snn, "--data", text, "--test-tokens", 128, "--timesteps", "2,4")
     assert caplog.text.count("T = 2 with the thresholds of T = 4, which costs quality") == 1
