@@ -47,12 +47,10 @@ def main() -> None:
     out = arguments.out / "scores.json"
     known: dict[str, dict[str, float]] = json.loads(out.read_text()) if out.exists() else {}
     for task in arguments.tasks:
-        rows = load_table(
-            arguments.glue / Path(GLUE[task].file).with_name("train.tsv"),
-            task="regression" if task == "stsb" else None, label_names=GLUE[task].labels or None,
-        )  # fmt: skip
         directory = arguments.out / task
         if not directory.exists():
+            kind, labels = "regression" if task == "stsb" else None, GLUE[task].labels or None
+            rows = load_table(training_part(arguments.glue, task), task=kind, label_names=labels)
             finetune(arguments.model, rows, *EPOCHS[task], directory)
         for name in ("dense", *arguments.rows):
             if f"{task}, {name}" not in known:
@@ -60,6 +58,11 @@ def main() -> None:
                 write_text(out, json.dumps(known, indent=1) + "\n")
             print(task, name, known[f"{task}, {name}"], flush=True)
     print(table(known, arguments.tasks, arguments.rows))
+
+
+def training_part(glue: Path, task: str) -> Path:
+    """Return the file of a task's training rows."""
+    return glue / Path(GLUE[task].file).with_name("train.tsv")
 
 
 def finetune(source: str, rows: Table, epochs: int, limit: int | None, out: Path) -> None:
@@ -90,7 +93,7 @@ def scored(directory: Path, task: str, name: str, arguments: argparse.Namespace)
     loaded = fas.load(str(directory))
     if name != "dense":
         sample = Sample(arguments.tokens, None, 16)
-        train = str(arguments.glue / Path(GLUE[task].file).with_name("train.tsv"))
+        train = str(training_part(arguments.glue, task))
         fas.convert(loaded.model, ROWS[name](), calibration=train, tokenizer=loaded.tokenizer, sample=sample)
     scores = on_table(task, glue_table(task, arguments.glue), 32)
     found = {one.quantity: one.value for one in measure(loaded, scores)}

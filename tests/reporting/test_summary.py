@@ -24,7 +24,7 @@ def test_what_is_said_is_what_the_records_hold() -> None:
 def test_the_divergence_that_calibration_expects_is_said_where_it_is_known() -> None:
     known, unknown = converted("llama", spike_price=0.001), converted("llama", spike_price=0.0)
     expected = known.records[-1].results["expected_divergence"]
-    assert f"expected KL to the dense model {expected:.2g} nats per token" in "\n".join(fas.summarise(known).lines())
+    assert f"expected KL to the dense model {expected:.2g} nats per answer" in "\n".join(fas.summarise(known).lines())
     assert "expected" not in "\n".join(fas.summarise(unknown).lines())
 
 

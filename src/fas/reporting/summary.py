@@ -64,7 +64,7 @@ class Summary:
             errors = ", ".join(f"{kind} {found['relative_error']:.2g}" for kind, found in self.kinds.items() if found)
             lines += [f"network: {in_words(self.network)}; calibrated in {seconds:.0f} s"]
             if self.expected is not None:
-                lines[-1] += f"; expected KL to the dense model {self.expected:.2g} nats per token"
+                lines[-1] += f"; expected KL to the dense model {self.expected:.2g} nats per answer"
             lines += [f"relative error by layer: {errors}", f"worst site: {worst}, {in_words(self.figures[worst])}"]
         if self.config.left_dense is not None:
             lines.append(left_in_words(self.config.left_dense))
