@@ -7,7 +7,9 @@
     python -m benchmarks.real_models smollm2-135m --train DIR/train.txt --test DIR/wiki.test.raw --rows mlp --steps 200
 
 With ``--steps`` rows are trained (stage 1) after their conversion, and stand beside the dense model trained on the same
-data. A row that the JSON file holds already, measured under the same conditions, is not measured again.
+data. A row that the JSON file holds already, measured under the same conditions, is not measured again. Ratios have
+intervals of 95 % confidence (paired bootstrap over windows); rows without what every window
+gave (older files) have none.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import fas
 from fas.data.for_model import Sample, training_rows
 from fas.energy.inventory import operations
 from fas.errors import FASError
-from fas.evaluation.score import measure, scores_on
+from fas.evaluation.interval import ratio_interval
+from fas.evaluation.score import WINDOWS, measure, scores_on
 from fas.loading import Loaded
 from fas.neurons.adaptive_digit import AdaptiveDigit
 from fas.stages.finetune import Finetune
@@ -68,7 +71,7 @@ def main() -> None:
     parser.add_argument("--second", type=Path, help="another text to measure on, 4,096 tokens of it")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
     parser.add_argument("--tokens", type=int, default=4096, help="to calibrate on")
-    parser.add_argument("--test-tokens", type=int, default=16384, help="to measure on, from the first")
+    parser.add_argument("--test-tokens", type=int, default=16384, help="to measure on, from the first; 0: all")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--steps", type=int, default=0, help="of stage 1, on a window each")
     parser.add_argument("--train-window", type=int, default=256)
@@ -133,7 +136,7 @@ class Bench:
                 row = {**self.conditions(name), "refused": str(error)}
             self.known.append(row)
             write_text(self.out, json.dumps(self.known, indent=1) + "\n")
-        print(json.dumps(row), flush=True)
+        say(row)
 
     def measured(self, name: str) -> dict[str, Any]:
         """Convert and score one row."""
@@ -174,10 +177,10 @@ class Bench:
         if control is not None:
             dense = replace(loaded, model=control.eval())
             self.known.append({**self.conditions("control"), **self.scored(dense)})
-            print(json.dumps(self.known[-1]), flush=True)
+            say(self.known[-1])
         return figures
 
-    def scored(self, loaded: Loaded) -> dict[str, float]:
+    def scored(self, loaded: Loaded) -> dict[str, Any]:
         """Score whatever a model runs, on both texts if there are two."""
         cpu = time.process_time()
         figures = self.scored_on(loaded, self.arguments.test, self.arguments.test_tokens)
@@ -187,20 +190,22 @@ class Bench:
             figures |= {f"second_{quantity}": value for quantity, value in found.items()}
         return figures
 
-    def scored_on(self, loaded: Loaded, text: Path, tokens: int) -> dict[str, float]:
-        """Return the perplexity of a model on a text, and its spikes."""
+    def scored_on(self, loaded: Loaded, text: Path, tokens: int) -> dict[str, Any]:
+        """Return the perplexity of a model on a text, what every window gave, and its spikes."""
         scores = scores_on(
-            loaded, str(text), limit=tokens, window=self.arguments.window,
+            loaded, str(text), limit=tokens or None, window=self.arguments.window,
             stride=self.arguments.window - (loaded.bos is not None), batch_size=8,
         )  # fmt: skip
-        return {found.quantity: found.value for found in measure(loaded, scores)}
+        rows = measure(loaded, scores, by_window=True)
+        return {row.quantity: row.value for row in rows} | {WINDOWS: rows[0].conditions[WINDOWS]}
 
     def table(self) -> str:
         """Return the rows asked for in Markdown."""
         dense = self.found("control" if self.arguments.steps else "dense")
         assert dense is not None
         lines = [
-            f"| row | T | perplexity × {dense['row']} | second text | spikes per neuron | conversion, s of one core |",
+            f"| row | T | perplexity × {dense['row']} (95 %) | second text | spikes per neuron "
+            "| conversion, s of one core |",
             "|---|---|---|---|---|---|",
         ]
         for name in self.arguments.rows:
@@ -209,13 +214,24 @@ class Bench:
             if "refused" in row:
                 lines.append(f"| {name} | | {row['refused']} | | | |")
                 continue
-            ratio = row["perplexity"] / dense["perplexity"]
-            second = f"{row['second_perplexity'] / dense['second_perplexity']:.4f}" if self.arguments.second else ""
+            second = ratio(row, dense, "second_") if self.arguments.second else ""
             lines.append(
-                f"| {name} | {row['timesteps']} | {ratio:.4f} | {second} | {row['spikes_per_neuron']:.2f} "
+                f"| {name} | {row['timesteps']} | {ratio(row, dense)} | {second} | {row['spikes_per_neuron']:.2f} "
                 f"| {row['conversion_cpu_s']:.0f} |"
             )
         return "\n".join(lines)
+
+
+def ratio(row: dict[str, Any], dense: dict[str, Any], text: str = "") -> str:
+    """Return a row's perplexity over the dense one's, with its interval where both say what every window gave."""
+    found = f"{row[f'{text}perplexity'] / dense[f'{text}perplexity']:.4f}"
+    interval = ratio_interval(row.get(text + WINDOWS, ()), dense.get(text + WINDOWS, ()))
+    return f"{found} ({interval[0]:.4f} to {interval[1]:.4f})" if interval else found
+
+
+def say(row: dict[str, Any]) -> None:
+    """Print a row without its windows."""
+    print(json.dumps({key: value for key, value in row.items() if not key.endswith(WINDOWS)}), flush=True)
 
 
 if __name__ == "__main__":
