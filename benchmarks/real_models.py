@@ -51,6 +51,7 @@ ROWS: dict[str, Callable[[], Method]] = {
     "linear, T = 5": lambda: fas.FAS(timesteps=5),
     "rate code": lambda: fas.FAS(neuron="signed_if"),
     "rate code, mlp": lambda: fas.FAS(neuron="signed_if", coverage="mlp"),
+    "rate code, rotated": lambda: fas.FAS(neuron="signed_if", rotate=True),
     "graded rate code": lambda: fas.FAS(neuron="clipped_count"),
     "balanced ternary": lambda: fas.FAS(neuron="ternary_phase"),
     "bit planes": lambda: fas.FAS(neuron="phase"),
