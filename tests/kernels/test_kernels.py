@@ -1,9 +1,11 @@
 """Every backend against the plain loops: neurons to the last bit, products to rounding."""
 
+import importlib
 import math
 import os
 import subprocess
 import sys
+from array import array
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -363,6 +365,27 @@ def test_triton_in_its_interpreter():
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"}
     )
     assert run.stdout.strip() == "equal", run.stderr
+
+
+@pytest.mark.skipif(not able, reason=why)
+def test_a_change_in_what_a_kernel_calls_is_no_old_kernel_of_the_cache(tmp_path, monkeypatch):
+    from fas.kernels.native import calling
+
+    monkeypatch.syspath_prepend(tmp_path)
+    # Python tells its own compiled files apart by the second.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    lines = ["from fas.kernels.native.calling import native, words", "from told import told", "@native"]
+    lines += ["def kernel(work):", "    words(work, 2)[1] = told()"]
+    (tmp_path / "asks.py").write_text("\n".join(lines))
+    for number, known in ((7, 0), (8, 0), (8, 1)):
+        (tmp_path / "told.py").write_text(f"from numba import njit\nnumber = {number}\ntold = njit(lambda: number)\n")
+        calling._sources.cache_clear()
+        importlib.invalidate_caches()
+        for name in ("asks", "told"):
+            sys.modules.pop(name, None)
+        kernel, work = importlib.import_module("asks").kernel, array("q", (0, 0))
+        kernel.ctypes(work.buffer_info()[0])
+        assert (work[1], kernel.cache_hits) == (number, known)
 
 
 @pytest.mark.skipif(not able, reason=why)

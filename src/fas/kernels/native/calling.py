@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import struct
 import sys
 from array import array
@@ -22,6 +23,8 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from fas._version import __version__
 
 _LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 # Below this many bytes to move, a second thread costs more than it saves.
@@ -75,8 +78,17 @@ def bits(value: float) -> int:
     return found
 
 
+@functools.cache
+def _sources(folder: Path) -> str:
+    """Return a short digest of this version and of all files that kernels share."""
+    files = b"".join(file.read_bytes() for file in sorted(folder.glob("*.py")))
+    return hashlib.sha256(__version__.encode() + files).hexdigest()[:12]
+
+
 def native(kernel: Callable[..., None]) -> Any:
     """Compile a kernel; the machine code is kept on disk for the next process."""
+    # numba looks for changes in the kernel's own file alone, not in what it calls.
+    kernel.__qualname__ += f"-{_sources(Path(kernel.__code__.co_filename).parent)}"
     # A division by zero is an infinity, as in torch: a check would keep loops from being vectorised.
     return cfunc(types.void(types.voidptr), cache=True, error_model="numpy")(kernel)
 
