@@ -438,6 +438,35 @@ def test_the_offset_of_a_query_costs_a_product_with_every_key_whatever_its_sign(
     assert counts.multiply_adds == (27 * 32 if offset else 0)
 
 
+def test_the_offset_of_a_query_meets_keys_whose_values_are_floats():
+    model = converted(coverage="full", exclude=["*.operands.value"])
+    path = "transformer.h.0.attn.operands.query"
+    with torch.no_grad():
+        model.get_submodule(path).neuron.offset.fill_(0.25)
+    assert counted(model, FAMILIES["gpt2"].batch()).places["prefill", path].multiply_adds == 27 * 32
+
+
+def test_factors_by_name_are_those_by_place():
+    a, b, row, both = (torch.ones(*shape) for shape in ((2, 3), (3, 5), (3,), (2, 5)))
+    three = torch.ones(4, 2, 3), torch.ones(4, 3, 5)
+    products = [
+        (lambda: torch.addmm(both, a, b), lambda: torch.addmm(mat2=b, mat1=a, input=both), 30),
+        (lambda: torch.addmv(row[:2], a, row), lambda: torch.addmv(row[:2], vec=row, mat=a), 6),
+        (lambda: torch.mm(a, b), lambda: a.mm(mat2=b), 30),
+        (lambda: torch.mv(a, row), lambda: torch.mv(input=a, vec=row), 6),
+        (lambda: torch.matmul(a, b), lambda: torch.matmul(a, other=b), 30),
+        (lambda: torch.bmm(*three), lambda: three[0].bmm(mat2=three[1]), 120),
+        (lambda: functional.linear(a, b.T), lambda: functional.linear(weight=b.T, input=a), 30),
+        (lambda: torch.baddbmm(both, *three), lambda: torch.baddbmm(both, batch2=three[1], batch1=three[0]), 120),
+    ]
+    model = converted()
+    for by_place, by_name, number in products:
+        for product in (by_place, by_name):
+            with torch.no_grad(), count_operations(model) as counts:
+                product()
+            assert counts.total().multiply_adds == number
+
+
 def test_convolutions_and_functions():
     model = converted()
     with torch.no_grad(), count_operations(model) as counts:

@@ -195,6 +195,28 @@ def test_functions_and_normalisations_of_a_plain_module_are_listed():
     assert found["in Functional", "add"] == (SUMS, "graded accumulation, additions", False)
 
 
+def test_rows_of_a_plain_module_are_its_tokens():
+    torch.manual_seed(0)
+    x = {"input": torch.randn(3, 8)}
+    model = fas.convert(nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4)), fas.FAS(), probe=x)
+    assert by_place(operations(model, x))["*", "activation GELU"] == (SUMS, "evaluations", True, 1, 16)
+
+
+def test_amounts_that_tokens_share_are_rounded_to_the_nearest():
+    ids = {"input_ids": FAMILIES["bert_classifier"].batch(rows=2, length=3)["input_ids"]}
+    pooled = ("bert.pooler.activation", "activation tanh")
+    gated, exact = (
+        by_place(operations(fas.convert(FAMILIES["bert_classifier"].build(), method), ids))
+        for method in (LAS(), fas.FAS())
+    )
+    # Two rows of 32 for six tokens: 10 and two thirds.
+    assert gated[pooled][-1] == exact["bert.pooler.activation", "activation Tanh"][-1] == 11
+    ids = {"input_ids": FAMILIES["llama"].batch(rows=3, length=4)["input_ids"]}
+    turns = by_place(operations(fas.convert(FAMILIES["llama"].build(), fas.FAS()), ids))
+    # The rows share their 4 positions of 8 angles.
+    assert turns["in model.rotary_emb (LlamaRotaryEmbedding)", "cos"][-1] == 3
+
+
 def test_a_plain_module_needs_a_probe():
     x = tiny_cnns.images(2)
     model = fas.convert(tiny_cnns.build("vgg"), fas.FAS(), probe={"x": x[:1]})

@@ -16,7 +16,12 @@ from fas.energy.operations import Operations
 
 # No score of a trained model is as low; masks are, in half precision too.
 _MASKED = -3e4
-_PRODUCTS = frozenset({"linear", "addmm", "addmv", "mm", "mv", "bmm", "matmul", "__matmul__", "__rmatmul__", "baddbmm"})
+# Their arguments by name, the factors last.
+_PRODUCTS = {
+    "linear": ("input", "weight"), "addmm": ("input", "mat1", "mat2"), "addmv": ("input", "mat", "vec"),
+    "baddbmm": ("input", "batch1", "batch2"), "mm": ("input", "mat2"), "mv": ("input", "vec"), "bmm": ("input", "mat2"),
+    "matmul": ("input", "other"), "__matmul__": ("self", "other"), "__rmatmul__": ("self", "other"),
+}  # fmt: skip
 # nn.MultiheadAttention: projections with packed weights and attention in one call, which returns a tuple.
 _PACKED = frozenset({"multi_head_attention_forward", "_native_multi_head_attention"})
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
@@ -222,14 +227,8 @@ class Arithmetic(TorchFunctionMode):
 
 
 def _factors(name: str, args: Any, named: Any) -> tuple[Tensor, Tensor]:
-    if name in ("addmm", "addmv", "baddbmm"):
-        parts = ("batch1", "batch2") if name == "baddbmm" else ("mat1", "mat2" if name == "addmm" else "vec")
-        _, left, right = _named(("input", *parts), args, named)
-        return left, right
-    if name == "linear":
-        left, right = _named(("input", "weight"), args, named)
-        return left, right
-    return (args[1], args[0]) if name == "__rmatmul__" else (args[0], args[1])
+    *_, left, right = _named(_PRODUCTS[name], args, named)
+    return (right, left) if name == "__rmatmul__" else (left, right)
 
 
 def _named(names: tuple[str, ...], args: Any, named: Any) -> list[Any]:

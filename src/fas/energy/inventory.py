@@ -29,19 +29,9 @@ FLOATS = "floats"
 SUMS = "sums of weighted spikes"
 DIGITS = "gated digits"
 _SHIFTED = "additions of stored values, shifted"
-_MATRIX = frozenset(
-    {
-        "mm",
-        "bmm",
-        "addmm",
-        "baddbmm",
-        "matmul",
-        "convolution",
-        "scaled_dot_product",
-        "grouped_mm",
-        "grouped_mm_fallback",
-    }
-)
+_MATRIX = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "convolution", "scaled_dot_product"}) | {
+    "grouped_mm", "grouped_mm_fallback"
+}  # fmt: skip
 _ADDS = frozenset({"add", "sub", "rsub", "sum", "mean", "cumsum"})
 _PRODUCTS = frozenset({"mul", "div", "addcmul", "neg"})
 # What our attention computes on spikes beside its products, all of it in the notes of the attention module: scores,
@@ -106,7 +96,7 @@ def operations(model: Any, probe: Mapping[str, Any] | None = None) -> list[Opera
     """
     inputs = probe if probe is not None else probe_inputs(model)
     first: Tensor = inputs.get(getattr(model, "main_input_name", ""), next(iter(inputs.values())))
-    tokens = first.numel() if first.ndim == 2 else len(first)
+    tokens = len(first) if first.is_floating_point() else first.numel()
     simulation: Simulation = model._simulation
     found: dict[tuple[str, str, str], Operation] = {}
     for network in ("ann", "snn") if all(neurons.is_set for neurons in populations(model).values()) else ("ann",):
