@@ -10,7 +10,10 @@ from tiny_pictures import git_processor, write_pictures
 from tiny_vision_language import VISION_LANGUAGE
 
 import fas
+from fas.data import image_text
 from fas.data.for_model import Sample, calibration_batches
+from fas.data.image_text import load_pictures
+from fas.evaluation.score import on_pictures
 from fas.loading import load
 
 
@@ -54,6 +57,18 @@ def test_captions_are_scored(rows, git_snn: Path, pictures: tuple[Path, Path]) -
     assert [row["quantity"] for row in found] == ["cider", "bleu", "exact_match", "spikes_per_neuron"] * 2
     assert [row["conditions"]["timesteps"] for row in found[::4]] == [2, 4]
     assert found[0]["conditions"]["samples"] == 3 and found[3]["value"] > 0
+
+
+def test_pictures_of_the_hub_are_those_of_the_test_part(git: Path, pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, parts = [{"image": load_pictures(pictures[0])[0].opened(), "captions": "a b"}], []
+    monkeypatch.setattr(image_text, "hub_rows", lambda source, split: parts.append(split) or rows)
+    loaded = load(str(git))
+    load_pictures("made/captions")
+    on_pictures(loaded, "made/captions")
+    fas.evaluate(loaded, "made/captions", max_new_tokens=1)
+    assert parts == ["test"] * 3
+    fas.evaluate(loaded, "made/captions", max_new_tokens=1, split="train")
+    assert parts[3:] == ["train"]
 
 
 def test_answers_are_scored(rows, git: Path, pictures: tuple[Path, Path]) -> None:

@@ -186,7 +186,9 @@ def test_calibration_reads_the_train_part_and_measurements_the_test_part(loaded:
         measure(loaded, scores_on(loaded, str(place)))[0].value
         for place in (tmp_path, tmp_path / "train.txt", tmp_path / "test.txt")
     )
-    assert whole == test != train
+    assert whole == test != train == fas.evaluate(loaded, tmp_path / "train.txt")[0].value
+    # And in the library, unless another is named.
+    assert [fas.evaluate(loaded, tmp_path, **part)[0].value for part in ({}, {"split": "train"})] == [test, train]
     apart(loaded, source, source)
 
 

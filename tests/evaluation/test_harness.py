@@ -24,7 +24,9 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from fas.evaluation import harness
 from fas.evaluation.harness import SpikingLM, score
+from fas.evaluation.kept import Kept
 from fas.evaluation.local_tasks import local_task
 
 QUESTIONS = [
@@ -156,6 +158,34 @@ def test_spikes_are_those_of_the_recording(places: Path) -> None:
     score(lm, "texts", task_path=places / "data", limit=1)
     # A second task does not add to the first one's.
     assert lm.spikes_per_neuron == first.value
+
+
+@pytest.mark.parametrize("network", ["ann", "quantised", "snn"])
+def test_a_task_that_was_interrupted_goes_on(places: Path, tmp_path: Path, monkeypatch, network: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(harness, "STRETCH", 4)
+    model, answered, answer = fas.load(str(places / "snn")), [], HFLM.loglikelihood
+
+    def found(*, stop: bool = False) -> list[fas.Measurement]:
+        def stopping(lm: Any, requests: Any, *arguments: Any, **options: Any) -> Any:
+            answered.append(len(requests))
+            if stop and len(answered) == 2:
+                raise KeyboardInterrupt
+            return answer(lm, requests, *arguments, **options)
+
+        monkeypatch.setattr(HFLM, "loglikelihood", stopping)
+        answered.clear()
+        kept = Kept({"command": "tasks"})
+        rows = fas.evaluate(model, tasks=["sums"], task_path=places / "data", network=network, kept=kept)
+        kept.close()
+        return rows
+
+    whole = found()
+    assert [row.quantity for row in whole] == ["acc", "acc_norm", *["spikes_per_neuron"] * (network == "snn")]
+    assert answered == [4, 4, 4, 4, 2]
+    with pytest.raises(KeyboardInterrupt):
+        found(stop=True)
+    assert found() == whole and answered == [4, 4, 4, 2]
 
 
 def test_scores_state_their_conditions(places: Path) -> None:

@@ -100,6 +100,13 @@ def test_prompts_are_those_of_the_harness(tmp_path: Path, manager: Any) -> None:
         assert task.doc_to_target(row) == 1
 
 
+@pytest.mark.parametrize("name", ["arc_easy", "boolq", "mine"])
+def test_only_boolq_loses_the_announcement_of_its_passages(tmp_path: Path, manager: Any, name: str) -> None:
+    write(tmp_path / f"{name}.jsonl", {"query": "Passage: Ice.", "choices": ["no", "yes"], "gold": 1})
+    task = built(name, tmp_path, manager)
+    assert task.doc_to_text(task.test_docs()[0]).startswith("Ice." if name == "boolq" else "Passage: Ice.")
+
+
 def test_partial_evaluation_compares_beginnings(tmp_path: Path, manager: Any) -> None:
     row = {"context_options": ["He saw Ann, so Ann", "He saw Ann, so he"], "continuation": "ran.", "gold": 1}
     write(tmp_path / "winogrande.jsonl", row)

@@ -55,7 +55,7 @@ def evaluate(
         tokenizer: of a transformers model; that of the directory or name it was loaded from if None.
         tasks: names, of lm-evaluation-harness or, for a classifier, of GLUE; in place of ``data``.
         network: ``ann``, ``quantised`` or ``snn``; the last of a converted model if None.
-        timesteps: one T or several; the model's if None.
+        timesteps: one T or several, at thresholds as they were calibrated; the model's if None.
         schedule: ``layerwise`` or ``online``; the model's if None.
         split: part of a data set that has parts.
         tokens: use the first tokens only.

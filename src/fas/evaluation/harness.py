@@ -82,7 +82,7 @@ class SpikingLM(Stretches):
 
     Args:
         pretrained: directory or hub name of a converted model, or the model itself.
-        timesteps: T; levels that were those of the model's own T follow it. The model's if None.
+        timesteps: T, at thresholds as calibrated; levels that were those of the model's own T follow it. Its T if None.
         network: ``snn``, ``quantised`` or ``ann``.
         schedule: ``layerwise`` or ``online``; the model's if None.
         operators: ``difference`` or ``instant``; the model's if None.

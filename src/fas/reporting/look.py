@@ -85,7 +85,7 @@ def look(
         model: a name, what ``fas.load`` returns, or a converted transformers model.
         data: text source, or table, to measure on: its test part.
         tokenizer: of a transformers model; that of the place it was loaded from if None.
-        timesteps: T to try; the model's own, half and a quarter of it if none is named.
+        timesteps: T to try, at thresholds as calibrated; the model's own, half and a quarter of it if none is named.
         test_tokens: to score on.
         tokens: to count operations and spikes on.
         calibration_data: where coarse thresholds are fitted; ``data`` if None.
