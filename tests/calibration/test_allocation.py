@@ -90,6 +90,24 @@ def test_codes_with_levels_to_spare_weigh_spikes_by_themselves():
     assert not all(map(torch.equal, found[0][0], found[2][0]))
 
 
+@pytest.mark.parametrize("name", ["bert_classifier", "roberta"])
+def test_a_classifier_has_no_price_unasked(name):
+    # One answer of a row: 0.006 nats a spike are measured on answers of single tokens.
+    data, found = [FAMILIES[name].batch(rows=4, length=12)], []
+    for options in ({}, {"spike_price": 0.0}, {"spike_price": SignedDigit.spike_price}):
+        model = made.converted(name, seeds=(), neuron="signed_digit", timesteps=8, **options)
+        results = fas.calibrate(model, data)[0].results
+        found.append(([p.log_threshold for p in populations(model).values()], "expected_divergence" in results))
+    assert [priced for _, priced in found] == [False, False, True]
+    assert all(map(torch.equal, found[0][0], found[1][0]))
+
+
+@pytest.mark.parametrize("name", ["bert_mlm", "t5"])
+def test_other_networks_that_answer_each_token_have_one(name):
+    model = made.converted(name, neuron="signed_digit", timesteps=8)
+    assert "expected_divergence" in model.records[-1].results
+
+
 @pytest.mark.parametrize("spikes", [None, 0.9])
 def test_factors_of_attention_have_no_price(spikes):
     model, seen = made.converted("gpt2", seeds=(), neuron="phase", coverage="full"), set()

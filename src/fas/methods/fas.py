@@ -34,7 +34,7 @@ class FAS(OneNeuron):
             values are near zero. Off, spikes are several times fewer and the error larger.
         spike_price: nats per answer that one spike per neuron and window may cost: fine calibration trades quality for
             silence, channel by channel (0.01 to 0.1 are useful), and `centred` has no say. If not given, the neuron's
-            own: 0.006 for `adaptive_digit`, and for `signed_digit` from T = 7 on, else 0.
+            own for language models: 0.006 for `adaptive_digit`, and for `signed_digit` from T = 7 on, else 0.
         spikes: per neuron and window, in the mean over the network: finds the price at which it sends as many.
 
     Raises:

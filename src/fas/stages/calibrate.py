@@ -46,7 +46,7 @@ class Calibrate(Stage):
         max_rows: activations kept per site, for the mean errors.
         fit_rows: of these, how many thresholds are fitted to; ranges (``fit_range``) to all.
         spike_price: nats per answer that one spike per neuron and window may cost; None takes the neuron's own where
-            every code is fitted by its range, the model reads tokens and has gradients, else 0. Above 0, fine
+            every code is fitted by its range and a language model, in memory, answers each token, else 0. Above 0, fine
             calibration minimises expected divergence from the dense network + price · mean spikes, over all channels of
             all sites together: few spikes where errors matter little. It then chooses offsets itself, whatever
             ``centred`` says. At 0 it minimises the error of every channel alone. Training pays its own.
@@ -142,8 +142,10 @@ class Calibrate(Stage):
         if by_default:
             neurons = [population.neuron for population in found.values()]
             price = min(n.spike_price if is_by_range(n, steps) else 0.0 for n in neurons)
-            # Gradients need the whole model in memory. Answers of other than language models may be no logits.
-            told = all("input_ids" in batch for batch in batches)
+            # Gradients need the whole model in memory. The price is that of answers token by token, as words are: where
+            # all tokens share one, what their errors do to it adds up.
+            words = getattr(model, "get_output_embeddings", lambda: None)()
+            told = words is not None and all("input_ids" in batch for batch in batches)
             if not (price and whole and told and self.fine) or any(p.is_meta for p in model.parameters()):
                 return {}
         try:
