@@ -283,7 +283,9 @@ def location(name: str) -> Place:
     if path.is_dir():
         file = only_file(path)
         if file is None and not (path / "config.json").is_file():
-            raise CheckpointError(f"{path} has no config.json and no {SUFFIX} file: it is not a model directory")
+            adapter = (path / "adapter_config.json").is_file()
+            what = "an adapter: merge it into its model (peft), and save that" if adapter else "not a model directory"
+            raise CheckpointError(f"{path} has no config.json and no {SUFFIX} file: it is {what}")
         return Place(str(path), file)
     if path.is_file() and path.suffix == SUFFIX:
         return Place(str(path.parent), path.name)

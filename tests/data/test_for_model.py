@@ -154,11 +154,15 @@ def test_calibration_on_padding_that_no_mask_marks_is_warned_of(caplog: pytest.L
     ids[:, :16] = 5
     config = SimpleNamespace(pad_token_id=0)
     warn_of_batches([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], config)
-    warn_of_batches([{"input_ids": ids[:, :40]}], SimpleNamespace(pad_token_id=None))
+    for without in (ids[:, :24], torch.arange(512).view(8, 64) % 60):
+        warn_of_batches([{"input_ids": without}], SimpleNamespace(pad_token_id=None))
     warn_of_batches([{"input_ids": ids[:, :24]}], config)
     assert "padding" not in caplog.text
     warn_of_batches([{"input_ids": ids}], config)
-    assert "75 % of the calibration tokens are padding (id 0)" in caplog.text
+    assert "75 % of the calibration tokens look like padding (id 0)" in caplog.text
+    # GPT-2's configuration names none; many pad with the token that ends a text.
+    warn_of_batches([{"input_ids": torch.where(ids == 0, 9, ids)}, {"input_ids": ids[:0]}], None)
+    assert "75 % of the calibration tokens look like padding (id 9)" in caplog.text
     fas.convert(gpt2(), fas.FAS(timesteps=2), calibration=[{"input_ids": torch.ones(1, 1, dtype=torch.long)}])
     assert "sees 1 tokens" in caplog.text
 

@@ -6,7 +6,7 @@ from tiny_models import FAMILIES, logits
 from torch import nn
 
 import fas
-from fas.errors import SiteError
+from fas.errors import CheckpointError, SiteError
 
 
 class Adapted(nn.Module):
@@ -49,3 +49,12 @@ def test_adapters_of_peft_are_refused_until_they_are_merged():
     model = family.build()
     model.add_adapter(peft.LoraConfig(target_modules=["q_proj"]))
     refuse(model)
+
+
+def test_a_directory_of_an_adapter_says_so(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="it is an adapter: merge it into its model"):
+        fas.load(str(tmp_path))
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match="it is not a model directory"):
+        fas.load(str(tmp_path))

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mode
 from typing import TYPE_CHECKING, Any
 
 from fas.errors import DataError
@@ -212,14 +213,17 @@ def warn_of_batches(batches: Batches, config: Any) -> None:
             "calibration sees %d tokens: thresholds from so few describe other text badly; give it %d or more, better "
             "thousands", seen, _FEW,
         )  # fmt: skip
-    pad = getattr(config, "pad_token_id", None)
-    if masks or pad is None or not ids:
+    # A configuration that knows no padding gets what most rows end with.
+    last = [row[-1] for x in ids for row in x.tolist() if row]
+    if masks or not last:
         return
+    pad = getattr(config, "pad_token_id", None)
+    pad = mode(last) if pad is None else pad
     padding = sum(int((x == pad).sum()) for x in ids) / max(1, sum(x.numel() for x in ids))
     if padding > _PADDED:
         logger.warning(
-            "%.0f %% of the calibration tokens are padding (id %d), and no attention_mask says so: thresholds would be "
-            "set for padding; pass attention_mask in every batch, as tokenizer(..., padding=True) makes it",
+            "%.0f %% of the calibration tokens look like padding (id %d), and no attention_mask says so: thresholds "
+            "would be set for padding; pass attention_mask in every batch, as tokenizer(..., padding=True) makes it",
             100 * padding, pad,
         )  # fmt: skip
 
