@@ -23,15 +23,8 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "finetune.json"
 # What reading a checkpoint raises that has been cut or has a flipped bit.
 _DAMAGE = (
-    CheckpointError,
-    SafetensorError,
-    zipfile.BadZipFile,
-    zlib.error,
-    OSError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-)
+    CheckpointError, SafetensorError, zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError
+)  # fmt: skip
 
 
 def begin(directory: Path, description: Mapping[str, Any], *, resume: bool) -> Path | None:
