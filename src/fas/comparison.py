@@ -180,8 +180,7 @@ def compare(
 ) -> Comparison:
     """Convert one dense model by several methods and measure what each of them costs and keeps.
 
-    Every plan starts from the same weights; the model itself stays dense. One that refuses the model has a row that
-    says so.
+    Every plan starts from the same weights; the model itself stays dense. A plan that refuses it has a row saying so.
 
     Args:
         model: a name, what ``fas.load`` returns, or a transformers model.
@@ -196,8 +195,7 @@ def compare(
         images: to calibrate a plain network on.
         test_images: to measure a plain network on.
         accounting: of the energies; None leaves them out.
-        train_steps: steps of stage 1 for the methods that have it, and for the control: the dense model fine-tuned on
-            the same data.
+        train_steps: steps of stage 1 for methods that have it, and for the control (the dense model trained alike).
         seed: of the choice of calibration windows.
         device: where a model is put that is loaded by name.
         kept: keeps what is measured, for a run that is killed (``fas.evaluation.kept``).
@@ -205,8 +203,7 @@ def compare(
         progress: called with the combination and its step, parts done and in all.
 
     Raises:
-        ValueError: a model that is converted already; data that would calibrate and measure; no plan
-            that is possible.
+        ValueError: the model is converted already; the same data would calibrate and measure; no plan is possible.
         FASError: what loading or reading raises.
 
     Example:

@@ -59,8 +59,7 @@ def convert(
     """Turn a pretrained transformer or convolutional network into a spiking network, in place.
 
     The model keeps its class, its weights and their names; linear layers at the method's sites are driven
-    by spikes from now on. Without calibration data thresholds stay unset, and the spiking network
-    refuses to run until ``calibrate`` has set them.
+    by spikes from now on. Without calibration data it refuses to run as a spiking network before ``calibrate``.
 
     A plain module (torchvision, timm, own) needs ``probe``; its batches are dictionaries by the
     names of its forward's arguments (``{"x": images}``), and its batch normalisation is folded into the layers before
@@ -69,8 +68,7 @@ def convert(
     Args:
         model: a transformers model, or a plain module.
         method: the recipe; FAS at T = 8 by default.
-        calibration: text, as a name (``wikitext``, a file, a directory, another data set of the hub) or as documents;
-            or inputs of the model's forward, in a list.
+        calibration: text by name (``wikitext``, a file, a directory, a hub data set), documents, or a list of inputs.
         tokenizer: of the model, where calibration is text; None takes the one that lies where the model came from.
         sample: how much of the text, in windows of what length; 4,096 tokens if None.
         probe: a batch of one that the model accepts, where the default probe does not fit; a plain module has none.

@@ -180,8 +180,7 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
     Weights in GGUF are dequantised to float32.
 
     Args:
-        name: a directory, a name on the hub, ``embedded``, or a GGUF file (``model.gguf``; on the hub
-            ``owner/name/model.gguf``).
+        name: a directory, a hub name, ``embedded``, a GGUF file (``model.gguf``; of the hub ``owner/name/model.gguf``).
         device: where to put the model, as torch names it.
         gguf_file: of the directory or hub name, where it has several or other weights too.
 

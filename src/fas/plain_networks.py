@@ -25,8 +25,7 @@ def load_either(name: str, device: str = "cpu", builder: Path | None = None, spi
 
     Raises:
         ValueError: ``spiking`` without ``builder``.
-        CheckpointError: as ``load``; no such file or function, something else than a module with convolutions, or a
-            damaged directory.
+        CheckpointError: as ``load``; no such file or function, a module without convolutions, a damaged directory.
         SiteError: ``spiking`` was made of another network.
     """
     if builder is None:

@@ -118,8 +118,7 @@ def record(model: Any, *, trains: bool = False) -> Iterator[Recording]:
 
     Args:
         model: a converted model.
-        trains: keep every spike of every step; runs the layerwise schedule stepped, since the collapsed
-            execution produces counts only.
+        trains: keep every spike of every step; layerwise then runs stepped, as collapsed it has counts only.
 
     Yields:
         The recording, complete when the block ends.

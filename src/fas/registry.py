@@ -18,8 +18,7 @@ from typing import Any
 def available(kind: str, package: str = "fas") -> list[str]:
     """Return the names that ``load(kind, name)`` accepts: the modules of one sub-package, sorted.
 
-    Only file names are read, nothing is imported but ``package`` itself. Modules with a leading
-    underscore and sub-packages are left out.
+    Only file names are read; nothing but ``package`` is imported. A leading underscore hides a module.
 
     Args:
         kind: sub-package that holds one plug-in per file, such as ``neurons`` or ``methods``.

@@ -25,8 +25,7 @@ def check_place(directory: Path, *, overwrite: bool) -> None:
 
     Args:
         directory: the place.
-        overwrite: whether a converted model may be replaced; one that an interrupted run of the command was about to
-            finish may be.
+        overwrite: whether a converted model may be replaced; an interrupted run of the command may finish its own.
 
     Raises:
         FASError: a file, a dense model, a directory with other things in it, or a converted model.

@@ -48,10 +48,8 @@ class Settings:
         operators: ``difference`` or ``instant``, online only: whether the wires between layers carry
             running means over time, to which any operator applies unchanged, or the values of each step.
         execution: ``collapsed`` (one pass on counts) or ``stepped`` (every step), layerwise only.
-        weights: ``float``, as they are, or ``int8``: spike counts times 8-bit weights with θ folded into them,
-            layerwise, without gradients.
-        kernels: which backend computes, ``auto`` for the fastest one that can; gradients and compiled models
-            always use torch.
+        weights: ``float``, as they are, or ``int8``: spike counts times 8-bit weights, layerwise, without gradients.
+        kernels: the backend, ``auto`` for the fastest possible one; gradients and compiled models use torch.
 
     Raises:
         ValueError: a value outside its range; the message names it.

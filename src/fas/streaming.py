@@ -69,12 +69,10 @@ def stream(
     ``out`` appears when everything is written, and ``<out>.partial`` goes.
 
     Args:
-        source: directory of a dense transformers model in safetensors (or a name of one), of blocks that hand over
-            their hidden state and nothing else.
+        source: directory of a dense transformers model in safetensors, whose blocks hand over their hidden state alone.
         out: directory to write; a converted model there is replaced.
         method: the recipe; FAS at T = 8 by default. It may have one stage, Calibrate or SetThresholds.
-        calibration: text, or inputs of the model's forward, as ``fas.convert`` takes them; None takes the data that
-            belong to the model.
+        calibration: text or inputs of the model's forward, as ``fas.convert`` takes them; None: the model's own data.
         tokenizer: written beside the model; where calibration is text, the source's own if None.
         sample: how much of the text, in windows of what length; 4,096 tokens if None.
         budget: bytes of hidden states that are held in memory; all are on the disk besides.

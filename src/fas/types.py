@@ -48,8 +48,7 @@ class Site:
         channels: length of per-channel thresholds: input features or channels of the layer, heads times width of a head
             of query, key and value, heads of the attention weights.
         signed: whether the input takes both signs, so that the neuron needs negative spikes.
-        activation: dotted name of the activation module that the neuron replaces (ReLU, whose quantised
-            form the neuron is), else None.
+        activation: dotted name of the activation that the neuron replaces, else None.
     """
 
     path: str
@@ -98,18 +97,15 @@ def finite(value: Any) -> Any:
 class Neuron(ABC):
     """A neuron model: how an activation becomes spikes. A frozen dataclass without tensors.
 
-    Symbols: x_t input current at step t = 1…T, v_t membrane potential, θ threshold, s_t spikes emitted,
-    N_t = s_1 + … + s_t the count.
+    Symbols: at step t = 1…T, x_t input current, v_t membrane potential, s_t spikes, N_t = Σ s_i count; θ threshold.
 
     Attributes:
         signed: whether counts below zero exist.
-        exact_when: inputs for which the count after T steps is the quantised value: ``even`` over time, or
-            ``any``.
+        exact_when: inputs for which the count after T steps is the quantised value: ``even`` over time, ``any``.
         emission: what one spike stands for: one threshold (``binary``, or ``ternary`` where it has a sign), a
             whole number of them (``graded``), or what the step says (``digits``, sent after the window). A class
             that declares nothing counts as the general case of its kind.
-        takes_back: whether negative spikes occur where counts are not negative: while uneven input falls, or
-            among the digits of a positive number.
+        takes_back: whether negative spikes occur where counts are not negative (falling input, signed digits).
         adapts: whether thresholds follow the token (``gain``).
         recursion: which of the neurons that ``fas.kernels`` knows this one is, declared by the class itself; a
             neuron that declares none runs by its own methods. ``table``, for digits: the kernels look up what
@@ -320,8 +316,7 @@ class Method(ABC):
         schedule: ``layerwise`` or ``online``.
         operators: ``difference`` or ``instant``, for the online schedule.
         execution: ``collapsed`` or ``stepped``, for the layerwise schedule.
-        replace_activation: the neuron takes the place of GELU, SiLU or tanh too; such a model must be fine-tuned
-            (stage 1). ReLU is always replaced, at no loss.
+        replace_activation: the neuron replaces GELU, SiLU or tanh too; needs stage 1. ReLU always is, at no loss.
         exclude: shell patterns of layers to leave dense.
 
     Raises:

@@ -52,7 +52,7 @@ def test_what_a_card_says(tmp_path):
     for line in (
         "| class | `GPT2LMHeadModel` |",
         "| method | fas |",
-        "| coverage | mlp: 2 sites |",
+        "| coverage | mlp: 2 sites; attention and normalisation stay float |",
         "| neuron | signed_if; 2 of 2 sites with both signs |",
         "| time steps T | 4 |",
         "| levels | up to 9 (zero and both signs included) |",
@@ -62,7 +62,7 @@ def test_what_a_card_says(tmp_path):
         "Quality has not been measured",
     ):
         assert line in text
-    assert "last on 27 tokens" in text and "Not calibrated" not in text and "## Measured" not in text
+    assert "last calibrated on 27 tokens" in text and "Not calibrated" not in text and "## Measured" not in text
     assert str(tmp_path) not in text
 
 
@@ -87,6 +87,15 @@ def test_figures_are_kept_until_the_model_changes(tmp_path):
     fas.calibrate(model, [FAMILIES["gpt2"].batch(seed=5)])
     model.save_pretrained(tmp_path / "n")
     assert "37.5" not in (tmp_path / "n" / "README.md").read_text()
+
+
+def test_folders_of_the_one_who_converted_are_nobodys_business(tmp_path):
+    model = converted()
+    model.fas_config.data = "/home/me/secret/corpus.txt"
+    model.save_pretrained(tmp_path / "m")
+    write_card(tmp_path / "m", [Measurement("perplexity", 37.5, "1", conditions={"data": "/home/me/secret/other.txt"})])
+    text = (tmp_path / "m" / "README.md").read_text()
+    assert "tokens of corpus.txt" in text and "data other.txt" in text and "secret" not in text
 
 
 def test_an_uncalibrated_model_and_a_local_origin(tmp_path):

@@ -86,8 +86,7 @@ def drive(x: Tensor, bounds: tuple[int, int]) -> Tensor:
 def fit_layer(x: Tensor, bounds: tuple[int, int], *, candidates: int = 40) -> Fit:
     """One threshold for the whole site: the smallest mean squared error over a grid (coarse).
 
-    The grid divides the largest magnitude geometrically by up to 100: heavy tails want a threshold far
-    below the maximum.
+    The grid divides the largest magnitude geometrically by up to 100: heavy tails need a far lower threshold.
 
     Args:
         x: activations [n, C].
@@ -113,8 +112,7 @@ def fit_channels(
 
     With the counts given, the best step θ/T and offset μ are a linear regression of the activation on
     the count; with these given, the best counts are the nearest levels. Alternating the two is Lloyd's
-    fixed point for a uniform code and never raises the error. It is started from several ranges, since
-    it finds the nearest local minimum only.
+    fixed point for a uniform code and never raises the error. Several starts: it finds local minima only.
 
     A code without sign keeps μ = 0, so that silence stays silent; there v_0 moves the decision levels
     instead, chosen by the smallest error that remains once its mean has gone into the bias.

@@ -55,8 +55,7 @@ def fit_range(
 
     Args:
         x: activations [n, C].
-        neuron: the neuron model, with at least ``PLENTY`` levels to a side; one that adapts is given the steps u
-            that it has at T = 8, and no range.
+        neuron: the neuron model, of at least ``PLENTY`` levels to a side; one that adapts gets steps u, not a range.
         timesteps: T.
         cost: prices of errors and spikes.
         per_channel: one threshold a channel, or one for all.

@@ -30,8 +30,7 @@ class Layout:
         handed: blocks whose hidden state is the very one that the block before them has returned.
         forms: blocks that receive nothing else of others of their list, and whose hidden state nothing but the next
             block reads (LLaVA reads that of the last block but one), so that a pass can leave them out; what each
-            returns after its hidden state, None where it returns the hidden state alone. Tensors there (weights
-            of attention that nobody asked for) are None.
+            returns after its hidden state, None for nothing; attention weights that nobody asked for are None.
     """
 
     repeated: frozenset[str]

@@ -243,8 +243,7 @@ class Residence:
 class Shelf(MutableMapping[tuple[Network, int], Tensor]):
     """Hidden states by network and batch, on the disk; as many as the budget allows in memory as well.
 
-    Those that enter a block stay until the next generation is complete and ``turn`` is called, so that an
-    interrupted run finds one of the two whole.
+    Those that enter a block stay until the next generation is complete: an interrupted run finds one whole.
 
     Args:
         directory: of a chain of blocks.

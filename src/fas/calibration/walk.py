@@ -4,8 +4,7 @@ Two streams of activations are kept, of the dense network (ann) and of the spiki
 other are replayed one at a time from their recorded inputs, so a walk costs a few passes through the model and holds
 the input of one block in both networks and its dense output, whatever the depth. What lies before and after the blocks
 is reached by passes that leave them out. Where blocks do not hand over directly (branches), each is reached from the
-model's input instead: slower, the same. So are layers that run several times in a pass (ALBERT): their sites see the
-inputs of every time.
+model's input instead: slower, the same. So are layers that run several times in a pass (ALBERT): sites see every input.
 
 A model larger than the memory is walked through with a ``Residence``, which has one block of it there at a time. Of
 several processes each runs its share of the batches; all see the rows of all, in their order.

@@ -15,8 +15,7 @@ def stdlib_text(split: Literal["train", "heldout"]) -> list[str]:
 
     A file belongs to `heldout` when sha256 of its POSIX path relative to the standard library,
     read as a big-endian integer, is divisible by 20. The path alone decides, so a file held out
-    under one Python version is held out under all of them, though its text may differ. Files that
-    are not valid UTF-8 are skipped.
+    under one Python version is held out under all of them. Files that are not valid UTF-8 are skipped.
 
     Raises:
         ValueError: `split` is neither "train" nor "heldout".

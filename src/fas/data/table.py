@@ -131,12 +131,10 @@ def load_table(path: str | Path, *, task: Task | None = None, label_names: Seque
     Args:
         path: .tsv, .csv, .json (list of objects) or .jsonl; another suffix is read as tab-separated.
         task: overrides what the labels look like.
-        label_names: class names in the order of their indices, for named labels in another order
-            or for a file that does not hold every class.
+        label_names: class names by index, for labels in another order or a file that lacks some.
 
     Raises:
-        DataError: missing file, malformed row, unknown columns, no labels, or a label that does
-            not fit ``task`` or ``label_names``.
+        DataError: missing file, malformed row, unknown columns, no labels, or labels that do not fit.
     """
     path = Path(path)
     if not path.is_file():

@@ -39,8 +39,7 @@ def count_operations(model: Any) -> Iterator[Counts]:
     The counts are of what happens in the block, not of an assumed rate: spikes as the neurons fire them, dense
     layers and attention as they are called; in front of a convolution a spike sets off as many additions as there are
     kernels over its position. Codes with graded spikes run stepped, since the number of their messages shows only step
-    by step. The online schedule repeats everything that is not driven by spikes at every step, and is counted so.
-    Pooling is not counted.
+    by step. What no spikes drive is repeated at every step online, and counted so. Pooling is not counted.
 
     Args:
         model: a converted model.

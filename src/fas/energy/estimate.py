@@ -294,8 +294,7 @@ def estimate_energy(
         prices: cost model, by name, as a file, or read already.
         reuse: how long a weight stays where it is used: ``none``, every operation fetches it; ``time``, for all
             steps of a position; ``pass``, for all positions of one forward pass, the whole prompt.
-        order: ``row``, ``window`` or ``output``: which way sums are made, and so how often accumulators or inputs are
-            read again (``fas.energy.bill.Hardware``).
+        order: ``row``, ``window`` or ``output``: how sums are made, so what is read again (``energy.bill.Hardware``).
         precision: of the dense network and of the spiking one beside it.
         accumulator: bits of the integer networks' accumulators and membrane potentials.
         score: gives the perplexity of the network that the model is set to; then rivals are measured, which reach that

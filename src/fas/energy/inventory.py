@@ -56,8 +56,7 @@ class Operation:
     Attributes:
         path: where, the number of the block as ``*``.
         what: linear layer, product, softmax, normalisation, activation or the name of the operation.
-        arrives: ``binary``, ``ternary`` or ``graded`` spikes, sums of weighted spikes, digits of a gated population, or
-            floats.
+        arrives: ``binary``, ``ternary`` or ``graded`` spikes, sums of those, digits of a gated population, floats.
         left: the work that remains, in words.
         floats: whether a multiplication with or an evaluation of a value that is no spike remains.
         count: how many there are.

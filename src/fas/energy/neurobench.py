@@ -28,8 +28,7 @@ def neurobench_metrics(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, fl
     buffers. ``connection_sparsity``: share of zeros in the weights of connection layers.
 
     Deviation: NeuroBench leaves out operations with weights that are exactly zero; trained dense weights have
-    none. Attention products and normalisation are no connection layers to it and are left out here too; see
-    ``estimate_energy`` for them.
+    none. Attention products and normalisation are not connection layers, and left out (see ``estimate_energy``).
 
     Args:
         model: a converted model of coverage ``mlp`` or ``linear``, layerwise.

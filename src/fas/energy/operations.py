@@ -31,8 +31,7 @@ class Operations:
         shift_additions: the same of spikes that weigh powers of two by their step (bit planes).
         graded_multiply_adds: the same of graded spikes: a weight times a small integer.
         dense_multiply_adds: of the dense layers behind the same inputs.
-        nonzero_multiply_adds: those of them whose input is not zero: in a dense run its activations, in a
-            spiking run the counts.
+        nonzero_multiply_adds: those with a non-zero input: the activation (dense run), the count (spiking run).
         weight_words: fetched, one per addition or multiply-add (reuse ``none``).
         weight_words_time: fetched if a row of weights is kept for all steps of a position (reuse ``time``).
         weight_words_pass: fetched if it is kept for all positions of one forward pass (reuse ``pass``).

@@ -68,8 +68,7 @@ def measure_rivals(
     above the spiking network's.
 
     The *sparse* network leaves out inputs of magnitude below a threshold, one for each site: the quantile of
-    calibration activations at one share for all sites, the largest at which the perplexity is no higher than the
-    spiking network's.
+    calibration activations at one share for all sites, the largest that reaches the spiking network's perplexity.
 
     Args:
         model: a converted model.

@@ -163,8 +163,7 @@ def answer_scores(said: Sequence[str], references: Sequence[Sequence[str]]) -> d
     Returns:
         ``exact_match``, the share of answers whose words, articles apart, are those of a reference; where every
         question has answers of more than three people, ``vqa_accuracy`` as well (Antol et al. 2015, arXiv 1505.00468:
-        an answer counts in full if three of the others gave it, averaged over whom one leaves out). Shares from 0
-        to 1.
+        an answer counts in full if three of the others gave it, averaged over whom one leaves out), in [0, 1].
 
     Raises:
         DataError: no answers, or a question without references.

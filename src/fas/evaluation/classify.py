@@ -51,8 +51,7 @@ def classify(
         ``fas.evaluation.metrics``), and for all of them where the model gives a NaN.
 
     Raises:
-        DataError: no rows, rows without labels, labels that do not fit the model's head, or rows
-            that do not fit its vocabulary or context.
+        DataError: no rows, rows without labels, rows or labels that do not fit the model.
         ValueError: ``batch_size`` below 1.
     """
     if batch_size < 1:

@@ -36,8 +36,7 @@ class Control:
 class Training:
     """So many steps for every method that has a stage 1, from its own thresholds, and once for the control.
 
-    Networks of ``rate_norm`` train as networks of rates, with the thresholds of its stage 2 fixed; all others as
-    quantised networks.
+    ``rate_norm`` trains a network of rates, its stage-2 thresholds fixed; all others train the quantised network.
 
     Args:
         dense: the dense model.

@@ -36,8 +36,7 @@ def matthews(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Return Matthews' correlation of two integer arrays [N] for any number of classes, in [-1, 1].
 
     The multi-class form R_K of Gorodkin 2004 (Comput. Biol. Chem. 28): the covariance of the two
-    one-hot matrices over the root of the product of their variances. NaN where either array holds
-    a single class (scikit-learn gives 0).
+    one-hot matrices over the root of the product of their variances. NaN for a single class (scikit-learn: 0).
     """
     predicted, true = _aligned(predictions, labels)
     classes = np.union1d(predicted, true)

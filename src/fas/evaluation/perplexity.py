@@ -28,8 +28,7 @@ class Perplexity:
     """Perplexity with the conditions it depends on.
 
     Attributes:
-        value: exp(nll_per_token), perplexity per token; infinite where float64 overflows, NaN
-            where the model gives NaN.
+        value: exp(nll_per_token), per token; infinite where float64 overflows, NaN where the model gives NaN.
         nll_per_token: mean negative log likelihood, nats per scored token.
         tokens: tokens scored.
         window: tokens that the model sees at once, BOS included (fewer where the text is shorter).
@@ -71,8 +70,7 @@ def perplexity(
     The strided sliding window of the Hugging Face page "Perplexity of fixed-length models": the
     first window scores all but its first token, each later one only the tokens that no window
     before it held. With ``stride == window`` the first token of every window has no context and is
-    not scored. With ``bos`` every window begins with this token, which is not scored either; the first token of
-    the text then has a context.
+    not scored. With ``bos`` every window begins with this token, not scored either, so the first token has a context.
 
     Deviation: the page counts one token too few per window where windows overlap (it weights every
     window by its labels minus one); here each scored token has the same weight.

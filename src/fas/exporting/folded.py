@@ -24,8 +24,7 @@ class Folded:
 
     A signed neuron becomes two, side by side, the second with the opposite input and the opposite weights
     (``mirrored``): for input that is even over time it only ever emits spikes of one sign. Its negative half
-    fires below zero, not at it, where a plain neuron fires at its threshold; the initial potential 1 − v_0 is
-    therefore lowered by ``TIE``.
+    fires below zero, not at it, where a plain neuron fires at its threshold; so 1 − v_0 is lowered by ``TIE``.
 
     Attributes:
         v_init: v_0 [C'], C' = C, or 2C if mirrored.
@@ -85,8 +84,7 @@ def fold(block: Block) -> Folded:
     """Fold the parameters of a block.
 
     Raises:
-        FASError: neurons that a plain integrate-and-fire neuron cannot stand for; the message says why, and what
-            to choose instead.
+        FASError: neurons that no plain integrate-and-fire neuron replaces; the message says what to choose instead.
     """
     mirrored = _mirrored(block)
     theta, v_init = block.threshold, block.v_init

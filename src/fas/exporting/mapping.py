@@ -196,8 +196,7 @@ def map_to_chip(model: Any, chip: Chip, inputs: Mapping[str, Tensor] | None = No
     Args:
         model: a converted model, set to the T and schedule that are meant.
         chip: see ``load_chip``.
-        inputs: of its forward, for the sizes of maps and for the spikes; without them a text model is mapped
-            without traffic.
+        inputs: of its forward, for sizes of maps and spikes; a text model without them is mapped without traffic.
         spikes: whether to measure spikes on the inputs.
 
     Raises:

@@ -85,8 +85,7 @@ class Check:
     Attributes:
         site: of the block.
         spikes: in the trace.
-        mismatches: neurons and steps that differ, of ``compared``; above zero only where a potential lies within
-            rounding error of the threshold.
+        mismatches: neurons and steps that differ, of ``compared``; only where a potential is at the threshold.
         compared: neurons and steps.
         error: of the outputs, ‖y' − y‖ / ‖y‖.
     """
@@ -166,12 +165,10 @@ def export_nir(
 def import_nir(directory: str | Path) -> dict[str, Exported]:
     """Read what ``export_nir`` has written, by site.
 
-    ``Exported.block.modules()`` gives a population and spiking layers again; exporting that block again writes the
-    same arrays.
+    ``Exported.block.modules()`` gives a population and spiking layers; that block exports to the same arrays.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, of another format, outside of the directory, or does not fit
-            the others; a graph that refers to further files.
+        CheckpointError: a missing, damaged or foreign file, of another format, outside of the directory, not fitting.
         MissingExtraError: the package nir is not installed.
     """
     nir = _package()

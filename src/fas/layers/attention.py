@@ -17,8 +17,7 @@ from fas.layers.simulation import Simulation
 class Operand(nn.Module):
     """One factor of a product in attention as a population of neurons.
 
-    Query, key and value have a neuron per head and dimension of the head, shared by all positions; the
-    attention weights one per head.
+    Query, key and value have a neuron per head and channel of it, the attention weights one per head.
 
     Args:
         population: its neurons.
@@ -43,8 +42,7 @@ class AttentionOperands(nn.Module):
 
     Args:
         populations: neurons by role; a factor without any stays as it is.
-        softmax_gated: whether exponentials, the reciprocal of their sum and the hyperbolic tangent of capped
-            scores come from gated populations.
+        softmax_gated: whether exponentials, reciprocals and the tanh of capped scores are gated populations.
     """
 
     def __init__(self, populations: Mapping[str, Population], *, softmax_gated: bool = False) -> None:

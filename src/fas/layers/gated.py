@@ -34,8 +34,7 @@ class Gated:
     gates (comparisons), at most K spikes and K additions; 2^s is a shift.
 
     Outer gates (``reduction``): ``none``; ``exponent``, y = −x log2(e) = n + m for f = exp on x ≤ 0, where
-    2^{−m} is fitted; ``octave``, |x| = 2^n m with 1 ≤ m < 2, and ``double_octave``, x = 4^n m with
-    1 ≤ m < 4.
+    2^{−m} is fitted; ``octave``, |x| = 2^n m, 1 ≤ m < 2; ``double_octave``, x = 4^n m, 1 ≤ m < 4.
 
     Attributes:
         name: of the function.
@@ -55,8 +54,7 @@ class Gated:
     Source: LAS (arXiv 2505.09659), hierarchically gated neurons: its sub-neurons are few-spikes neurons
     with all of T(t), h(t), d(t) learned by gradient, segments and gates set by hand. Deviation: here a
     sub-neuron is affine in its segment, which has a closed form and a bound; segments of one function are
-    alike in length, so that the inner gate reads leading digits; outer gates are powers of two, so that the
-    error is relative over every magnitude.
+    alike in length: the inner gate reads leading digits; outer gates are powers of two: the error is relative.
     """
 
     name: str

@@ -57,8 +57,7 @@ class RateCoded(OneNeuron):
 
     Attributes:
         timesteps: T, time steps of the spiking network.
-        encode_image: let the image of a convolutional network become signed spikes; off, its first layer reads it as
-            a constant current.
+        encode_image: turn a convolutional network's image into signed spikes; off, it is a constant current.
 
     Raises:
         ValueError: a value outside its range; the message names it.

@@ -15,8 +15,7 @@ class FastSNN(RateCoded):
 
     A neuron sends −1 where its potential is below zero while its count is positive, so that early spikes are taken
     back; layer-wise fine-tuning removes what remains. The quantised network is trained beforehand by
-    ``ReduceBits`` (progressively fewer bits) or ``fas.finetune``; without training, thresholds of the smallest squared
-    error serve.
+    ``ReduceBits`` (progressively fewer bits) or ``fas.finetune``; without, thresholds of the least squared error.
 
     Attributes:
         bits: b of the quantised activations; L = 2^b − 1.

@@ -18,8 +18,7 @@ class LAS(FAS):
         timesteps: T; the code has 2^T levels in the normal range and nearly as many beyond it.
         coverage: ``full`` as in the paper; ``linear`` and ``mlp`` leave attention dense.
         neuron: ``outlier_aware``, or ``phase`` for one range.
-        gated: softmax, normalisation and activations by gated populations; off, they are exact functions of
-            what the spikes carry.
+        gated: softmax, normalisation, activations by gated populations; off, exact functions of what spikes carry.
         centred: codes centred on other values than zero, which the paper does not have.
 
     Source: Chen et al. 2025, arXiv 2505.09659, and its released code. Deviations: those of ``OutlierAware``

@@ -18,8 +18,7 @@ class RateNorm(RateCoded):
     thresholds of stage 2 (``scale=None``) win back what clipping costs.
 
     Attributes:
-        omega_weight: λ of the mean of Ω = Σr/‖r‖² in the loss: larger for few steps, smaller for many, since low
-            thresholds clip.
+        omega_weight: λ of the mean of Ω = Σr/‖r‖² in the loss: larger for few steps, as low thresholds clip.
         scale: s at the start of stage 2.
         fit_epochs: passes of stage 2 over the calibration data.
         fit_rate: learning rate of s; far above the code's 0.01 to 0.1, which is for 200 passes over a training set.

@@ -26,8 +26,7 @@ class OutlierAware(Neuron):
     A digit is known only when the whole input is, so the code needs the layerwise schedule.
 
     Attributes:
-        outlier_bits: b, how many times the outlier range doubles the normal one. Counts stay exact in
-            float32 while T + b is at most 24.
+        outlier_bits: b, how often the outlier range doubles the normal one; counts are exact to T + b = 24.
 
     Source: LAS (arXiv 2505.09659), outlier-aware threshold neuron: two multi-threshold neurons and the
     mask ``M_out = Θ(|v| − θ_nor)``. Deviation: its two thresholds are free and set by hand per operator; here

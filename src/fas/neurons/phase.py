@@ -16,8 +16,7 @@ class Phase(Neuron):
     """Bit-plane neuron: after the window of its input it sends the binary digits of the count.
 
     With 2^T − 1 levels up to the threshold, the spike of step t stands for 2^{T−t} of them and has the sign
-    of the count; a neuron sends at most T spikes. Compare with a rate code by levels and spikes, never by T
-    alone.
+    of the count; a neuron sends at most T spikes. Compare with a rate code by levels and spikes, not by T.
 
     A digit is known only when the whole input is, so the code needs the layerwise schedule.
 

@@ -49,8 +49,7 @@ class SignedDigit(Neuron):
         wide: steps in front whose weight is three times that of the step after them; at most T − 1 count.
 
     Raises:
-        ValueError: a limit, price or number of wide steps below 0; counts beyond 2^24, which float32 does not hold
-            exactly.
+        ValueError: a limit, price or number of wide steps below 0; counts beyond 2^24, which float32 cannot hold.
 
     Source: Reitwiesner 1960 (Binary arithmetic, Advances in Computers 1): canonical signed digits. Deviation: those
     never have two neighbours that are not zero, which takes a threshold of 2/3 · w; with 3/4 · w a count has as many

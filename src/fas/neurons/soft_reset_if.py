@@ -15,8 +15,7 @@ from fas.types import Emission, RateNeuron
 class SoftResetIF(RateNeuron):
     """IF neuron with reset by subtraction: s_t = [v_{t-1} + x_t ≥ θ], v_t = v_{t-1} + x_t − θ s_t.
 
-    Firing at equality is what makes the count equal QCFS. Counts run from 0 to T, so it stands after
-    non-negative activations only.
+    Firing at equality makes the count equal QCFS. Counts run from 0 to T: for non-negative activations only.
 
     Attributes:
         gamma: γ of the surrogate gradient ∂s/∂v = max(0, γ − ``|v − θ|``)/γ², in the unit of the activation; it passes

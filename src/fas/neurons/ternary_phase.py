@@ -25,8 +25,7 @@ class TernaryPhase(Neuron):
     that step. A layer downstream needs no multiplication: it triples its sum (a shift and an addition) and adds.
 
     Without ``signed`` the count is not negative, though single spikes may be: 2 is +3 −1. Compare with other
-    codes by levels and spikes, never by T alone. A digit is known only when the whole input is, so the code
-    needs the layerwise schedule.
+    codes by levels and spikes, not by T. A digit needs the whole input, so the code needs the layerwise schedule.
 
     Raises:
         ValueError: more than 15 steps, whose counts float32 does not hold exactly.

@@ -43,8 +43,7 @@ class SiteFinding:
         v_init: v_0/θ by channel [C].
         offset: bias current μ/θ by channel [C].
         coarse: θ of the whole layer before fine calibration, None where it was not fitted again.
-        error: of the layers' output in the whole spiking network: squared, over the variance of the dense one;
-            None where no layer stands behind the site.
+        error: of the layers' output in the spiking network, squared over the dense variance; None without layers.
         code_error: the same of the site's own code in calibration, None without a record.
     """
 

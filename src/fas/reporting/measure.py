@@ -115,8 +115,7 @@ def coarse_thresholds(model: Any, batches: Sequence[Batch], progress: Progress |
 def output_errors(model: Any, batch: Batch) -> dict[str, float]:
     """Return the error of every spiking layer's output in the whole network, by layer.
 
-    Σ (spiking − dense)² / Σ (dense − its mean by channel)², both networks on the same batch: zero is the dense
-    network, one is no better than its mean.
+    Σ (spiking − dense)² / Σ (dense − its mean by channel)² on the same batch: 0 is the dense network, 1 its mean.
     """
     dense, spiking = _outputs(model, batch, "ann"), _outputs(model, batch, "snn")
     errors = {}

@@ -16,10 +16,11 @@ from fas.errors import CheckpointError
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.runtime.spiking import SpikingModel, make_dense, make_spiking
-from fas.storage.card import BASE, is_stock, write_card
+from fas.storage.card import is_stock, write_card
 from fas.storage.checksums import write_sums
 from fas.storage.directory import CARD, GUARD, check_files, is_ours, whole_directory, write_guard
 from fas.storage.foreign import check_neurons
+from fas.storage.origin import BASE, ORIGIN, remember_origin
 from fas.surgery.attention import SPIKING_ATTENTION
 from fas.surgery.replace import attach
 from fas.types import OPERANDS, Record, Site
@@ -123,8 +124,7 @@ class ConvertedModel(SpikingModel):
     ) -> Any:
         """Send files to the hub, with our card unless the repository has one that somebody wrote.
 
-        By now transformers has put there the repository's card, or a stock one if it has none; one that came with the
-        tokenizer says nothing either.
+        By now the repository's card is there, or transformers' stock one; a tokenizer's card says nothing either.
         """
         file = Path(working_dir) / CARD
         mine = is_ours(file) or is_stock(file)
@@ -203,21 +203,11 @@ def install(model: Any, config: FASConfig, quantizer: FASQuantizer | None = None
     exchange(model, config, ConvertedModel)
     strict = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     model._keep_in_fp32_modules_strict = strict | {"neuron", "correction"}
-    _remember_base(model.config)
+    remember_origin(model.config)
     model.config.quantization_config = config
     model.config._is_quantized = True
     model.hf_quantizer = quantizer if quantizer is not None else FASQuantizer(config)
     model.is_quantized, model.quantization_method = True, "fas"
-
-
-def _remember_base(config: Any) -> None:
-    """Keep the name of the dense model, which a converted one would replace by its own place.
-
-    A local directory is known by its last part only, as ``./name``.
-    """
-    name = getattr(config, "_name_or_path", "")
-    if name and not hasattr(config, BASE):
-        setattr(config, BASE, f"./{Path(name).resolve().name}" if Path(name).is_dir() else name)
 
 
 def uninstall(model: Any) -> None:
@@ -225,5 +215,6 @@ def uninstall(model: Any) -> None:
     make_dense(model)
     model.hf_quantizer.remove_quantization_config(model)
     model.config._is_quantized = False
-    if hasattr(model.config, BASE):
-        delattr(model.config, BASE)
+    for name in (BASE, ORIGIN):
+        if hasattr(model.config, name):
+            delattr(model.config, name)

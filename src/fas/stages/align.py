@@ -38,8 +38,7 @@ class Align(Stage):
         teacher: ``quantised`` (the network of stage 1, as it is when the stage begins), ``ann``, or ``auto``:
             quantised if the model has been fine-tuned, else ann.
         weight: λ of the KL term.
-        learning_rate: of Adam, decaying to zero as a cosine. In units of ln θ, of v_0/θ and of the
-            activation.
+        learning_rate: of Adam, decaying to zero as a cosine, in units of ln θ, of v_0/θ and of the activation.
         epochs: passes over the batches.
         bias: train the bias corrections too.
         seed: of the order of the batches.

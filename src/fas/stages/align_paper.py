@@ -22,8 +22,7 @@ class AlignPaper(Align):
     (the code's BERT). All else is as in ``Align``; the code keeps what it ends with and holds no batches out.
 
     Source: FAS (arXiv 2502.04405), its released code: ``MSELoss`` of every neuron's mean output against the quantised
-    activation, ``KLDivLoss(reduction="batchmean")`` of logits [B, S − 1, V]. Deviation: masked positions do not count
-    in the KL.
+    activation, ``KLDivLoss(reduction="batchmean")`` of logits [B, S − 1, V]. Deviation: the KL skips masked positions.
     """
 
     def watched(self, model: Any) -> Iterable[nn.Module]:

@@ -40,8 +40,7 @@ class Calibrate(Stage):
 
     Attributes:
         coarse: one threshold per layer, by the smallest mean squared error.
-        fine: threshold, offset and initial potential per channel by the same measure, and the mean error
-            that remains pushed into the bias.
+        fine: threshold, offset and initial potential per channel; the mean error goes into the bias.
         centred: whether fine calibration may centre a signed code on a value other than zero.
         max_rows: activations kept per site, for the mean errors.
         fit_rows: of these, how many thresholds are fitted to; ranges (``fit_range``) to all.
@@ -51,8 +50,7 @@ class Calibrate(Stage):
             all sites together: few spikes where errors matter little. It then chooses offsets itself, whatever
             ``centred`` says. At 0 it minimises the error of every channel alone. Training pays its own.
         spikes: per neuron and window, the mean of the whole network on the calibration data: finds the price.
-        teacher: ``quantised`` (the network of stage 1, as it is when the stage begins), ``ann``, or ``auto``:
-            quantised if it has been trained, else ann.
+        teacher: ``quantised`` (stage 1's network), ``ann``, or ``auto``: quantised if trained, else ann.
 
     Raises:
         ValueError: a price below 0, spikes of 0, both, or one of them without fine calibration; a teacher that is none.

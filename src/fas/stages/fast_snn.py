@@ -37,8 +37,7 @@ class TuneLayers(Stage):
         learning_rate: of SGD.
         momentum: of SGD.
         weight_decay: of SGD.
-        force: keep the weights of a site's last step; off, those of the smallest error on the batches, which may be
-            the untouched ones.
+        force: keep the weights of a site's last step; off, those of the smallest error on the batches.
 
     Raises:
         ValueError: a field outside its range.

@@ -21,8 +21,7 @@ class TrainRates(Stage):
     """Train weights and biases by cross-entropy with θ_l = p_l · σ(s), s fixed, p_l the running maximum.
 
     Afterwards thresholds have that value, and ``FitRates`` goes on from the weights. With ``scale=None`` thresholds
-    are kept instead: after ``FitRates``, which clips what is large for the sake of speed, the weights learn to do
-    without it.
+    are kept instead: after ``FitRates``, which clips large rates for speed, the weights learn to do without them.
 
     Attributes:
         scale: s; None keeps every threshold as it is.

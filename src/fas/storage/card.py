@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,16 @@ from fas._version import __version__
 from fas.config import FASConfig
 from fas.errors import CheckpointError
 from fas.storage.directory import CARD, MARK, is_ours, read_config, write_text
+from fas.storage.origin import BASE, HUB_NAME, ORIGIN, stated
 from fas.surgery.left_dense import in_words
 from fas.types import Measurement, Record
 
-BASE = "base_model_name_or_path"
-"""Where config.json keeps the name of the dense model; adapters of peft use the same word."""
-
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _STAGE = "measure"
-_FITTED = {"mean_relative_error": "relative error of sites", "spikes_per_neuron": "spikes per neuron, calibration data"}
+_FITTED = {
+    "mean_relative_error": "relative error of sites",
+    "expected_divergence": "expected KL to the dense model, nats per answer",
+    "spikes_per_neuron": "spikes per neuron, calibration data",
+}
 # What transformers fills into the hub's form for cards.
 _STOCK = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
@@ -53,8 +53,7 @@ def write_card(directory: str | os.PathLike[str], measurements: Iterable[Measure
 
     Args:
         directory: that ``save_pretrained`` of a converted model has written.
-        measurements: figures of the model (rows of ``--json``, of ``fas.estimate_energy``), in place of those that
-            it has; None leaves them.
+        measurements: rows of ``--json`` or ``fas.estimate_energy``, in place of those it has; None leaves these.
 
     Returns:
         The file.
@@ -108,22 +107,28 @@ def model_card(config: Mapping[str, Any]) -> ModelCard:
         # It becomes part of the code that a card shows.
         raise CheckpointError(f"config.json names the class {architecture!r}, which is not the name of a class")
     base = config.get(BASE)
-    local = base is not None and not _HUB_NAME.fullmatch(base)
+    local = base is not None and not HUB_NAME.fullmatch(base)
+    # A model that has a name on the hub is the base itself, whatever it was made from.
+    origin = stated(config.get(ORIGIN, {})) | ({} if base is None or local else {"base_model": base})
     task = _task(architecture)
     data = ModelCardData(
         # Hub pages of library transformers show how to load without our import, which gives the dense network.
         library_name="fas",
-        base_model=None if local else base,
         pipeline_tag=task,
         tags=["spiking-neural-network", "fas", *(["transformers"] if "model_type" in config else [])],
+        **origin,
     )
     name = architecture if base is None else _plain(base.rpartition("/")[2])
-    origin = "" if base is None else f" from {name}" if local else f" from [{base}](https://huggingface.co/{base})"
+    link = "[{0}](https://huggingface.co/{0})".format(origin.get("base_model"))
+    source = "" if base is None else f" from {name}" if local else f" from {link}"
+    source += f" (base model: {link})" if local and "base_model" in origin else ""
+    licence = _plain(f": {origin['license']}") if "license" in origin else ""
     parts = [
         f"---\n{data.to_yaml()}\n---",
         MARK,
         f"# {name} as a spiking neural network",
-        f"Converted{origin} with fas {__version__}. {_note(stored)} The weights keep the licence of the dense model.",
+        f"Converted{source} with fas {__version__}: its layers receive spikes over T time steps, not floats. "
+        f"{_note(stored)} The weights keep the licence of the dense model{licence}.",
         _table(["", ""], _facts(stored, architecture)),
         *_measured(stored),
         "## How to load",
@@ -136,9 +141,10 @@ def _note(stored: FASConfig) -> str:
     calibrated = [record for record in stored.records if "tokens" in record.results and record.stage != _STAGE]
     if not any(record.stage not in (_STAGE, "fold_batch_norm") for record in stored.records):
         return "**Not calibrated**: thresholds are not set, and the spiking network refuses to run."
-    tokens = f", last on {calibrated[-1].results['tokens']:.0f} tokens" if calibrated else ""
+    tokens = f"; last calibrated on {calibrated[-1].results['tokens']:,.0f} tokens" if calibrated else ""
+    tokens += f" of {_file_name(stored.data)}" if calibrated and stored.data else ""
     stages = [record.stage for record in stored.records if record.stage != _STAGE]
-    return f"Stages: {_plain(', '.join(dict.fromkeys(stages)))}{tokens}."
+    return f"Stages: {_plain(', '.join(dict.fromkeys(stages)) + tokens)}."
 
 
 def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
@@ -149,16 +155,15 @@ def _facts(stored: FASConfig, architecture: str) -> list[list[Any]]:
     return [
         ["class", f"`{architecture}`"],
         ["method", stored.method],
-        ["coverage", f"{recipe.coverage}: {len(sites)} sites"],
-        ["neuron", f"{stored.neuron}; {signed} of {len(sites)} sites with both signs"],
         [
-            "left dense",
-            "unknown"
-            if stored.left_dense is None
-            else _plain(in_words(stored.left_dense).removeprefix("left dense: ")),
+            "coverage",
+            f"{recipe.coverage}: {len(sites)} sites"
+            + ("" if recipe.coverage == "full" else "; attention and normalisation stay float"),
         ],
+        ["neuron", f"{stored.neuron}; {signed} of {len(sites)} sites with both signs"],
+        ["multiply-adds", "unknown" if stored.left_dense is None else in_words(stored.left_dense)],
         ["time steps T", recipe.timesteps],
-        ["levels", f"up to {stored.levels_after(recipe.timesteps)} (zero and both signs included)"],
+        ["levels", f"up to {stored.levels_after(recipe.timesteps):,} (zero and both signs included)"],
         *([words, fitted[name]] for name, words in _FITTED.items() if name in fitted),
         ["schedule, operators, execution", f"{recipe.schedule}, {recipe.operators}, {recipe.execution}"],
     ]
@@ -173,8 +178,14 @@ def _is_whole(row: Measurement) -> bool:
 
 def _recorded(row: Measurement) -> Record:
     conditions = {key: value for key, value in row.conditions.items() if key not in _PRIVATE}
+    conditions.update({"data": _file_name(row.conditions["data"])} if "data" in row.conditions else {})
     settings = {"unit": row.unit, "origin": row.origin, "conditions": conditions}
     return Record(_STAGE, settings, {row.quantity: row.value})
+
+
+def _file_name(data: Any) -> Any:
+    """Return a text by its name: the folder that it lies in is nobody's business."""
+    return Path(data).name if isinstance(data, str) and Path(data).is_absolute() else data
 
 
 def _measured(stored: FASConfig) -> list[str]:
@@ -237,7 +248,10 @@ def _loading(architecture: str, task: str | None, known: bool) -> str:
         lines += [f"from transformers import {architecture}", "", f"model = {architecture}.from_pretrained(directory)"]
     else:
         lines += ["from transformers import pipeline", "", f'run = pipeline("{task}", model=directory)']
-    return "```python\n" + "\n".join(lines) + "\n```\n\n`directory` is a local copy, or the name of this repository."
+    return (
+        "`pip install .` in a checkout of fas brings the library.\n\n```python\n" + "\n".join(lines) + "\n```\n\n"
+        "`directory` is a local copy, or the name of this repository."
+    )
 
 
 def _task(architecture: str) -> str | None:

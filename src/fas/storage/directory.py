@@ -66,8 +66,7 @@ def _sync(file: Path) -> None:
 class whole_directory:
     """Write a directory apart from its place and move it there when everything has been written.
 
-    A directory that is there stays the one it is (also as the current directory, or behind a link); an error on the
-    way puts the old files back.
+    An existing directory stays the one it is (the current directory, a link); an error restores the old files.
     """
 
     def __init__(self, target: Path) -> None:

@@ -23,8 +23,7 @@ def weight_files(directory: Path) -> tuple[list[Path], dict[str, Any] | None]:
     """Return the safetensors of a model directory, and the index where there are several.
 
     Raises:
-        CheckpointError: none; weights in a pickle; an index that is damaged, or names files that are missing or lie
-            outside of the directory.
+        CheckpointError: none; a pickle; an index that is damaged, or names files that are missing or outside.
     """
     if (directory / SAFE_WEIGHTS_NAME).is_file():
         return [directory / SAFE_WEIGHTS_NAME], None

@@ -32,8 +32,7 @@ class Run:
     """A file of JSON lines: what the result depends on, then ``[key, value, tensors]`` for each part as it is finished.
 
     Tensors of a part lie in a file beside the journal, which is whole before the line that names it. A line that was
-    not written to the end, as a kill or a full disk leaves it, is cut off. Every line is on the disk before the next
-    part begins.
+    not completed (a kill, a full disk) is cut off. Every line is on the disk before the next part begins.
 
     Args:
         file: of the journal.

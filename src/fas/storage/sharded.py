@@ -41,8 +41,7 @@ class Sharded:
         tied: parameters that are others under a second name.
 
     Raises:
-        CheckpointError: no safetensors, damaged files, or weights that are missing or laid out otherwise than the
-            model holds them (experts in one tensor).
+        CheckpointError: no safetensors, damaged files, weights that are missing or laid out otherwise (experts).
     """
 
     def __init__(self, directory: Path, *, dtype: torch.dtype = torch.float32) -> None:

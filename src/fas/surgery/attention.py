@@ -143,8 +143,7 @@ def use_spiking_attention(model: Any) -> None:
     Parts whose attention cannot be set write it out themselves and stay as they are.
 
     Raises:
-        SiteError: a model that is none of transformers, or that is set to a function other than ``sdpa`` and
-            ``eager``.
+        SiteError: not a transformers model, or one set to another function than ``sdpa`` and ``eager``.
     """
     from transformers.modeling_utils import PreTrainedModel
 

@@ -46,8 +46,7 @@ def attach(
         gated: whether gated populations take the place of softmax, normalisations and activations too.
 
     Raises:
-        SiteError: a site that the model does not have, or whose width differs; attention that cannot be
-            exchanged. The model is left as it was.
+        SiteError: an unknown site, another width, or fixed attention. The model is left as it was.
     """
 
     def population_of(site: Site, device: torch.device, **more: Any) -> Population:

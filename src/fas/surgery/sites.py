@@ -112,8 +112,7 @@ def find_sites(
             layer that the model runs, the output head included; ``full``, query, key, value and weights of
             every attention module besides.
         exclude: shell patterns of dotted names to leave dense (``lm_head``, ``*.0.mlp.*``).
-        replace_activation: let the neuron stand for an activation other than ReLU as well, as the FAS
-            paper does with GELU; needs fine-tuning.
+        replace_activation: let the neuron replace activations other than ReLU; needs fine-tuning.
         heads: count an activation outside of the blocks as an MLP's where a layer reads it directly (BERT's pooler).
         probe: a batch for the model's forward, by default the smallest that it accepts.
 

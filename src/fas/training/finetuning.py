@@ -54,26 +54,22 @@ def finetune(
         dataset: rows as the model's forward takes them, with ``labels``: ``language_modelling(rows)``,
             ``fas.data.table.tokenise_table(…)``, or any data set with a length.
         settings: the stage; its defaults if None.
-        output_dir: directory of the run; the control is in ``control`` below it, ready for
-            ``from_pretrained``.
+        output_dir: directory of the run; the control is in ``control`` below, for ``from_pretrained``.
         eval_dataset: rows on which the mean losses of both are taken, before and after.
         collator: makes a batch of rows.
         tokenizer: pads rows of unequal length.
         control: False trains no control.
         resume: resume from checkpoints in ``output_dir``; False removes them.
         progress: told after each step of both.
-        callbacks: transformers' TrainerCallbacks, for the quantised network; where they stop it early, the
-            control stops at the same step.
+        callbacks: transformers' TrainerCallbacks, for the quantised network; the control stops where it does.
 
     Returns:
-        The record, also appended to ``model.records``, with the figures of the control under ``control_…``,
-        and the control (None without one).
+        The record, also in ``model.records``, the control's figures under ``control_…``, and the control or None.
 
     Raises:
         ValueError: a model that is not converted, half-precision weights, fp16 without an accelerator.
         NotCalibratedError: thresholds that were never set.
-        DataError: no rows, rows without labels, rows longer than the model's context; distillation of a
-            regression.
+        DataError: no rows, rows without labels, rows longer than the context; distillation of a regression.
         CheckpointError: ``output_dir`` holds another run; the field that differs is named.
         MissingExtraError: TensorBoard asked for and not installed.
         FASError: a loss that is not finite.
@@ -130,8 +126,7 @@ def tuned(
     Arguments and errors: see ``finetune``.
 
     Returns:
-        What was done: steps, seconds of this call, last logged training loss, losses on ``eval_dataset``, and how far
-        each site's thresholds moved.
+        Steps, seconds of this call, last logged training loss, losses on ``eval_dataset``, shifts of thresholds.
     """
     _require_thresholds(model)
     _check_precision(settings, model)

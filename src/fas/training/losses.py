@@ -23,8 +23,7 @@ def alignment(students: list[Tensor], teachers: list[Tensor]) -> Tensor:
     Returns:
         Scalar; 0 if equal, 1 if a layer knows no more than the teacher's mean.
 
-    Source: FAS (arXiv 2502.04405), activation alignment. Deviation: relative, so that one weight serves
-    layers of any scale.
+    Source: FAS (arXiv 2502.04405), activation alignment. Deviation: relative, so one weight serves all scales.
     """
     terms = []
     for student, teacher in zip(students, teachers, strict=True):

@@ -1,7 +1,6 @@
 """Neurons that send digits after their input, in machine code: every count has a place in tables made beforehand.
 
-Counts are worked out for a row first, in vectors, and looked up after that; a row and the tables of some hundred
-counts lie in the first cache.
+Counts of a row are computed first, in vectors, then looked up: a row and tables of a few hundred counts fit in L1.
 """
 
 from __future__ import annotations
