@@ -1,7 +1,6 @@
 """fas: pretrained transformers as spiking neural networks.
 
-Importing the package is cheap: names load their modules on first use, and transformers learns about
-converted models as soon as it is itself imported.
+Importing the package is cheap: names load their modules on first use, transformers learns of converted models.
 """
 
 from __future__ import annotations

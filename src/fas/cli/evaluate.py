@@ -72,8 +72,7 @@ def evaluate(
     A model that reads images writes captions (rows of `image` and `captions`: CIDEr, BLEU, exact match) or answers
     (rows of `image`, `question` and `answers`: exact match), which needs `pip install 'fas[vision]'`.
 
-    `--card` keeps the figures in config.json and writes the model card again; later saves and uploads state them
-    until the model is calibrated or trained again.
+    `--card` keeps the figures in config.json and writes the model card again; calibration or training drops them.
 
     Example: `fas evaluate gpt2-snn --data wikitext --timesteps 4,8`
 

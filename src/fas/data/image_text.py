@@ -130,8 +130,7 @@ def picture_batches(
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Join inputs of equal shapes into batches: nothing is padded.
 
-    Rows are taken as they are needed, and at most eight batches of them wait for others of their shape; then those of
-    the commonest shape go as a smaller batch.
+    Rows are taken as needed, and at most eight batches of them wait; then the commonest shape goes as a smaller batch.
 
     Args:
         rows: inputs of single images.

@@ -110,8 +110,7 @@ def prompt_length(ids: Tensor, prompt: Tensor) -> int:
 def words(text: str) -> str:
     """Return lower-case words without punctuation, parted by single spaces.
 
-    Deviation: the COCO caption evaluation splits words by the Penn Treebank tokeniser of Stanford CoreNLP, which needs
-    Java; the two differ in rare cases such as "don't".
+    Deviation: the COCO caption evaluation splits words by Stanford CoreNLP (Java), which differs on words like "don't".
     """
     return " ".join(re.findall(r"\w+(?:['’-]\w+)*", text.lower()))
 

@@ -61,8 +61,7 @@ class _Refused(Exception):
 class Gate:
     """An ASGI application in front of another: refuses what it must not see, one request at a time to what it may.
 
-    A request is read whole before it takes its turn, so that a slow client holds up nobody. Where a client goes away,
-    its generation stops at the next token.
+    A request is read whole before its turn, so a slow client delays nobody. A client that leaves stops its generation.
 
     Args:
         inner: the application.

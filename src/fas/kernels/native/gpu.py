@@ -1,7 +1,6 @@
 """Neurons in Triton: one pass over the activation, a scan in registers.
 
-A program has a tile of rows and channels, so that it reads the parameters of a channel once and adds the spikes of its
-rows up before it adds them to those of all others.
+A program has a tile of rows and channels: it reads a channel's parameters once and sums its rows' spikes first.
 """
 
 from __future__ import annotations
