@@ -103,7 +103,7 @@ def find_sites(
 ) -> list[Site]:
     """Find the places that spike, from one run of the model and no list of model classes.
 
-    In a plain module with convolutions (torchvision, timm) their inputs are sites too; those of transformers stay dense.
+    In a plain module with convolutions (torchvision, timm) their inputs are sites too, in transformers models not.
 
     Args:
         model: any module that ``probe`` runs; parameters may lie on the meta device.
