@@ -12,8 +12,11 @@ import fas
 SHARED = "would calibrate and measure: name other data with --calibration-data"
 
 
-def test_rows_of_a_converted_model(rows, snn: Path, text: Path) -> None:
-    found = rows("energy", snn, "--data", text, "--test-tokens", 128, "--new-tokens", 4)
+def test_rows_of_a_converted_model(rows, run, snn: Path, text: Path, held_out: Path) -> None:
+    arguments = ["energy", snn, "--data", held_out, "--test-tokens", 128, "--new-tokens", 4]
+    # Thresholds of the network of skipped inputs are not those of the text that is measured.
+    assert f"{SHARED}, or leave the rivals out (--no-rivals)" in run(*arguments, code=1).stderr
+    found = rows(*arguments, "--calibration-data", text)
     quantities = Counter(row["quantity"] for row in found)
     assert {"additions", "events", "energy", "energy_ratio", "break_even", "spikes_per_neuron"} <= set(quantities)
     for row in found:
@@ -35,10 +38,11 @@ def test_rows_of_a_converted_model(rows, snn: Path, text: Path) -> None:
     assert networks == {"snn", "ann"}
 
 
-def test_tables_say_when_it_wins(run, snn: Path, text: Path) -> None:
+def test_tables_say_when_it_wins(run, snn: Path, text: Path, held_out: Path) -> None:
     shown = run(
-        "energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--prices", "45nm,loihi", "--by-layer"
-    ).stdout
+        "energy", snn, "--data", held_out, "--calibration-data", text, "--test-tokens", 64, "--new-tokens", 0,
+        "--prices", "45nm,loihi", "--by-layer",
+    ).stdout  # fmt: skip
     assert "integer twin" in shown and "decode" not in shown and "By kind of layer, prefill" in shown
     assert "prefill, compute: " in shown and "wins below: " in shown and "What the memory ratio of prefill" in shown
     assert "best twin" in shown and "of inputs skipped" in shown and "perplexity" in shown
@@ -65,6 +69,15 @@ def test_a_dense_model_is_converted_for_each_coverage_and_code(
     ]  # fmt: skip
     drawn = (tmp_path / "spikes.svg").read_text(encoding="utf-8")
     assert all(f"{neuron}, {coverage}" in drawn for neuron in ("phase", "signed_if") for coverage in ("mlp", "linear"))
+
+
+def test_a_figure_without_perplexities_is_refused_before_the_work(
+    run, dense: Path, classifier: Path, text: Path, table: Path, tmp_path: Path
+) -> None:
+    for model, data, more in ((dense, text, ["--no-rivals"]), (classifier, table, [])):
+        # Calibration on what is measured would be refused next.
+        message = run("energy", model, "--data", data, "--plot", tmp_path / "spikes.svg", *more, code=1).stderr
+        assert "--plot draws the perplexities of --rivals, of models that write text: leave --plot out" in message
 
 
 def test_a_classifier(rows, run, classifier: Path, table: Path, other_table: Path) -> None:
@@ -130,7 +143,7 @@ def test_a_plain_network_that_was_converted(rows, run, plain: tuple[Path, Path],
 
 
 def test_neurobench(run, rows, snn: Path, text: Path) -> None:
-    arguments = ["energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--neurobench"]
+    arguments = ["energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--neurobench", "--no-rivals"]
     found = {row["quantity"]: row["value"] for row in rows(*arguments) if row["conditions"].get("counted_by") == "fas"}
     assert set(found) == {
         "footprint", "connection_sparsity", "activation_sparsity", "Effective_MACs", "Effective_ACs", "Dense",
@@ -145,7 +158,8 @@ def test_ones_own_prices(rows, snn: Path, text: Path, tmp_path: Path) -> None:
     own.write_text(
         'title = "t"\nreference = "r"\n[constants.fp32_add]\nvalue = 1\nunit = "pJ"\nsource = "a data sheet of ours"\n'
     )
-    found = rows("energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--prices", own)
+    arguments = ["energy", snn, "--data", text, "--test-tokens", 64, "--new-tokens", 0, "--no-rivals"]
+    found = rows(*arguments, "--prices", own)
     assert {row["conditions"]["prices"] for row in found if row["quantity"] == "energy"} == {"chip"}
 
 

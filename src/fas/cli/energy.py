@@ -108,20 +108,25 @@ def energy(
         source = default_data(loaded, data, held_out=True)
         place = calibration_data or source
         plain, calibration, new = builder is not None, list[dict[str, Any]](), 0
+        compared = rivals and loaded.generates and not plain and not loaded.model.config.is_encoder_decoder
+        if plot is not None and not compared:
+            raise ValueError("--plot draws the perplexities of --rivals, of models that write text: leave --plot out")
         if plain:
             batches = inputs_of(photographs(loaded, source, "test", limit=test_images, rows=batch_size, seed=seed))
         else:
             new = (16 if loaded.generates else 0) if new_tokens is None else new_tokens
             measured = Sample(test_tokens, window, batch_size, seed, "--test-tokens")
             batches = held_out_batches(loaded, source, measured, new_tokens=new)
-        if not loaded.converted:
+        if not loaded.converted or compared:
             if plain:
                 calibration = inputs_of(photographs(loaded, place, "train", limit=images, rows=64, seed=seed))
                 parts = digests(calibration), digests(batches)
             else:
-                calibration = calibration_batches(loaded, place, Sample(tokens, window, batch_size, seed))
+                enough = max(min(tokens, _MAGNITUDES), window or 1) if loaded.converted else tokens
+                calibration = calibration_batches(loaded, place, Sample(enough, window, batch_size, seed))
                 parts = contents(loaded, place, "train"), contents(loaded, source, "test")
-            check_apart(*parts, place, source, "--calibration-data")
+            without = ", or leave the rivals out (--no-rivals)" if loaded.converted else ""
+            check_apart(*parts, place, source, f"--calibration-data{without}")
         covered = coverage or ("linear" if plain else "mlp,linear,full")
         per = "image" if plain else "token"
         plans = [(c, n) for c in options.words(covered) for n in options.words(neuron)]
@@ -132,12 +137,10 @@ def energy(
             with output.progress("counting") as progress:
                 counts, dense = count_both(loaded.model, batches, new_tokens=new, progress=progress)
                 scores, others = dict[str, float](), list[Rival]()
-                if rivals and loaded.generates and not plain and not loaded.model.config.is_encoder_decoder:
-                    part = Sample(max(min(tokens, _MAGNITUDES), window or 1), window, batch_size, seed)
-                    seen = calibration or calibration_batches(loaded, place, part)
+                if compared:
                     score = _perplexity(loaded, source, measured)
                     scores, others = measure_rivals(
-                        loaded.model, score, batches, seen, new_tokens=new, progress=progress
+                        loaded.model, score, batches, calibration, new_tokens=new, progress=progress
                     )
             _counts(output, counts, dense, about, per, by_layer=by_layer)
             for cost in cost_models:
