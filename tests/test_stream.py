@@ -162,7 +162,7 @@ def test_models_that_do_not_come_apart(name, message, tmp_path):
 
 @pytest.mark.parametrize("options", [{"rotate": True}, {"gated": True}])
 def test_methods_that_need_the_whole_model(options, tmp_path):
-    with pytest.raises(ValueError, match="looks at the model as a whole: streaming takes one stage"):
+    with pytest.raises(ValueError, match="needs the model as a whole: streaming takes one stage"):
         stream(dense(tmp_path / "dense"), tmp_path / "out", fas.FAS(**options), calibration=batches())
 
 

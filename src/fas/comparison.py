@@ -137,7 +137,7 @@ class Comparison:
 
     @property
     def measurements(self) -> list[Measurement]:
-        """Every figure, and behind them the ratios of perplexities with their intervals."""
+        """Every figure, then the ratios of perplexities with their intervals."""
         found = [measured for row in (self.dense, *self.rows) for measured in row.stated]
         for row in self.rows:
             if row.refused is None and row.score == "perplexity":
@@ -213,7 +213,7 @@ def compare(
     """
     dense = loaded_of(model, tokenizer, device)
     if dense.converted:
-        raise ValueError(f"{dense.name} is converted already: name the dense model that it was made of")
+        raise ValueError(f"{dense.name} is converted already: name the dense model that it was made from")
     source = default_data(dense, None if data is None else str(data))
     named = [plan if isinstance(plan, Plan) else Plan(name_of(plan), plan, timesteps=plan.timesteps) for plan in plans]
     if not named:

@@ -81,7 +81,7 @@ def agree(tensors: Iterable[Tensor]) -> None:
 
 
 def check_same(what: str, content: Iterable[bytes], device: torch.device) -> None:
-    """Refuse to go on where another process has something else than this one.
+    """Stop where another process has something other than this one.
 
     Args:
         what: is compared, for the message.
@@ -100,9 +100,7 @@ def check_same(what: str, content: Iterable[bytes], device: torch.device) -> Non
         found = [int(x) for x in _all(torch.tensor([digest], device=device))]
     others = [rank for rank, other in enumerate(found) if other != found[0]]
     if others:
-        raise FASError(
-            f"{what}: process {others[0]} has other ones than process 0; every process must be given all of the same"
-        )
+        raise FASError(f"{what}: process {others[0]} has other ones than process 0; give every process the same")
 
 
 def first_says(number: int, device: torch.device) -> int:
@@ -128,8 +126,8 @@ def lost_named() -> Iterator[None]:
         if size == 1 or not any(word in str(error) for word in _LOST):
             raise
         raise FASError(
-            f"process {rank} of {size} has lost another one, whose own message (or the launcher's) says why: run the "
-            "same command again"
+            f"process {rank} of {size} lost contact with another one, whose own message (or the launcher's) says why: "
+            "run the same command again"
         ) from error
 
 

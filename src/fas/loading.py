@@ -235,7 +235,7 @@ def load(name: str, device: str = "cpu", *, gguf_file: str | None = None) -> Loa
         missing = sorted(loading["missing_keys"])
         if method == "fas":
             raise CheckpointError(
-                f"{name} lacks {', '.join(missing[:4])} ({len(missing)} parameters): it was not copied to the end; "
+                f"{name} lacks {', '.join(missing[:4])} ({len(missing)} parameters): the copy is incomplete; "
                 "copy it again, or convert the dense model again"
             )
         logger.warning("%s lacks weights, which are random now: %s", name, ", ".join(missing[:4]))

@@ -65,7 +65,7 @@ class Recording:
     simulation: Simulation | None = None
 
     def tally(self, path: str, sent: Tensor, windows: int, timesteps: int) -> None:
-        """Take note of one call of one site (see ``Tally``)."""
+        """Record one call of one site (see ``Tally``)."""
         site = self.sites.setdefault(path, SiteSpikes())
         site.sent = sent if site.sent is None else site.sent + sent
         if not self._continues:
@@ -79,7 +79,7 @@ class Recording:
         self.tally(path, new.flatten(0, -2).sum(0, dtype=torch.int64), new[0].numel(), timesteps)
 
     def gated(self, function: Gated, x: Tensor, _: Tensor) -> None:
-        """Take note of the spikes of a gated population (``Simulation.gated``), under the name of its function."""
+        """Record the spikes of a gated population (``Simulation.gated``), under the name of its function."""
         sent = function.spikes(x).sum(dtype=torch.float64).to(torch.int64).view(1)
         self.tally(f"gated.{function.name}", sent, x.numel(), function.digits)
 
@@ -90,7 +90,7 @@ class Recording:
 
     @property
     def _continues(self) -> bool:
-        """Whether the running steps go on with a window that an earlier call began (``Anytime``)."""
+        """Whether the running steps continue a window that an earlier call began (``Anytime``)."""
         steps = None if self.simulation is None else self.simulation.steps
         return steps is not None and steps.start > 1
 

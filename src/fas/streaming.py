@@ -155,12 +155,12 @@ def _stages(config: FASConfig) -> list[Stage]:
     if len(stages) != 1 or not isinstance(stages[0], Calibrate | SetThresholds) or asked:
         names = asked or [type(stage).__name__ for stage in stages]
         raise ValueError(
-            f"method {config.method} with {', '.join(names)} looks at the model as a whole: streaming takes one "
+            f"method {config.method} with {', '.join(names)} needs the model as a whole: streaming takes one "
             "stage, Calibrate or SetThresholds, and neither gated populations nor a price of spikes; convert in memory "
             "(fas.convert)"
         )
     if place()[1] > 1:
-        raise ValueError(f"streaming is the work of one process, and {place()[1]} have been started: start one")
+        raise ValueError(f"streaming runs in one process, and {place()[1]} have been started: start one")
     return list(stages)
 
 

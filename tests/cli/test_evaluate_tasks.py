@@ -83,7 +83,7 @@ def test_glue_of_a_classifier(run, rows, classifier: Path, tmp_path: Path) -> No
 
 def test_options_that_do_not_go_together(run, snn: Path, text: Path, sets: Path) -> None:
     assert "--task-path" in run("evaluate", snn, "--tasks", "sums", "--data", text, code=2).stderr
-    assert "belong to --tasks" in run("evaluate", snn, "--data", text, "--fewshot", 3, code=2).stderr
+    assert "need --tasks" in run("evaluate", snn, "--data", text, "--fewshot", 3, code=2).stderr
     assert "models that read images" in run("evaluate", snn, "--data", text, "--limit", 3, code=1).stderr
     assert "names no task" in run("evaluate", snn, "--tasks", ",", code=2).stderr
     assert "is not a directory" in run("evaluate", snn, "--tasks", "sums", "--task-path", text, code=1).stderr

@@ -48,7 +48,7 @@ def test_more_tokens_than_the_context_are_refused(run, snn: Path) -> None:
 
 
 def test_a_classifier_generates_nothing(run, classifier: Path) -> None:
-    assert "generates no text" in run("generate", classifier, "--prompt", "good", code=1).stderr
+    assert "does not generate text" in run("generate", classifier, "--prompt", "good", code=1).stderr
 
 
 def test_timesteps_of_a_dense_model_are_refused(run, dense: Path) -> None:

@@ -274,7 +274,7 @@ def test_what_cannot_be_served(run: Any, dense: Path, snn: Path, classifier: Pat
     with _serving.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert f"127.0.0.1:{port}: Address already in use" in run("serve", snn, "--port", port, code=1).stderr
-    with pytest.raises(Exception, match="BertForSequenceClassification, which continues no text"):
+    with pytest.raises(Exception, match="BertForSequenceClassification, which does not generate text"):
         _serving.server(load(str(classifier)), "bert")
 
 

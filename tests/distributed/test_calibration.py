@@ -64,7 +64,7 @@ def test_other_data_in_every_process_is_refused():
 def test_a_lost_process_ends_the_others(how):
     began = time.monotonic()
     first, _ = crew(2, tasks.lost_in_calibration, how)
-    assert isinstance(first, FASError) and "process 0 of 2 has lost another one" in str(first)
+    assert isinstance(first, FASError) and "process 0 of 2 lost contact with another one" in str(first)
     # The patience of the task is 5 s, and the silent one is so for 20.
     assert time.monotonic() - began < 60
 

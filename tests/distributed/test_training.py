@@ -37,7 +37,7 @@ def test_a_run_that_lost_a_process_goes_on_and_ends_as_if_nothing_had_happened(t
     alone = agreed(tune(1, tmp_path / "one", settings))
     first, second = tune(2, tmp_path / "two", settings, lost=(3, 1))
     assert second is None
-    assert isinstance(first, FASError) and "process 0 of 2 has lost another one" in str(first)
+    assert isinstance(first, FASError) and "process 0 of 2 lost contact with another one" in str(first)
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["checkpoint-2", "finetune.json"]
     assert agreed(tune(2, tmp_path / "two", settings)) == alone
     # Once more, where the end has been reached, and by another number of processes.

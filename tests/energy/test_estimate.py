@@ -204,7 +204,7 @@ def test_what_has_no_price_is_not_free():
         "other accumulators",
     }  # fmt: skip
     assert set(loihi.unpriced("prefill", "memory", "snn")) == rest
-    assert loihi.unpriced("prefill", "compute", "ann")["multiply-adds behind the sites"] == 200 / TOKENS
+    assert loihi.unpriced("prefill", "compute", "ann")["multiply-adds after the sites"] == 200 / TOKENS
     for baseline in BASELINES:
         assert loihi.ratio("prefill", "memory", baseline) is None
         assert loihi.break_even("prefill", "memory", baseline) is None

@@ -132,7 +132,7 @@ def test_energies_of_rivals_by_hand():
     products = sum(tokens * site.channels * outputs[site.path] for site in model.sites)
     rest = math.fsum(
         line.energy for line in found.bill("prefill", "ann")
-        if not line.memory and line.item != "multiply-adds behind the sites"
+        if not line.memory and line.item != "multiply-adds after the sites"
     )  # fmt: skip
     for bits in (4, 6, 8):
         by_hand = products * (0.2 * bits / 8 + 0.1) / tokens + rest

@@ -177,5 +177,5 @@ def test_scores_of_a_converted_model(tmp_path):
 
 def test_a_model_that_writes_nothing(tmp_path):
     pictures = load_pictures(write_pictures(tmp_path)[0])
-    with pytest.raises(ValueError, match="CLIPModel generates no text"):
+    with pytest.raises(ValueError, match="CLIPModel does not generate text"):
         describe(VISION_LANGUAGE["clip"].build(), git_processor(), pictures)

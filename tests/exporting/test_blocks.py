@@ -127,7 +127,7 @@ def test_refusals() -> None:
         blocks(fas.convert(FAMILIES["gpt2"].build(), fas.FAS()))
     model = converted("opt", coverage="full")
     assert len(left_out(model)) == 8 and set(left_out(model).values()) == {
-        "a factor in attention, behind which stands no layer"
+        "a factor in attention, which no layer follows"
     }
     with pytest.raises(
         SiteError, match=r"operands\.query is a factor in attention.*; sites with linear layers are model"

@@ -75,7 +75,7 @@ def replaced(old: bytes, new: bytes) -> Edit:
 
 
 WEIGHTS: list[tuple[str, Edit, str]] = [
-    ("truncated", raw(lambda data: data[: len(data) // 2]), "not copied to the end: copy it again"),
+    ("truncated", raw(lambda data: data[: len(data) // 2]), "the copy is incomplete: copy it again"),
     ("empty", raw(lambda data: b""), "cannot be read .*header too small.*copy it again"),
     ("length of the header", raw(lambda data: struct.pack("<Q", 1 << 60) + data[8:]), "header too large"),
     ("a bit of the header", raw(lambda data: data[:10] + bytes([data[10] ^ 0x80]) + data[11:]), "cannot be read"),

@@ -189,5 +189,5 @@ def test_products_with_parameters_and_softmax_of_other_things_are_left_alone():
     ],
 )
 def test_a_run_without_its_products_is_refused(way):
-    with pytest.raises(FASError, match="traced as product, softmax and product ran in another way"):
+    with pytest.raises(FASError, match="traced as product, softmax and product ran differently"):
         spiking(operands(Simulation(timesteps=4)), way, *factors(), None)

@@ -132,7 +132,7 @@ def test_what_is_missing_is_named():
     model, batch, _ = built("perceptron")
     with pytest.raises(SiteError, match=r"Perceptron is not a transformers model .*pass probe="):
         fas.convert(model, calibration=[batch])
-    with pytest.raises(SiteError, match=r"no linear layer stands behind an activation module .*coverage 'linear'"):
+    with pytest.raises(SiteError, match=r"no linear layer follows an activation module .*coverage 'linear'"):
         fas.convert(model, fas.FAS(coverage="mlp"), probe=batch, calibration=[batch])
     with pytest.raises(SiteError, match="so its attention cannot be reached: use coverage 'linear'"):
         fas.convert(model, fas.FAS(coverage="full"), probe=batch, calibration=[batch])

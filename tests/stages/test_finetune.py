@@ -344,7 +344,7 @@ def test_checkpoints_of_another_run_are_refused_and_the_difference_is_named(
         tuned(settings, converted(method, seed=seed), data, output_dir=interrupted(2))
 
 
-def test_a_run_that_shall_not_resume_starts_anew(tmp_path, whole):
+def test_a_run_that_shall_not_resume_starts_over(tmp_path, whole):
     tuned(Finetune(max_steps=9, save_steps=2), converted(), DATA, output_dir=tmp_path)
     again = converted()
     record = tuned(SHORT, again, DATA, output_dir=tmp_path, resume=False)
@@ -546,7 +546,7 @@ def test_models_that_cannot_be_trained_are_refused(tmp_path):
         finetune(convert(dense(), PAPER), DATA, SHORT, output_dir=tmp_path)
     model = converted()
     model.lm_head.weight.data = model.lm_head.weight.data.half()
-    with pytest.raises(ValueError, match=r"wte\.weight is float16, whose steps are too coarse"):
+    with pytest.raises(ValueError, match=r"wte\.weight is float16, which is too coarse"):
         tuned(SHORT, model, DATA, output_dir=tmp_path)
     if not torch.accelerator.is_available():
         with pytest.raises(ValueError, match="fp16', which needs an accelerator"):

@@ -115,5 +115,5 @@ def test_the_control_is_trained_beside_it(tmp_path):
 
 def test_it_refuses_thresholds_that_were_never_set(tmp_path):
     model = convert(build("opt"), RateNorm(coverage="mlp"))
-    with pytest.raises(NotCalibratedError, match="has no thresholds yet, and fine-tuning starts from some"):
+    with pytest.raises(NotCalibratedError, match="has no thresholds yet, which fine-tuning starts from"):
         tuned(FinetuneRates(), model, DATA, output_dir=tmp_path)

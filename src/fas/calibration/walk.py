@@ -291,7 +291,7 @@ class _Segment:
     sites: list[Site]
     run: Callable[[int, Network], None]
     again: bool = False
-    # Whether a dense pass goes on to the end of the block, where the next one begins.
+    # Whether a dense pass continues to the end of the block, where the next one begins.
     ahead: bool = False
     # Rows of the dense network, and of experts, that a pass has shown ahead of their visit.
     dense: dict[str, Tensor] = field(default_factory=dict)

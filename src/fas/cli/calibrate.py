@@ -48,7 +48,7 @@ def calibrate(
         from fas.saving import check_place, check_room, finish, is_in_place, save, save_in_place, unfinished
 
         if losses and not is_alone():
-            raise ValueError("--losses is the work of one process: start one")
+            raise ValueError("--losses runs in one process only: start one")
         place, command = out or Path(model), context.obj.command
         in_place = is_alone() and is_in_place(place, model)
         if out is not None:

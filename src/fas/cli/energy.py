@@ -314,7 +314,7 @@ def _remarks(output: Output, found: Estimate) -> None:
         f"levels as the neurons, up to {max(found.levels.values())}, {found.activation_bits} bits; integer networks "
         f"have INT8 weights and INT{found.hardware.accumulator} accumulators; what no spike drives is "
         f"{found.hardware.precision} in every network. "
-        "Accounting paper: 0.9 pJ per addition against 4.6 pJ per multiply-add, the layers behind the sites alone."
+        "Accounting paper: 0.9 pJ per addition against 4.6 pJ per multiply-add, the layers after the sites alone."
     )
     unpriced = sorted({item for phase in found.spiking.phases for item in found.unpriced(phase, "memory", "snn")})
     if unpriced:

@@ -84,15 +84,15 @@ def evaluate(
     if tasks is not None and not named:
         raise typer.BadParameter("names no task", param_hint="--tasks")
     if named and data is not None:
-        raise typer.BadParameter("--tasks bring their own data: leave out --data, or name a folder with --task-path")
+        raise typer.BadParameter("--tasks brings its own data: leave out --data, or name a folder with --task-path")
     if not named and (task_path or fewshot is not None):
-        raise typer.BadParameter("--task-path and --fewshot belong to --tasks, which is missing")
+        raise typer.BadParameter("--task-path and --fewshot need --tasks")
     if results and not card:
         raise typer.BadParameter("is for the model card: add --card", param_hint="--results")
     steps = whole_numbers(timesteps, "--timesteps") if timesteps else None
     with Output.opened(context, as_json) as output:
         if card and not Path(model).is_dir():
-            raise ValueError(f"--card writes into a directory, and {model} is none: name the directory of the model")
+            raise ValueError(f"--card writes into a directory, and {model} is not one: name the directory of the model")
         others = [row for file in results or () for row in read_rows(file, finite=True)]
         kept = output.keep(model, data, task_path, image_folder)
         with output.progress("evaluating") as progress:

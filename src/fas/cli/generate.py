@@ -52,7 +52,7 @@ def generate(
 
         loaded = load(model, device)
         if not hasattr(loaded.model, "generate"):
-            raise ValueError(f"{type(loaded.model).__name__} generates no text: take a causal language model")
+            raise ValueError(f"{type(loaded.model).__name__} does not generate text: take a causal language model")
         tokenizer = loaded.need_tokenizer()
         loaded.set(timesteps, schedule)
         if image is not None:

@@ -163,7 +163,7 @@ def calibration_batches(loaded: Loaded, data: Calibration, sample: Sample) -> li
     takes = getattr(loaded.model, "main_input_name", "tensors")
     if takes != "input_ids":
         raise DataError(
-            f"{loaded.name} takes {takes}, for which no data is read by name: call "
+            f"{loaded.name} takes {takes}, which cannot be read by name: call "
             "fas.calibrate(model, batches) in Python (fas convert --no-calibrate)"
         )
     rows = training_rows(loaded, data, sample)

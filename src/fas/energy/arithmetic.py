@@ -186,7 +186,7 @@ class Arithmetic(TorchFunctionMode):
     def _softmax(self, values: Tensor, *, fused: bool) -> None:
         """Count a softmax: transformers' own, or the one of spiking attention, which begins by a maximum.
 
-        The latter divides behind the product with the values, where the multiplications are seen.
+        The latter divides after the product with the values, where the multiplications are seen.
         """
         product = self._product
         attends = product is not None and product.place == self.place and product.size % max(1, values.numel()) == 0

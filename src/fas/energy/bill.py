@@ -40,7 +40,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Work:
-    """What a dense network does behind the sites, over all tokens.
+    """What a dense network does after the sites, over all tokens.
 
     Attributes:
         multiply_adds: that are executed.
@@ -137,7 +137,7 @@ class Hardware:
         state, access = self._state(integer), self._read("state_access")
         weight, price = self._weight(integer), self.multiply_add(work.bits, integer=integer)
         lines = [
-            Line("multiply-adds behind the sites", work.multiply_adds, price),
+            Line("multiply-adds after the sites", work.multiply_adds, price),
             Line("weights", work.words, self._read("weight_read", weight), memory=True),
             Line("activations", work.activation_bits, self._read("activation_transport"), memory=True),
             Line("input currents", state * work.windows, access, memory=True),

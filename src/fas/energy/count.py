@@ -183,7 +183,7 @@ class _Counter:
 
     @property
     def _continues(self) -> bool:
-        """Whether the running steps go on with a window that earlier calls began."""
+        """Whether the running steps continue a window that earlier calls began."""
         return self._simulation.steps is not None and self._simulation.steps.start > 1
 
     @contextmanager
@@ -200,7 +200,7 @@ class _Counter:
             yield
 
     def _begin(self, part: Folding, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        """Take note of a pass: how many positions are new, and whether there were any before."""
+        """Record a pass: how many positions are new, and whether there were any before."""
         if self._stack:
             return
         self._positions = Positions.of(part._named(arguments, keywords))

@@ -125,7 +125,7 @@ class Emission:
             found: the entry of the site.
             fan_out: additions per event, a number or one per neuron [*B, C].
             addresses: neurons that an address must tell apart.
-            words: entries of what an event selects from, if it is no weight matrix with a row per channel.
+            words: entries of what an event selects from, if it is not a weight matrix with a row per channel.
             dense: multiply-adds of the dense network in the same place.
         """
         additions = int((self.events * fan_out).sum())

@@ -136,7 +136,7 @@ class Estimate:
     def energy(self, phase: Phase, accounting: Accounting, network: Network) -> float | None:
         """Return pJ per token, without what has no price; None where an accounting does not know a network.
 
-        ``paper``: additions of spikes and multiply-adds of the layers behind them, FP32, nothing else.
+        ``paper``: additions of spikes and multiply-adds of the layers after them, FP32, nothing else.
         ``compute``: all arithmetic. ``memory``: with weights, membrane potentials, events and activations.
         """
         if accounting == "paper":
@@ -290,7 +290,7 @@ def estimate_energy(
     Args:
         model: a converted model; its settings (time steps, schedule, execution) hold.
         batches: inputs of its forward.
-        new_tokens: tokens to generate behind each batch: adds the phase ``decode``.
+        new_tokens: tokens to generate after each batch: adds the phase ``decode``.
         prices: cost model, by name, as a file, or read already.
         reuse: how long a weight stays where it is used: ``none``, every operation fetches it; ``time``, for all
             steps of a position; ``pass``, for all positions of one forward pass, the whole prompt.
@@ -307,7 +307,7 @@ def estimate_energy(
 
     Raises:
         ValueError: a model that is not converted, no batches, unknown prices, reuse, order, precision or accumulator.
-        DataError: a file that is no cost model.
+        DataError: a file that is not a cost model.
 
     Example:
         >>> found = fas.estimate_energy(model, batches)  # doctest: +SKIP
@@ -347,7 +347,7 @@ def _mean(widths: Mapping[str, int], numbers: Mapping[str, int]) -> float:
 
 
 def _split(places: Mapping[str, Operations]) -> tuple[Operations, Operations]:
-    """Return the operations of the neurons, or of the layers behind them, and the others.
+    """Return the operations of the neurons, or of the layers after them, and the others.
 
     Arithmetic that no spike drives is of the others wherever it happens, as an activation that a site replaces is.
     """

@@ -58,7 +58,7 @@ class Operation:
         what: linear layer, product, softmax, normalisation, activation or the name of the operation.
         arrives: ``binary``, ``ternary`` or ``graded`` spikes, sums of those, digits of a gated population, floats.
         left: the work that remains, in words.
-        floats: whether a multiplication with or an evaluation of a value that is no spike remains.
+        floats: whether a multiplication with or an evaluation of a value that is not a spike remains.
         count: how many there are.
         amount: additions, multiply-adds or evaluations a token, over all of them, if every neuron fired once;
             of the products in attention, and of softmax, for each key of the context.

@@ -44,8 +44,8 @@ class Operands:
     queries, one addition each, when their position is new; those already in the cache are encoded again in the
     simulation and not counted again.
 
-    What a query's offset μ adds to its scores is no spike: a product μ · k of every new key and head, which a sum over
-    stored keys cannot fold into weights. It is counted as the multiply-adds of the channels whose μ is not 0.
+    What a query's offset μ adds to its scores is not a spike: a product μ · k of every new key and head, which a sum
+    over stored keys cannot fold into weights. It is counted as the multiply-adds of the channels whose μ is not 0.
 
     Online, keys change while queries fire: the products are counted as the multiply-adds that are executed.
 

@@ -30,7 +30,7 @@ class Operations:
         additions: events times fan-out, of spikes worth one threshold.
         shift_additions: the same of spikes that weigh powers of two by their step (bit planes).
         graded_multiply_adds: the same of graded spikes: a weight times a small integer.
-        dense_multiply_adds: of the dense layers behind the same inputs.
+        dense_multiply_adds: of the dense layers after the same inputs.
         nonzero_multiply_adds: those with a non-zero input: the activation (dense run), the count (spiking run).
         weight_words: fetched, one per addition or multiply-add (reuse ``none``).
         weight_words_time: fetched if a row of weights is kept for all steps of a position (reuse ``time``).
@@ -99,7 +99,7 @@ class Counts:
     A pass that finds keys and values in its cache is decoding, any other is prefill.
 
     Attributes:
-        places: operations by phase and dotted name: sites, and the dense layers behind them, under the name of the
+        places: operations by phase and dotted name: sites, and the dense layers after them, under the name of the
             site, everything else under that of the module that computed it.
         tokens: positions of text processed by phase (images, for a model of images).
         uncounted: products that this library does not know how to count, by name and number of calls.

@@ -81,7 +81,7 @@ def load_prices(name: str | Path) -> Prices:
 
     Raises:
         ValueError: no such model or file; the known ones are listed.
-        DataError: a file that is no cost model: the constant and the rule are named.
+        DataError: a file that is not a cost model: the constant and the rule are named.
 
     Example:
         >>> load_prices("45nm").constants["fp32_add"].value

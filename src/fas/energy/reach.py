@@ -1,4 +1,4 @@
-"""How far a spike reaches: the additions that one of every neuron sets off in the layers behind its site."""
+"""How far a spike reaches: the additions that one of every neuron sets off in the layers after its site."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def measure_rivals(
         score: perplexity of the network that runs.
         batches: to count operations on.
         calibration: inputs from which thresholds of magnitude are taken.
-        new_tokens: to generate behind each batch.
+        new_tokens: to generate after each batch.
         progress: told what is measured.
 
     Returns:

@@ -71,7 +71,7 @@ def describe(
     if not pictures:
         raise DataError("no pictures: expected at least one")
     if not hasattr(model, "generate"):
-        raise ValueError(f"{type(model).__name__} generates no text: take a model that writes about images")
+        raise ValueError(f"{type(model).__name__} does not generate text: take a model that writes about images")
     # One by one, as batches ask for them: a few hundred images are as large as a model.
     rows = (model_inputs(model, processor, picture.opened(), asked(prompt, picture.question)) for picture in pictures)
     said, done, training = [""] * len(pictures), 0, model.training

@@ -35,7 +35,7 @@ _LAYOUTS = (
         "choices",
         {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"},
     ),
-    # Partial evaluation (Trinh and Le 2018, arXiv 1806.02847): one end behind several beginnings.
+    # Partial evaluation (Trinh and Le 2018, arXiv 1806.02847): one end after several beginnings.
     _Layout(
         ("context_options", "continuation", "gold"),
         "context_options",

@@ -50,7 +50,7 @@ class Trace:
     Attributes:
         current: x_t [n, N, C], in the unit of the activation; n = 1 where it is the same at every step, else T.
         spikes: s_t [T, N, C], int8, with their signs.
-        output: of every layer behind, side by side [n, N, out]; the mean over T where n = 1.
+        output: of every layer after it, side by side [n, N, out]; the mean over T where n = 1.
         source: what the layer in front received [n, N, in]; None without such a layer.
     """
 
@@ -154,7 +154,7 @@ def blocks(
             )
     wanted = [site for site in linear if sites is None or site.path in sites]
     if not wanted:
-        raise SiteError("no site of the model has linear layers behind it, so that there is no block")
+        raise SiteError("no site of the model has linear layers after it, so there is no block")
     for site in wanted:
         there[site.path].check()
         if (neuron := there[site.path].neuron).adapts:
@@ -207,7 +207,7 @@ def left_out(model: Any) -> dict[str, str]:
     found = {}
     for site in model.sites:
         if site.role in OPERANDS:
-            found[site.path] = "a factor in attention, behind which stands no layer"
+            found[site.path] = "a factor in attention, which no layer follows"
         elif not all(isinstance(layers[path], SpikingLinear) for path in site.layers):
             found[site.path] = "the input of a convolution"
     return found
@@ -314,7 +314,7 @@ def _watching(model: Any, runs: dict[str, _Run]) -> Iterator[None]:
 def _find_before(
     model: Any, run: _Run, latest: Mapping[str, tuple[Tensor, Tensor]], decoded: Mapping[str, Any]
 ) -> None:
-    """Take note of the layer whose very output a site receives."""
+    """Record the layer whose very output a site receives."""
     for path, (received, output) in latest.items():
         if output is run.current:
             layer = model.get_submodule(path)

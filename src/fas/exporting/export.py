@@ -77,7 +77,7 @@ def export(
     loaded.need_converted()
     if loaded.model.main_input_name != "input_ids":
         raise DataError(
-            f"{loaded.name} takes {loaded.model.main_input_name}, for which no data is read by name: call "
+            f"{loaded.name} takes {loaded.model.main_input_name}, which cannot be read by name: call "
             "fas.exporting.nir.export_nir(model, directory, inputs) in Python"
         )
     source, rows = default_data(loaded, source), tokens or 32

@@ -18,7 +18,7 @@ from fas.exporting.blocks import Affine, Block, blocks, entry_of, neuron_of, rel
 from fas.storage.directory import write_tensors
 from fas.types import RateNeuron
 
-# 2: names of neurons and of layers apart, since a site is called like the first layer behind it.
+# 2: names of neurons and of layers apart, since a site is called like the first layer after it.
 FORMAT = 2
 MembraneBits = Literal[16, 24]
 
@@ -212,7 +212,7 @@ def export_fixed_point(
         file: to write; it appears whole or not at all.
         inputs: of the model's forward, on which the cost is measured.
         membrane_bits: 16 or 24.
-        sites: names of the sites that are wanted; all behind which stand linear layers if None.
+        sites: names of the sites that are wanted; all that linear layers follow if None.
         rows: samples times positions to measure on.
 
     Raises:

@@ -99,7 +99,7 @@ class Placement:
     Attributes:
         site: path.
         neurons: channels of the site, times the positions of its map in front of a convolution.
-        outputs: sums that the layers behind form; each needs a unit with a state.
+        outputs: sums that the layers after them form; each needs a unit with a state.
         synapses: connections from a neuron to an output, without those to padding.
         weights: stored; fewer than synapses where kernels are shared, more where they are copied to several cores.
         cores: for the neurons and for the layers.

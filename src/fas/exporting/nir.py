@@ -110,7 +110,7 @@ def export_nir(
 
     The directory gets ``SITE.nir`` for every site, ``traces.safetensors`` and ``export.json``. A graph is a chain:
     input, (the layer in front, where the neuron replaces its activation,) ``IF`` with threshold 1 everywhere,
-    the layers behind side by side, output. Where no layer is in front, the input is the drive (x − μ)/θ of the
+    the layers after them side by side, output. Where no layer is in front, the input is the drive (x − μ)/θ of the
     activation x, which something computes that NIR cannot say (normalisation, GELU, attention): there the block
     ends, and the trace has what arrives. The directory appears whole or not at all.
 
@@ -118,7 +118,7 @@ def export_nir(
         model: a converted model, set to the T and schedule that are meant.
         directory: to write.
         inputs: of the model's forward, for the traces.
-        sites: names of the sites that are wanted; all behind which stand linear layers if None.
+        sites: names of the sites that are wanted; all that linear layers follow if None.
         rows: samples times positions in the traces.
         about: further facts for ``export.json``.
 

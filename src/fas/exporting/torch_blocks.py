@@ -28,7 +28,7 @@ class TorchBlock(nn.Module):
     Attributes:
         before: layer in front, or None.
         neurons: SpikingJelly's ``IFNode`` in step mode ``m``, or snnTorch's ``Leaky`` without leak.
-        layers: those behind, side by side.
+        layers: those after them, side by side.
         v_init: where the potentials start [C'].
     """
 
@@ -125,7 +125,7 @@ def from_snntorch(module: nn.Module, timesteps: int, *, even: bool = True) -> Bl
 
 
 def split(module: nn.Module, neurons: type, kind: type) -> tuple[nn.Linear | None, Any, nn.Linear]:
-    """Return the layer in front (or None), the neurons and the layer behind.
+    """Return the layer in front (or None), the neurons and the layer after them.
 
     Args:
         module: holds them as parts, in this order.

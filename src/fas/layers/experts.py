@@ -97,8 +97,8 @@ class Routed(nn.Module):
             return dense
         if spiking is not None and spiking.population.simulation.folds:
             raise FASError(
-                f"{spiking.population.path}: the tokens that an expert gets change from step to step, so that experts "
-                "run layerwise only: set model.schedule = 'layerwise', or convert with exclude=['*.experts.*']"
+                f"{spiking.population.path}: the tokens that an expert gets change from step to step, so experts run "
+                "layerwise only: set model.schedule = 'layerwise', or convert with exclude=['*.experts.*']"
             )
         hidden, index, weights = (*arguments, *named.values())
         result = torch.zeros_like(hidden)

@@ -112,7 +112,7 @@ class Gated:
         """Evaluate the segments; inputs outside of all are taken at the nearest end."""
         index, digits = self._placed(x)
         intercepts, slopes = self._tables(x.dtype, x.device)
-        # A value that is no number stays one through its digits; it must not pick a segment.
+        # NaN stays NaN through its digits; it must not pick a segment.
         which = index.nan_to_num(0).int()
         return torch.addcmul(intercepts[which], slopes[which], digits)
 

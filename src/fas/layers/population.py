@@ -302,7 +302,7 @@ class Population(nn.Module):
         """Every step with one bit per spike, put together for a product that reads the weights once."""
         # The layers are linear, so the sum of their currents over time is their response to the spike counts: what
         # they get is the number of spikes in the train, not T trains. The cost of T steps is that of making the spikes;
-        # a code whose spikes are no bits is stepped in stretches of rows instead.
+        # a code whose spikes are not bits is stepped in stretches of rows instead.
         code, kernels = self.code(x.dtype), self.simulation.kernels
         sent = self.simulation.tally(code, self.path) if code.in_bits else None
         observed = sent is None and bool(self.simulation.observers)

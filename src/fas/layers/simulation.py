@@ -69,7 +69,7 @@ class Tally(Protocol):
 
 @dataclass
 class Positions:
-    """Positions of a row that a pass reads: keys and values behind a cache are encoded again, and were sent before.
+    """Positions of a row that a pass reads: cached keys and values are encoded again, and were sent before.
 
     Attributes:
         new: those that are new.

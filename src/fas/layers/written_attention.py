@@ -112,8 +112,8 @@ class SpikingProducts(ProductsAroundSoftmax):
         """
         if not self._done or self._scored or self._share is not None:
             raise FASError(
-                "attention that was traced as product, softmax and product ran in another way, where spikes do not "
-                "take part: use coverage 'linear', which leaves attention as it is"
+                "attention that was traced as product, softmax and product ran differently this time, without "
+                "spikes: use coverage 'linear', which leaves attention as it is"
             )
 
     def _scores(self, product: Product) -> Tensor:

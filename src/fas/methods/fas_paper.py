@@ -34,7 +34,7 @@ class FASPaper(RateCoded):
     has parameters per channel and not per token position, so that sequences have any length; θ is learned as ln θ;
     the quantised network passes gradients where the floor lies within the clip range, half a level beyond the code's
     [0, θ]; masked positions do not count in the losses; of the training the best moment on held-out batches is kept. A
-    pooler without a linear layer behind it keeps its activation.
+    pooler without a linear layer after it keeps its activation.
 
     Example:
         >>> FASPaper(timesteps=4).operators

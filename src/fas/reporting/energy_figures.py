@@ -12,7 +12,7 @@ from fas.reporting.theme import LIGHT, PAGE, Drawing, named_rows, new_figure, no
 _GROUPS = {
     "driven by spikes": ("spiking", ("additions", "graded multiply-adds", "resets")),
     "membrane potentials": ("violet", ("membrane updates", "membrane potentials", "input currents")),
-    "dense layers": ("dense", ("multiply-adds behind the sites",)),
+    "dense layers": ("dense", ("multiply-adds after the sites",)),
     "weights": ("quantised", ("weights",)),
     "accumulators": ("rose", ("accumulators",)),
     "events, activations": ("green", ("events", "activations", "inputs read again", "maps read again")),

@@ -176,7 +176,7 @@ def rasters(model: Any, batch: Batch, *, neurons: int = 48, positions: int = 12)
 def early_exits(model: Any, batch: Batch, margins: Sequence[float], *, positions: int = 128) -> list[Exit]:
     """Return how many steps a position takes, and how many answers stay, by the margin of early exit.
 
-    Every position stops by itself here, behind others that ran all their steps; ``Anytime`` holds what stopped
+    Every position stops by itself here, after others that ran all their steps; ``Anytime`` holds what stopped
     positions leave for later ones.
 
     Args:

@@ -107,7 +107,7 @@ def draw(rows: Sequence[Measurement], path: Path) -> None:
     with style():
         found = result_figures(rows)
         if not found:
-            raise DataError("no perplexity was measured: there is no figure of it to draw; leave --plot out")
+            raise DataError("no perplexity was measured, so there is nothing to draw; leave --plot out")
         path.parent.mkdir(parents=True, exist_ok=True)
         save(found[0].figure, path)
 
@@ -147,7 +147,7 @@ def _beside_dense(rows: Sequence[Measurement]) -> list[Drawing]:
             "Quality against spikes",
             "Dots: spiking networks. Hollow marks: networks without spikes, at the spikes per neuron at which the "
             "arithmetic of the spiking network of their colour would take as much energy (break-even, compute, "
-            "reading); it wins against marks to its right that are no lower. Integer twins leave zeros out.",
+            "reading); it wins against marks to its right that are not lower. Integer twins leave zeros out.",
             figure,
         )
     ]

@@ -100,7 +100,7 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "legend.labelcolor": LIGHT["ink"],
     "text.color": LIGHT["ink"],
-    "text.parse_math": False,  # names of layers are no formulas
+    "text.parse_math": False,  # names of layers are not formulas
     "xtick.color": LIGHT["muted"],
     "ytick.color": LIGHT["muted"],
     "xtick.labelsize": 8.5,

@@ -127,7 +127,7 @@ class Anytime:
 
 
 def _held(cache: Any, source: Any, fresh: int) -> Any:
-    """Return a cache that goes on with what another one has just added."""
+    """Return a cache that continues with what another one has just added."""
     if cache.get_seq_length() == 0:
         return copy.deepcopy(source)
     for index, layer in enumerate(source.layers):

@@ -54,7 +54,7 @@ def _classification(model: Any, logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy; mean squared error where the model regresses, binary cross entropy for several labels.
 
     Where the configuration leaves the kind open, it follows from labels as in transformers: one output
-    regresses, and labels that are no whole numbers hold one probability for each class.
+    regresses, and labels that are not whole numbers hold one probability for each class.
     """
     kind = model.config.problem_type
     if kind is None and logits.shape[-1] > 1 and labels.is_floating_point():

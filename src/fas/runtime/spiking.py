@@ -1,4 +1,4 @@
-"""The converted model: the class it was, with time steps behind its forward."""
+"""The converted model: the class it was, with time steps inside its forward."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Gate:
             if not self.closed:
                 raise
             if not begun:
-                await _reply(send, 503, "this server is ending")
+                await _reply(send, 503, "this server is shutting down")
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         self._admit(scope)
@@ -106,7 +106,7 @@ class Gate:
         try:
             whole = await asyncio.wait_for(_body(receive), self.limits.body)
         except TimeoutError:
-            raise _Refused(408, f"the request has not come within {self.limits.body:g} s") from None
+            raise _Refused(408, f"the request did not arrive within {self.limits.body:g} s") from None
         if whole is None:
             return
         asked = Asked(_checked(whole))
@@ -122,7 +122,7 @@ class Gate:
         self.running = asked
         try:
             if self.closed:
-                raise _Refused(503, "this server is ending")
+                raise _Refused(503, "this server is shutting down")
             await self._run(scope, whole, asked, receive, send)
         finally:
             asked.gone.set()

@@ -54,7 +54,9 @@ def server(loaded: Loaded, name: str, limits: Limits | None = None, ready: Calla
     except ImportError as error:
         raise MissingExtraError(f"serving needs {error.name}: pip install 'fas[serve]'") from None
     if not loaded.model.can_generate() or loaded.model.config.is_encoder_decoder:
-        raise FASError(f"{loaded.name} is a {type(loaded.model).__name__}, which continues no text: nothing to serve")
+        raise FASError(
+            f"{loaded.name} is a {type(loaded.model).__name__}, which does not generate text: nothing to serve"
+        )
     tokenizer = loaded.need_tokenizer()
 
     class OneModel(ModelManager):

@@ -63,7 +63,7 @@ class Rotate(Stage):
             if not change < _TOLERANCE:
                 raise SiteError(
                     f"the residual stream of {type(model).__name__} cannot be turned: its answer would change by "
-                    f"{change:.2g} of itself, because something else than embeddings and linear layers writes to the "
+                    f"{change:.2g} of itself, because something other than embeddings and linear layers writes to the "
                     "stream, or a normalisation stands after the sum; convert it with rotate=False"
                 )
             if progress is not None:

@@ -20,7 +20,7 @@ from fas.types import Batches, Kept, Progress, Record, Stage
 class TrainRates(Stage):
     """Train weights and biases by cross-entropy with θ_l = p_l · σ(s), s fixed, p_l the running maximum.
 
-    Afterwards thresholds have that value, and ``FitRates`` goes on from the weights. With ``scale=None`` thresholds
+    Afterwards thresholds have that value, and ``FitRates`` continues from the weights. With ``scale=None`` thresholds
     are kept instead: after ``FitRates``, which clips large rates for speed, the weights learn to do without them.
 
     Attributes:

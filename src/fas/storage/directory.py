@@ -170,7 +170,7 @@ def _twin(source: str, copy: str) -> None:
 def _superseded(directory: Path, written: Collection[str]) -> set[str]:
     """Return the weight files of an earlier save, whole or in shards, that new weights would not overwrite.
 
-    transformers would go on to read a whole file where shards have taken its place.
+    transformers would still read a whole file where shards have taken its place.
     """
     if not {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME} & set(written):
         return set()
@@ -208,7 +208,7 @@ def check_files(files: Sequence[str], sites: Sequence[Site]) -> None:
                 found.update(tensors.keys())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{file} cannot be read ({error}); it is damaged or was not copied to the end: copy it again"
+                f"{file} cannot be read ({error}); it is damaged or the copy is incomplete: copy it again"
             ) from None
     if not files:
         return

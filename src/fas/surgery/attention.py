@@ -156,7 +156,7 @@ def use_spiking_attention(model: Any) -> None:
             continue
         if present not in _SPIKING:
             raise SiteError(
-                f"{type(part).__name__} is set to attention {present!r}, beside which spikes cannot be computed: load "
+                f"{type(part).__name__} is set to attention {present!r}, which spikes cannot replace: load "
                 f"it with attn_implementation={' or '.join(repr(known) for known in _SPIKING)}"
             )
         register_attention()
@@ -199,8 +199,8 @@ def recording_attention(model: nn.Module, record: Callable[[AttentionCall], None
     def keep(call: AttentionCall) -> None:
         if writes_attention(call.module):
             raise SiteError(
-                f"{type(call.module).__name__} gets its attention function from elsewhere, so that it cannot be told "
-                "how it computes attention: use coverage 'linear'"
+                f"{type(call.module).__name__} gets its attention function from elsewhere, so how it computes "
+                "attention is unknown: use coverage 'linear'"
             )
         recorder.asked(call.module)
         record(call)

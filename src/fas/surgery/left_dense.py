@@ -22,7 +22,7 @@ _SHOWN = 8
 def left_dense(model: Any, probe: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Return the modules with weights that no spikes drive, each with its share of all multiply-adds with weights.
 
-    Products of two activations (attention) are no part of it: their share grows with the context.
+    Products of two activations (attention) are not part of it: their share grows with the context.
 
     Args:
         model: a converted model.

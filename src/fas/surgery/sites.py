@@ -198,7 +198,7 @@ def find_sites(
         kinds = sorted({type(m).__name__ for m in model.modules() if next(m.children(), None) is None})
         why = f"it runs no linear layer that is not excluded (patterns {list(patterns)})"
         if any(not excluded(call.path) for call in linear):
-            why = "no linear layer stands behind an activation module within a numbered block; take coverage 'linear'"
+            why = "no linear layer follows an activation module within a numbered block; take coverage 'linear'"
         leaves = f"its leaf modules are {', '.join(kinds)}"
         raise SiteError(f"{type(model).__name__} has no site for coverage {coverage!r}: {why}; {leaves}")
     for path in unreached(model, record) if coverage != "mlp" else ():

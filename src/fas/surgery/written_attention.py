@@ -106,7 +106,7 @@ class Recorder(ProductsAroundSoftmax):
     """Reports written out attention: the module and the shapes of query, key and value by head.
 
     Args:
-        record: receives them before the module goes on after the second product.
+        record: receives them before the module continues after the second product.
     """
 
     def __init__(self, record: Callable[[nn.Module, torch.Size, torch.Size, torch.Size], None]) -> None:

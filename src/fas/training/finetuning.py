@@ -201,7 +201,7 @@ def _require_thresholds(model: Any) -> None:
     for path, population in populations(model).items():
         if not population.is_set:
             raise NotCalibratedError(
-                f"site {path} has no thresholds yet, and fine-tuning starts from some: run "
+                f"site {path} has no thresholds yet, which fine-tuning starts from: run "
                 "fas.calibrate(model, data) or the stage SetThresholds before"
             )
 
@@ -210,7 +210,7 @@ def _check_precision(settings: Finetune, model: nn.Module) -> None:
     half = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16]
     if half:
         raise ValueError(
-            f"{half[0]} is float16, whose steps are too coarse to train: load the model with "
+            f"{half[0]} is float16, which is too coarse to train: load the model with "
             "dtype=torch.float32 and choose precision='fp16' or 'bf16' for the arithmetic"
         )
     if settings.precision == "fp16" and not torch.accelerator.is_available():

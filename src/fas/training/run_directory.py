@@ -1,4 +1,4 @@
-"""Directories of training runs: what made their checkpoints, and where a run goes on."""
+"""Directories of training runs: what made their checkpoints, and where a run resumes."""
 
 from __future__ import annotations
 

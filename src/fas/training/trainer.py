@@ -56,7 +56,7 @@ class ThresholdTrainer(Trainer):
         arguments: as for ``transformers.Trainer``.
 
     Raises:
-        CalibrationError: a loss that is not finite; Trainer itself would log an average in its place and go on.
+        CalibrationError: a loss that is not finite; Trainer itself would log an average in its place and continue.
         CheckpointError: a checkpoint that does not fit the model; Trainer itself would only warn.
     """
 
@@ -110,7 +110,7 @@ class ThresholdTrainer(Trainer):
         return self.accelerator.autocast() if self.is_fsdp_enabled else super().compute_loss_context_manager()
 
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
-        """Run one forward and backward pass, and refuse to go on from a loss that is not finite."""
+        """Run one forward and backward pass, and stop at a loss that is not finite."""
         loss: Tensor = super().training_step(*arguments, **named)
         if not bool(loss.isfinite().all()):
             raise CalibrationError(

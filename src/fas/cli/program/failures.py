@@ -30,7 +30,7 @@ def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
             command(**arguments)
         except KeyboardInterrupt as interrupt:
             resumed = "interrupted: run again to resume from where it was"
-            _say(str(interrupt) or (_INTERRUPTED if _starts_anew(arguments) else resumed))
+            _say(str(interrupt) or (_INTERRUPTED if _starts_over(arguments) else resumed))
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # Whoever read our output (head, less) has seen enough.
@@ -51,7 +51,7 @@ def failures_as_messages(command: Callable[..., None]) -> Callable[..., None]:
 
 def _fail(error: BaseException, arguments: dict[str, Any]) -> NoReturn:
     place = next((arguments[name] for name in ("out", "plot", "page") if arguments.get(name) is not None), None)
-    again = "" if _starts_anew(arguments) or not _is_full(error) else "; run the command again to resume"
+    again = "" if _starts_over(arguments) or not _is_full(error) else "; run the command again to resume"
     _say(f"error: {message(error, place)}{again}")
     try:
         # What stdout still holds cannot be written either, where that is what failed.
@@ -62,7 +62,7 @@ def _fail(error: BaseException, arguments: dict[str, Any]) -> NoReturn:
     raise typer.Exit(1) from None
 
 
-def _starts_anew(arguments: dict[str, Any]) -> bool:
+def _starts_over(arguments: dict[str, Any]) -> bool:
     """Whether an interrupted command has left nothing to resume from: no checkpoint of training, no calibrated site."""
     out = arguments.get("out")
     endings = ("partial", "calibrating")
@@ -109,7 +109,7 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _documented() -> tuple[type[Exception], ...]:
-    """Return what commands raise on purpose; safetensors' own error is no OSError even for a full disk."""
+    """Return what commands raise on purpose; safetensors' own error is not an OSError, even for a full disk."""
     safetensors = sys.modules.get("safetensors")
     weights = () if safetensors is None else (safetensors.SafetensorError,)
     return (FASError, ValueError, OSError, *weights)

@@ -71,11 +71,11 @@ class Output:
     def measure(
         self, quantity: str, value: float, unit: str, *, origin: Origin = "measured", **conditions: Any
     ) -> None:
-        """Take note of one figure, with the command and the versions that made it."""
+        """Record one figure, with the command and the versions that made it."""
         self.add(Measurement(quantity, float(value), unit, origin, conditions))
 
     def add(self, *rows: Measurement) -> None:
-        """Take note of figures, with the command and the versions that made them."""
+        """Record figures, with the command and the versions that made them."""
         self.measurements += [replace(row, conditions={**row.conditions, **self.conditions()}) for row in rows]
 
     def keep(self, *sources: Any) -> Kept:
@@ -114,7 +114,7 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        # As Text: square brackets in the name of a model or layer are no markup.
+        # As Text: square brackets in the name of a model or layer are not markup.
         table = Table(title=Text(printable(title), "table.title"), title_justify="left", header_style="bold")
         for i, name in enumerate(columns):
             numeric = all(isinstance(row[i], int | float) or row[i] is None for row in rows)

@@ -43,7 +43,7 @@ class Log:
         self._began = self._shown = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Take note of parts done and in all; write a line if the last one is old."""
+        """Record parts done and in all; write a line if the last one is old."""
         now = time.monotonic()
         if _begins(done, total, *self._before):
             self._began, self._start = now, done

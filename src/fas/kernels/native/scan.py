@@ -78,7 +78,7 @@ class _Lanes:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, whole), [value])
 
     def clip(self, value: Any, lower: Any, upper: Any) -> Any:
-        """Return the value or the bound that it exceeds; what is no number stays so."""
+        """Return the value or the bound that it exceeds; NaN stays NaN."""
         raised = self.builder.select(self.builder.fcmp_ordered("<", value, lower), lower, value)
         return self.builder.select(self.builder.fcmp_ordered(">", raised, upper), upper, raised)
 
@@ -211,7 +211,7 @@ def _gather(place: Any, source: Any, steps: Any, step: Any, many: Any, real: Any
 def scan_kernel(drive: int, recursion: int, answer: int, real: Any) -> Any:
     """Return a kernel for np.float32 or np.float64.
 
-    Its words are those of the other neurons up to 13, then: number of the first step, whether Σ x goes on, the
+    Its words are those of the other neurons up to 13, then: number of the first step, whether Σ x continues, the
     addresses of Σ x before, Σ x and N, that of the spikes sent by channel (0: nobody asks), and how many rows a sum of
     spikes in 32 bits holds.
     """
