@@ -134,7 +134,7 @@ def chapter(dense: str, spiking: str, tokens: int) -> Iterator[str]:
     for o in operations(after.model):
         yield f"| {_cell(o.path)} | {o.what} | {o.count} | {o.arrives} | {o.left} | {o.amount:,} |"
     if not before.generates:
-        yield "\nIt has no report: an encoder without a head writes no text and labels none, so there is no score to report."
+        yield "\nIt has no report: an encoder without a head has no score to report."
     if (ROOT / "docs" / "images" / f"{name}.png").exists():
         yield (
             "\nThe head of its report (`fas report OUT --timesteps 8 --test-tokens 1024 --counted-tokens 256 "
