@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import time
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -76,7 +77,11 @@ def test_settings_and_signature(name):
 def test_a_run_says_what_it_did_and_an_interrupted_one_leaves_the_model(name, tmp_path):
     (whole, batches), (model, _) = started(name), started(name)
     told = []
+    began = time.perf_counter()
     record = stage_of(name).run(whole, batches, lambda *part: told.append(part))
+    took = time.perf_counter() - began
+    seconds = [value for key, value in record.results.items() if key.endswith("seconds")]
+    assert all(0 <= one <= took for one in seconds)
     assert isinstance(record, Record) and record.stage == name
     assert json.loads(json.dumps(record.to_dict()))["settings"].keys() == {f.name for f in fields(stage_of(name))}
     before = state(model)
