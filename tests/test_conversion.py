@@ -5,7 +5,7 @@ import torch
 from tiny_models import FAMILIES, linear_layers, logits
 
 import fas
-from fas.errors import CalibrationError, NotCalibratedError, SiteError
+from fas.errors import CalibrationError, CheckpointError, NotCalibratedError, SiteError
 from fas.surgery.replace import populations, spiking_layers
 
 
@@ -85,6 +85,17 @@ def test_a_failed_conversion_leaves_the_model_dense():
         fas.convert(model, fas.FAS(neuron="soft_reset_if"))
     assert type(model) is cls and linear_layers(model) == layers
     fas.convert(model)
+
+
+def test_a_generation_configuration_that_cannot_be_saved_is_refused_before_the_work():
+    model, told = FAMILIES["gpt2"].build(), []
+    converted = fas.convert(FAMILIES["gpt2"].build())
+    for one, work in ((model, fas.convert), (converted, fas.calibrate)):
+        one.generation_config.update(do_sample=False, temperature=0.5)
+        before = [name for name, _ in one.named_modules()]
+        with pytest.raises(CheckpointError, match=r"generation configuration of GPT2LMHeadModel is invalid.*correct"):
+            work(one, calibration=[FAMILIES["gpt2"].batch()], progress=lambda *what: told.append(what))
+        assert not told and [name for name, _ in one.named_modules()] == before
 
 
 def test_failed_calibration_can_be_repeated():

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import tiny_cnns
 import torch
+from transformers import AutoTokenizer
 
 import fas
+from fas.energy import estimate
+from fas.reporting import look
 
 SHARED = "would calibrate and measure: name other data with --calibration-data"
 
@@ -36,6 +39,20 @@ def test_rows_of_a_converted_model(rows, run, snn: Path, text: Path, held_out: P
     assert kinds > {None, "transformer.h.*.mlp.c_proj"}
     networks = {row["conditions"]["network"] for row in found if row["quantity"] == "weight_words"}
     assert networks == {"snn", "ann"}
+
+
+def test_operations_are_counted_on_the_test_part(run, snn: Path, tmp_path: Path, monkeypatch) -> None:
+    for part, text in (("train", "ab"), ("test", "yz")):
+        (tmp_path / f"{part}.txt").write_text(text * 500)
+
+    def counted(_: object, batches: list, **options: object) -> None:
+        raise ValueError(f"counted {sorted(torch.cat([batch['input_ids'] for batch in batches]).unique().tolist())}")
+
+    for module in (estimate, look):
+        monkeypatch.setattr(module, "count_both", counted)
+    ids = sorted(AutoTokenizer.from_pretrained(snn)("yz")["input_ids"])
+    for command in (["energy", snn], ["report", snn, "--out", tmp_path / "page.html"]):
+        assert f"counted {ids}" in run(*command, "--data", tmp_path, "--window", 16, code=1).stderr
 
 
 def test_tables_say_when_it_wins(run, snn: Path, text: Path, held_out: Path) -> None:
