@@ -1,4 +1,4 @@
-"""``fas calibrate``: thresholds of a converted model, set again."""
+"""``fas calibrate``: set the thresholds of a converted model again."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def calibrate(
     model: Model,
     out: Annotated[Path | None, typer.Argument(help="Directory to write; the model's own if not given.")] = None,
     data: Annotated[str | None, typer.Option(help="Text file, jsonl/tsv, directory or hub data set.")] = None,
-    timesteps: Annotated[int | None, typer.Option(help="T, if it is to change.")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="New T; the model's if not given.")] = None,
     spike_price: Annotated[
         float | None,
-        typer.Option(help="Nats per answer that one spike per neuron may cost, if it is to change.", min=0),
+        typer.Option(help="New price: nats per answer that one spike per neuron may cost.", min=0),
     ] = None,
     losses: Annotated[
         bool, typer.Option("--losses", help="Then train thresholds by the FAS loss (alignment + KL).")

@@ -36,24 +36,24 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Recipes, files of fas.methods, separated by commas, or `all`; own fields after colons: "
+            help="Recipes (files of fas.methods), comma-separated, or `all`; fields of a recipe after a colon: "
             "`rate_norm:fit_epochs=3,threshold_balancing:rule=percentile`."
         ),
     ] = "fas",
     timesteps: Annotated[str, typer.Option(help="T, one or several.")] = "4,8",
     coverage: Annotated[str, typer.Option(help="mlp, linear, full: one or several.")] = "linear",
     neuron: Annotated[
-        str | None, typer.Option(help="Neurons for the methods that let one choose, one or several.")
+        str | None, typer.Option(help="Neurons, one or several, for methods that leave the choice.")
     ] = None,
     ablate: Annotated[
         bool,
         typer.Option(
             "--ablate",
-            help="Of methods that calibrate (fas): what each part is worth. Thresholds by maximum, coarse, coarse and "
-            "fine, with the losses: a row each.",
+            help="For methods that calibrate (fas): what each part is worth. One row each for thresholds by maximum, "
+            "coarse, coarse and fine, and with the losses.",
         ),
     ] = False,
-    losses: Annotated[bool, typer.Option(help="With --ablate: the row with the losses, which takes minutes.")] = True,
+    losses: Annotated[bool, typer.Option(help="With --ablate: add a row with the losses; takes minutes.")] = True,
     data: options.Data = None,
     test_data: options.TestData = None,
     builder: options.Builder = None,
@@ -64,33 +64,31 @@ def compare(
     train_steps: Annotated[
         int,
         typer.Option(
-            help="Stage 1 for methods that have it, so many steps, and for the control: the dense model on the same "
+            help="Steps of stage 1 for methods that have it, and for the control: the dense model trained on the same "
             "data.",
             min=0,
         ),
     ] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON file of all rows, written again after every combination.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all rows, rewritten after every combination.")] = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw score over T and against spikes per neuron: an svg, png or pdf file."),
     ] = None,
     tokens: options.Tokens = 16384,
     test_tokens: options.TestTokens = 16384,
-    images: Annotated[int, typer.Option(help="Images to calibrate on, of every class as many.", min=1)] = 256,
-    test_images: Annotated[int, typer.Option(help="Images to measure on, of every class as many.", min=1)] = 1000,
+    images: Annotated[int, typer.Option(help="Images to calibrate on, equally many of every class.", min=1)] = 256,
+    test_images: Annotated[int, typer.Option(help="Images to measure on, equally many of every class.", min=1)] = 1000,
     window: options.Window = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Convert a dense model in every combination, measure each, and show them side by side.
+    """Convert a dense model in every combination, measure each result, and show them side by side.
 
-    Compare systems by levels and spikes per neuron, not by T alone. A combination that a method refuses has its
-    reason below the table. Where a quantised network has levels of its own, they are as many as T. A comparison that
-    was interrupted resumes when the same command is given again.
+    Compare systems by levels and spikes per neuron, not by T alone. If a method refuses a combination, the
+    reason stands below the table. Quantised networks with levels of their own get T of them. Run an interrupted
+    comparison again with the same command, and it resumes.
 
     Example: `fas compare embedded --methods fas --neuron signed_if,phase --timesteps 2,4,8 --plot build/compare.svg`
 

@@ -25,7 +25,7 @@ def convert(
         str | None,
         typer.Option("--data", "--calibration", help="To calibrate on: text file, jsonl/tsv, directory, hub data set."),
     ] = None,
-    calibrate: Annotated[bool, typer.Option(help="Set thresholds now; without, run `fas calibrate` later.")] = True,
+    calibrate: Annotated[bool, typer.Option(help="Set thresholds now; otherwise run `fas calibrate` later.")] = True,
     method: Annotated[str, typer.Option(help="Recipe: the name of a file in fas.methods.")] = "fas",
     tokens: Tokens = 4096,
     window: Window = None,
@@ -35,7 +35,7 @@ def convert(
     seed: Seed = 0,
     stream: Annotated[
         bool | None,
-        typer.Option(help="Keep one block in memory at a time; the default where the weights would fill the memory."),
+        typer.Option(help="Keep one block in memory at a time; the default where the weights would not fit."),
     ] = None,
     activation_budget: Annotated[str, typer.Option(help="Hidden states held in memory when streaming.")] = "2GiB",
     overwrite: Overwrite = False,

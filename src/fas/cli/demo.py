@@ -25,18 +25,18 @@ def demo(
     tokens: Tokens = 4096,
     test_tokens: Annotated[int, typer.Option(help="Held-out tokens to measure on.", min=2)] = 8192,
     prompt: Annotated[str, typer.Option(help="Code for the spiking network to continue.")] = _PROMPT,
-    report: Annotated[bool, typer.Option(help="Write a page with figures about what was found.")] = True,
-    page: Annotated[Path, typer.Option(help="The page; its figures go to `figures` beside it, as SVG and PNG.")] = Path(
-        "build/demo/report.html"
-    ),
+    report: Annotated[bool, typer.Option(help="Write a page with figures about the results.")] = True,
+    page: Annotated[
+        Path, typer.Option(help="The page; its figures go into the folder `figures` next to it, as SVG and PNG.")
+    ] = Path("build/demo/report.html"),
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Convert the embedded language model, measure it beside the dense one, and let it write.
 
-    The model writes Python: it was trained on the standard library, and is measured on files of it that it
-    has not seen. At every T it takes a rate code (signed_if) and the default code (adaptive_digit). A page shows all
-    of it, with the sites and the energy of the last conversion.
+    The model writes Python: it was trained on the standard library, and is measured on files that it has not seen. At
+    every T it is converted with a rate code (signed_if) and with the default code (adaptive_digit). A page shows the
+    results, and the sites and energy of the last conversion.
     """
     began = time.perf_counter()
     steps, coverages = whole_numbers(timesteps, "--timesteps"), words(coverage)

@@ -23,18 +23,19 @@ def energy(
     context: typer.Context,
     model: options.Model,
     data: Annotated[
-        str | None, typer.Option(help="Text source, table, or folder of images, to run on: its test part.")
+        str | None, typer.Option(help="Text source, table, or folder of images to run on: its test part.")
     ] = None,
     test_tokens: options.MeasuredTokens = 2048,
     new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens to generate after each window; 16 where the model writes text.", min=0)
+        int | None,
+        typer.Option(help="Tokens to generate after each window; 16 by default for a language model.", min=0),
     ] = None,
     prices: Annotated[
         str, typer.Option(help="Cost models, several with commas: 45nm, 45nm-dram, 22nm, loihi, or TOML files.")
     ] = "45nm",
     reuse: Annotated[
         Literal["none", "time", "pass"],
-        typer.Option(help="How long a weight stays where it is used; time: for all steps of a position."),
+        typer.Option(help="How long a fetched weight is kept; time: for all steps of a position."),
     ] = "time",
     order: Annotated[
         Literal["row", "window", "output"],
@@ -72,7 +73,7 @@ def energy(
     timesteps: Annotated[int, typer.Option(help="Of a dense model: T.", min=1)] = 8,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw perplexity against spikes, dense networks beside: an svg, png or pdf file."),
+        typer.Option(help="Draw perplexity against spikes, with the dense networks: an svg, png or pdf file."),
     ] = None,
     tokens: options.Tokens = 4096,
     images: Annotated[int, typer.Option(help="Images to calibrate on.", min=1)] = 256,
@@ -85,9 +86,9 @@ def energy(
 ) -> None:
     """Count additions, multiply-adds, events and fetched weights per token or image, and estimate their energy.
 
-    A dense model is converted first, once for each coverage, and nothing is saved. Counts are measured, energies
-    are estimates: three accountings stand side by side, and the dense network, the dense network that skips
-    zeros and the integer network with as many levels stand beside the spiking one.
+    A dense model is converted first, once for each coverage, and not saved. Counts are measured; energies are
+    estimates, by three accountings. The spiking network stands beside the dense network, the dense network that
+    skips zeros, and the integer network with as many levels.
 
     Example: `fas energy gpt2-snn --data wikitext --prices 45nm,loihi`
     """

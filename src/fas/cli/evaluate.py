@@ -22,7 +22,7 @@ def evaluate(
     ] = None,
     timesteps: Annotated[
         str | None,
-        typer.Option(help="One T or several, as 2,4,8, without calibration for it; the model's if not given."),
+        typer.Option(help="One T or several, such as 2,4,8, without calibrating again; the model's if not given."),
     ] = None,
     network: Annotated[
         Network | None, typer.Option(help="Which of the three networks of a converted model; snn if not given.")
@@ -36,7 +36,7 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="Tasks of lm-evaluation-harness, as lambada_openai,piqa; of GLUE for a classifier."),
+        typer.Option(help="Tasks of lm-evaluation-harness, such as lambada_openai,piqa; of GLUE for a classifier."),
     ] = None,
     task_path: Annotated[
         Path | None, typer.Option(help="Folder with their data (NAME.jsonl; GLUE as its archive) or YAML task files.")
@@ -49,15 +49,15 @@ def evaluate(
         Path | None, typer.Option(help="Folder of the images; that of --data if not given.")
     ] = None,
     caption_prompt: Annotated[
-        str, typer.Option(help="Text in front of a caption; {} stands for the question, where rows have one.")
+        str, typer.Option(help="Text before a caption; {} stands for the question, where rows have one.")
     ] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of a caption or answer at most.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a caption or answer.", min=1)] = 32,
     card: Annotated[
         bool, typer.Option("--card", help="Write the figures into the model card (README.md) of MODEL.")
     ] = False,
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="With --card: rows that other commands printed with --json, for the card too; repeatable."),
+        typer.Option(help="With --card: rows that other commands printed with --json, to add to the card; repeatable."),
     ] = None,
     batch_size: BatchSize = 8,
     device: Device = "cpu",
@@ -65,9 +65,9 @@ def evaluate(
 ) -> None:
     """Measure perplexity (strided window), the scores of a classifier on a table, tasks by name, or captions.
 
-    Tasks run in lm-evaluation-harness (`pip install 'fas[eval]'`), for classifiers on GLUE; what `--task-path` does
-    not hold comes from the hub. Thresholds belong to the T they were calibrated at: another T runs, but less well
-    than after `fas calibrate --timesteps`. A run that was interrupted resumes when the same command is given again.
+    Tasks run in lm-evaluation-harness (`pip install 'fas[eval]'`), for classifiers on GLUE. Data that `--task-path`
+    lacks comes from the hub. Thresholds belong to the T they were calibrated for: another T runs, but less well than
+    after `fas calibrate --timesteps`. Run an interrupted command again, and it resumes.
 
     A model that reads images writes captions (rows of `image` and `captions`: CIDEr, BLEU, exact match) or answers
     (rows of `image`, `question` and `answers`: exact match), which needs `pip install 'fas[vision]'`.

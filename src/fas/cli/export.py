@@ -23,22 +23,22 @@ def export(
         str,
         typer.Option(
             help="nir: graphs with traces; fixed-point: whole numbers in one safetensors file; loihi2, spinnaker2, or "
-            "a TOML file of the same form: cores, chips and messages, of which nothing is written."
+            "a TOML file of the same form: an estimate of cores, chips and messages, which writes nothing."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Directory to write for nir, file for fixed-point.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to write (nir) or file (fixed-point).")] = None,
     data: Annotated[str | None, typer.Option(help="Text source, or GLUE-style table, to run on.")] = None,
     trace_tokens: Annotated[
-        int | None, typer.Option(help="Tokens to run on for traces and figures: 32; on a chip 512.", min=1)
+        int | None, typer.Option(help="Tokens to run on for traces and figures; 32 by default, 512 for a chip.", min=1)
     ] = None,
     window: Window = None,
     site: Annotated[list[str] | None, typer.Option(help="Export this site only; repeat for several.")] = None,
     timesteps: OwnTimesteps = None,
     schedule: OwnSchedule = None,
-    membrane_bits: Annotated[_Bits, typer.Option(help="Of thresholds and potentials, for fixed-point.")] = "16",
+    membrane_bits: Annotated[_Bits, typer.Option(help="Bits of thresholds and potentials, for fixed-point.")] = "16",
     test_tokens: Annotated[
         int,
-        typer.Option(help="For fixed-point: score the whole model in whole numbers on so many test tokens.", min=0),
+        typer.Option(help="For fixed-point: score the whole model in whole numbers on this many test tokens.", min=0),
     ] = 0,
     device: Device = "cpu",
     seed: Seed = 0,

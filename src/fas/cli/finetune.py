@@ -1,4 +1,4 @@
-"""``fas finetune``: stage 1, the quantised network trained, and its control beside it."""
+"""``fas finetune``: stage 1: train the quantised network, and its control."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def finetune(
     ] = 0.0,
     distillation: Annotated[
         float,
-        typer.Option(help="Share of the loss that is KL to the dense model, the rest is the labels'.", min=0, max=1),
+        typer.Option(help="Share of the loss that is KL to the dense model; the rest is the labels'.", min=0, max=1),
     ] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.", min=1)] = 8,
     gradient_accumulation: Annotated[int, typer.Option(help="Forward passes per step.", min=1)] = 1,
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Use less memory and more time.")] = False,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass.")] = "fp32",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events.")] = False,
     control: Annotated[bool, typer.Option(help="Train the dense model on the same data too.")] = True,
@@ -43,8 +43,8 @@ def finetune(
 ) -> None:
     """Fine-tune a converted, calibrated model (stage 1). An interrupted run resumes when run again.
 
-    The spiking network sends what was trained, as it is. For other time steps, and for the FAS losses, calibrate
-    afterwards: the trained thresholds stay, and the quantised network is what the spiking one is fitted to.
+    The spiking network computes what was trained. For another T, or the FAS losses, calibrate afterwards: the trained
+    thresholds stay, and the spiking network is fitted to the quantised one.
 
     Example: `fas finetune gpt2-snn gpt2-snn-tuned --data wikitext --max-steps 1000`
     """

@@ -16,7 +16,7 @@ def inspect(
     context: typer.Context,
     model: options.Model,
     data: Annotated[
-        str | None, typer.Option(help="Text source, or folder of images, to fire on: adds firing rates.")
+        str | None, typer.Option(help="Text source or folder of images to measure firing rates on.")
     ] = None,
     tokens: options.MeasuredTokens = 2048,
     builder: options.Builder = None,
@@ -28,7 +28,7 @@ def inspect(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Show sites, thresholds, firing rates and what stays float in a converted model; a dense one's possible sites.
+    """Show sites, thresholds, firing rates and what stays float in a converted model, or the sites of a dense one.
 
     Example: `fas inspect gpt2-snn --data wikitext`
     """

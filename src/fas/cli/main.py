@@ -67,7 +67,7 @@ def _show_version(wanted: bool) -> None:
 def fas(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks in place of one-line errors.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the library logs.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the library's log.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks on stderr.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the release.")

@@ -23,15 +23,15 @@ def report(
         list[Path] | None,
         typer.Option(help="Rows that `fas compare` wrote (--out, --json): shown too; repeatable."),
     ] = None,
-    timesteps: Annotated[str | None, typer.Option(help="T to try, several; around the model's if not given.")] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(help="T to try, comma-separated; around the model's if none.")
+    ] = None,
     test_tokens: Annotated[int, typer.Option(help="Tokens to score on.", min=2)] = 2048,
     counted_tokens: Annotated[int, typer.Option(help="Tokens to count operations and spikes on.", min=1)] = 512,
     calibration_data: Annotated[
-        str | None, typer.Option(help="Where coarse thresholds, or those of a dense model, are fitted.")
+        str | None, typer.Option(help="Text to fit coarse thresholds on, or those of a dense model.")
     ] = None,
-    coarse: Annotated[
-        bool, typer.Option(help="Fit coarse thresholds once more, to show what fine ones change.")
-    ] = True,
+    coarse: Annotated[bool, typer.Option(help="Also fit coarse thresholds, to show what fine ones change.")] = True,
     anytime: Annotated[bool, typer.Option(help="Show early exit, where the network can.")] = True,
     prices: Annotated[str, typer.Option(help="Cost models, several with commas; the first is drawn.")] = "45nm",
     coverage: Annotated[Coverage, typer.Option(help="Of a dense model: what to convert.")] = "linear",
@@ -44,7 +44,7 @@ def report(
     """Write one HTML page that needs no network: quality, firing, thresholds, spikes, errors by layer, energy.
 
     A dense model is converted first (T = 8), and not saved. The page follows the reader's light or dark setting.
-    A report that was interrupted resumes when the same command is given again.
+    Run an interrupted report again with the same command, and it resumes.
 
     Example: `fas report gpt2-snn --data wikitext --out gpt2.html --figures build/figures`
     """

@@ -17,22 +17,22 @@ from fas.cli.program.output import Output
 def serve(
     context: typer.Context,
     model: Model,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 admits other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
     name: Annotated[
         str | None, typer.Option(help="The model's name in requests; the last part of MODEL if not given.")
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(help="What requests must bring as `Authorization: Bearer TOKEN`.", envvar="FAS_SERVE_TOKEN"),
+        typer.Option(help="Require `Authorization: Bearer TOKEN` of every request.", envvar="FAS_SERVE_TOKEN"),
     ] = None,
-    waiting: Annotated[int, typer.Option(help="Requests that wait at most; one more gets status 429.", min=0)] = 32,
+    waiting: Annotated[int, typer.Option(help="Most requests that wait; one more gets status 429.", min=0)] = 32,
     patience: Annotated[float, typer.Option(help="Seconds that a request waits before status 503.", min=0)] = 60.0,
     timesteps: OwnTimesteps = None,
     schedule: OwnSchedule = None,
     device: Device = "cpu",
 ) -> None:
-    """Answer requests at /v1/completions, /v1/chat/completions and /v1/models, streamed if they ask for it.
+    """Answer requests at /v1/completions, /v1/chat/completions and /v1/models, streamed on request.
 
     Requests run one after the other. Chat needs a tokenizer with a chat template. Needs `pip install 'fas[serve]'`.
 
