@@ -10,7 +10,7 @@ import fas
 from fas.calibration.teacher import Teacher
 from fas.errors import CalibrationError
 from fas.stages import align
-from fas.stages.align import Align
+from fas.stages.align import Align, _Best
 from fas.stages.set_potential import SetPotential
 from fas.surgery.replace import populations, spiking_layers
 from fas.training.descent import mask_of
@@ -194,3 +194,15 @@ def test_it_keeps_what_is_best_on_held_out_batches(rate, better):
     else:
         # Steps as long as these only harm: all is as it was.
         assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+
+
+def test_of_the_steps_that_are_looked_at_the_best_is_kept():
+    step = torch.nn.Parameter(torch.zeros(()))
+    # Any other step is a KeyError: a look costs passes over all that is held out.
+    figures = {0: 5.0, 2: 1.0, 4: 3.0, 5: 2.0}
+    best = _Best([step], lambda: figures[int(step.detach())], every=2)
+    for now in range(1, 6):
+        step.data.fill_(now)
+        best.look()
+    best.restore()
+    assert (float(step.detach()), best.first, best.least) == (2.0, 5.0, 1.0)
