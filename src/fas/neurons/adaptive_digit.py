@@ -19,7 +19,7 @@ class AdaptiveDigit(SignedDigit):
     With z_c = x_c/u_c the activation in levels and N_max the largest count, the thresholds of a token are divided by
     2^e, and what its spikes stand for likewise, where
 
-        e = min(⌊log2(least / mean_c |z_c|)⌋, ⌊log2(N_max / max_c |z_c|)⌋),  the first at least 0 and at most 16.
+        e = min(⌊log2(least / mean_c ``|z_c|``)⌋, ⌊log2(N_max / max_c ``|z_c|``)⌋), the first from 0 to 16.
 
     So a token whose activations are small throughout is coded in at least ``least``/2 levels of mean size, and no
     neuron is ever clipped: where a layer's output is normalised after it, or its input before, small tokens matter as
