@@ -59,6 +59,17 @@ claim: Any = intrinsic(_claim)
 at: Any = intrinsic(_at)
 
 
+@njit
+def claimed(work: Any, number: Any, piece: Any) -> Any:
+    """Yield which of so many things fall to this thread, a piece at a time."""
+    begin = claim(work) * piece
+    while begin < number:
+        # numba has no ``yield from``.
+        for i in range(begin, min(number, begin + piece)):  # noqa: UP028
+            yield i
+        begin = claim(work) * piece
+
+
 @njit(inline="always")
 def real_word(work: Any, index: Any) -> Any:
     """Return a word that holds the bits of a float64 number (``bits``)."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from fas.kernels.native.calling import at, claim, native, real_word, words
+from fas.kernels.native.calling import at, claimed, native, real_word, words
 from fas.kernels.native.gain import gain_of
 from fas.kernels.native.tally import flush
 
@@ -48,37 +48,32 @@ def digits_kernel(name: str, real: Any) -> Any:
         gains = carray(at(w[18]), rows * (w[18] != 0), real)
         local, done = np.zeros(channels * (sent != 0), np.int32), 0
         place, found = np.empty(channels, np.int32), np.empty(channels, entry)
-        pieces = (rows + piece - 1) // piece
-        while True:
-            i = claim(work)
-            if i >= pieces:
-                break
-            for r in range(i * piece, min(rows, (i + 1) * piece)):
-                gain = real(gain_of(x[r], scale, least, w[10], w[11]))
-                back = real(1) / gain
-                if len(gains):
-                    gains[r] = gain
-                _places(place, x[r], gain, scale, v_init, offset, lower, upper)
-                for plane in range(planes):
-                    for c in range(channels):
-                        found[c] = entries[plane, np.uint64(place[c])]
-                    for c in range(channels):
-                        if not weighs:
-                            out[plane, r, c] = found[c]
-                            continue
-                        n = real(found[c])
-                        if adds:
-                            # What is not a number stays so.
-                            level = np.floor((x[r, c] * gain - offset[c]) * scale[c] + v_init[c])
-                            n += min(max(level, lower), upper)
-                        out[plane, r, c] = (n * unit[c] + offset[c]) * back
-                if sent:
-                    for c in range(channels):
-                        local[c] += np.int32(spikes[np.uint64(place[c])])
-                    done += 1
-                    if done == most:
-                        flush(sent, local, channels)
-                        done = 0
+        for r in claimed(work, rows, piece):
+            gain = real(gain_of(x[r], scale, least, w[10], w[11]))
+            back = real(1) / gain
+            if len(gains):
+                gains[r] = gain
+            _places(place, x[r], gain, scale, v_init, offset, lower, upper)
+            for plane in range(planes):
+                for c in range(channels):
+                    found[c] = entries[plane, np.uint64(place[c])]
+                for c in range(channels):
+                    if not weighs:
+                        out[plane, r, c] = found[c]
+                        continue
+                    n = real(found[c])
+                    if adds:
+                        # What is not a number stays so.
+                        level = np.floor((x[r, c] * gain - offset[c]) * scale[c] + v_init[c])
+                        n += min(max(level, lower), upper)
+                    out[plane, r, c] = (n * unit[c] + offset[c]) * back
+            if sent:
+                for c in range(channels):
+                    local[c] += np.int32(spikes[np.uint64(place[c])])
+                done += 1
+                if done == most:
+                    flush(sent, local, channels)
+                    done = 0
         if sent:
             flush(sent, local, channels)
 
@@ -93,23 +88,18 @@ def unpack(work: Any) -> None:
     bits, out = carray(at(w[4]), (planes, rows, channels), np.uint8), carray(at(w[5]), (rows, channels), np.int16)
     worth = carray(at(w[7]), (planes + 1, 256), np.int16)
     local, done = np.zeros(channels * (sent != 0), np.int32), 0
-    pieces = (rows + piece - 1) // piece
-    while True:
-        i = claim(work)
-        if i >= pieces:
-            break
-        for r in range(i * piece, min(rows, (i + 1) * piece)):
+    for r in claimed(work, rows, piece):
+        for c in range(channels):
+            out[r, c] = 0
+        for plane in range(planes):
             for c in range(channels):
-                out[r, c] = 0
-            for plane in range(planes):
+                out[r, c] = np.int16(out[r, c] + worth[plane, np.uint64(bits[plane, r, c])])
+            if sent:
                 for c in range(channels):
-                    out[r, c] = np.int16(out[r, c] + worth[plane, np.uint64(bits[plane, r, c])])
-                if sent:
-                    for c in range(channels):
-                        local[c] += np.int32(worth[planes, np.uint64(bits[plane, r, c])])
-            done += 1
-            if sent and done == most:
-                flush(sent, local, channels)
-                done = 0
+                    local[c] += np.int32(worth[planes, np.uint64(bits[plane, r, c])])
+        done += 1
+        if sent and done == most:
+            flush(sent, local, channels)
+            done = 0
     if sent:
         flush(sent, local, channels)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from fas.kernels.native.calling import at, claim, native, words
+from fas.kernels.native.calling import at, claimed, native, words
 
 # Lets LLVM add up in the lanes of a vector: the order of a sum is free here, as it is in BLAS.
 _SUMS = {"reassoc", "contract", "nsz"}
+# Numbers of 16 bits in a vector register, at most; LLVM splits what the processor lacks.
+_LANES, _I32 = 32, ir.IntType(32)
 
 
 @njit(fastmath=_SUMS, inline="never")
@@ -21,10 +26,38 @@ def _dot(x: Any, weight: Any) -> Any:
     return total
 
 
+def _dot_vectors(typing: Any, count: Any, weight: Any, vectors: Any) -> Any:
+    """Return the product of counts (int16) and weights (int8) at two addresses, so many vectors of them."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide, half = ir.VectorType(_I32, _LANES), ir.VectorType(_I32, _LANES // 2)
+        even, odd = (ir.Constant(half, list(range(first, _LANES, 2))) for first in (0, 1))
+        total = cgutils.alloca_once_value(builder, ir.Constant(half, None))
+        with cgutils.for_range(builder, arguments[2]) as loop:
+            factors = []
+            for start, size in ((arguments[0], 2), (arguments[1], 1)):
+                place = builder.add(start, builder.mul(loop.index, ir.Constant(start.type, size * _LANES)))
+                vector = ir.VectorType(ir.IntType(8 * size), _LANES)
+                factors.append(builder.load(builder.inttoptr(place, vector.as_pointer()), align=size))
+            products = builder.mul(*(builder.sext(factor, wide) for factor in factors))
+            # Neighbours are added up at once: by that LLVM knows what processors have for numbers of 16 bits.
+            pairs = (builder.shuffle_vector(products, products, part) for part in (even, odd))
+            builder.store(builder.add(builder.load(total), builder.add(*pairs)), total)
+        add_up = f"llvm.vector.reduce.add.v{_LANES // 2}i32"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I32, [half]), add_up)
+        return builder.call(function, [builder.load(total)])
+
+    return types.int32(types.int64, types.int64, types.int64), generate
+
+
+dot_vectors: Any = intrinsic(_dot_vectors)
+
+
 @njit(inline="never")
 def _dot_integer(count: Any, weight: Any) -> Any:
-    total = np.int32(0)
-    for k in range(len(count)):
+    vectors = len(count) // _LANES
+    total = dot_vectors(count.ctypes.data, weight.ctypes.data, vectors)
+    for k in range(vectors * _LANES, len(count)):
         total = np.int32(total + np.int32(count[k]) * np.int32(weight[k]))
     return total
 
@@ -56,14 +89,9 @@ def dense(work: Any) -> None:
     rows, inner, outer, piece = w[1], w[2], w[3], w[4]
     x, weight = carray(at(w[5]), (rows, inner), np.float32), carray(at(w[6]), (outer, inner), np.float32)
     bias, out = carray(at(w[7]), outer, np.float32), carray(at(w[8]), (rows, outer), np.float32)
-    pieces = (outer + piece - 1) // piece
-    while True:
-        i = claim(work)
-        if i >= pieces:
-            break
-        for o in range(i * piece, min(outer, (i + 1) * piece)):
-            for r in range(rows):
-                out[r, o] = _dot(x[r], weight[o]) + bias[o]
+    for o in claimed(work, outer, piece):
+        for r in range(rows):
+            out[r, o] = _dot(x[r], weight[o]) + bias[o]
 
 
 @native
@@ -75,20 +103,15 @@ def integer(work: Any) -> None:
     scale, bias = carray(at(w[7]), outer, np.float32), carray(at(w[8]), outer, np.float32)
     out, rest = carray(at(w[9]), (rows, outer), np.float32), carray(at(w[11]), outer, np.float32)
     gains = carray(at(w[12]), rows * (w[12] != 0), np.float32)
-    pieces = (outer + piece - 1) // piece
-    while True:
-        i = claim(work)
-        if i >= pieces:
-            break
-        for o in range(i * piece, min(outer, (i + 1) * piece)):
-            for r in range(rows):
-                # In blocks whose sums cannot leave 32 bits.
-                total = np.int64(0)
-                for begin in range(0, inner, block):
-                    end = min(inner, begin + block)
-                    total += _dot_integer(count[r, begin:end], weight[o, begin:end])
-                back = np.float32(1) / gains[r] if len(gains) else np.float32(1)
-                out[r, o] = (np.float32(total) * scale[o] + rest[o]) * back + bias[o]
+    for o in claimed(work, outer, piece):
+        for r in range(rows):
+            # In blocks whose sums cannot leave 32 bits.
+            total = np.int64(0)
+            for begin in range(0, inner, block):
+                end = min(inner, begin + block)
+                total += _dot_integer(count[r, begin:end], weight[o, begin:end])
+            back = np.float32(1) / gains[r] if len(gains) else np.float32(1)
+            out[r, o] = (np.float32(total) * scale[o] + rest[o]) * back + bias[o]
 
 
 @native
@@ -107,11 +130,7 @@ def events(work: Any) -> None:
             chosen[fired], value[fired] = c, np.float32(count[c]) * unit[c]
             fired += 1
     whole = fired // 8 * 8
-    pieces = (outer + piece - 1) // piece
-    while True:
-        i = claim(work)
-        if i >= pieces:
-            break
+    for i in claimed(work, (outer + piece - 1) // piece, 1):
         low, high = i * piece, min(outer, (i + 1) * piece)
         for j in range(low, high):
             out[j] = bias[j]

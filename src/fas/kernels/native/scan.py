@@ -16,7 +16,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fas.kernels.native.calling import at, claim, native, words
+from fas.kernels.native.calling import at, claimed, native, words
 from fas.kernels.native.tally import flush
 
 BINARY, TERNARY, GRADED = range(3)
@@ -238,49 +238,41 @@ def scan_kernel(drive: int, recursion: int, answer: int, real: Any) -> Any:
             _gather(padded[k : k + 1], sources[k] + size * whole, 1, 0, channels - whole, real)
         beside, beyond, row = place.ctypes.data, padded.ctypes.data, lanes * size
         done = 0
-        pieces = (rows + piece - 1) // piece
-        while True:
-            i = claim(work)
-            if i >= pieces:
-                break
-            for r in range(i * piece, min(rows, (i + 1) * piece)):
-                for b in range(0, whole, stride):
-                    o, p = r * channels + b, size * b
-                    block(
-                        w[4] + size * o, x_step, w[5] + width * o, width * rows * channels,
-                        divisor + p, w[7] + p, w[8] + p, w[9] + p,
-                        w[16] + size * o, w[17] + size * o, w[18] + size * o, tally + 4 * b * (sent != 0),
-                        steps, first, carried, lower, upper, size, groups, drive, recursion, answer,
-                    )  # fmt: skip
-                for b in range(whole, channels, lanes):
-                    o, p, many = r * channels + b, size * b, min(lanes, channels - b)
-                    _gather(place_x, w[4] + size * o, 1 if drive == EVEN else steps, x_step, many, real)
-                    if drive != EVEN:
-                        _gather(place[1:2], w[18] + size * o, 1, 0, many, real)
-                        if carried:
-                            _gather(place[0:1], w[16] + size * o, 1, 0, many, real)
-                    p -= size * whole
-                    block(
-                        place_x.ctypes.data, 0 if drive == EVEN else row, place_out.ctypes.data, lanes * width,
-                        beyond + p, beyond + 2 * row + p, beyond + 4 * row + p, beyond + 6 * row + p,
-                        beside, beside + 2 * row, beside + row, tally + 4 * b * (sent != 0),
-                        steps, first, carried, lower, upper, size, 1, drive, recursion, answer,
-                    )  # fmt: skip
-                    for n in range(steps):
-                        answers = carray(at(w[5] + width * (n * rows * channels + o)), many, answered)
-                        for c in range(many):
-                            answers[c] = place_out[n, c]
-                    if drive != EVEN:
-                        total, count = (
-                            carray(at(w[17] + size * o), many, real),
-                            carray(at(w[18] + size * o), many, real),
-                        )
-                        for c in range(many):
-                            total[c], count[c] = place[2, c], place[1, c]
-                done += 1
-                if sent != 0 and done == most:
-                    flush(sent, local, channels)
-                    done = 0
+        for r in claimed(work, rows, piece):
+            for b in range(0, whole, stride):
+                o, p = r * channels + b, size * b
+                block(
+                    w[4] + size * o, x_step, w[5] + width * o, width * rows * channels,
+                    divisor + p, w[7] + p, w[8] + p, w[9] + p,
+                    w[16] + size * o, w[17] + size * o, w[18] + size * o, tally + 4 * b * (sent != 0),
+                    steps, first, carried, lower, upper, size, groups, drive, recursion, answer,
+                )  # fmt: skip
+            for b in range(whole, channels, lanes):
+                o, p, many = r * channels + b, size * b, min(lanes, channels - b)
+                _gather(place_x, w[4] + size * o, 1 if drive == EVEN else steps, x_step, many, real)
+                if drive != EVEN:
+                    _gather(place[1:2], w[18] + size * o, 1, 0, many, real)
+                    if carried:
+                        _gather(place[0:1], w[16] + size * o, 1, 0, many, real)
+                p -= size * whole
+                block(
+                    place_x.ctypes.data, 0 if drive == EVEN else row, place_out.ctypes.data, lanes * width,
+                    beyond + p, beyond + 2 * row + p, beyond + 4 * row + p, beyond + 6 * row + p,
+                    beside, beside + 2 * row, beside + row, tally + 4 * b * (sent != 0),
+                    steps, first, carried, lower, upper, size, 1, drive, recursion, answer,
+                )  # fmt: skip
+                for n in range(steps):
+                    answers = carray(at(w[5] + width * (n * rows * channels + o)), many, answered)
+                    for c in range(many):
+                        answers[c] = place_out[n, c]
+                if drive != EVEN:
+                    total, count = carray(at(w[17] + size * o), many, real), carray(at(w[18] + size * o), many, real)
+                    for c in range(many):
+                        total[c], count[c] = place[2, c], place[1, c]
+            done += 1
+            if sent != 0 and done == most:
+                flush(sent, local, channels)
+                done = 0
         if sent != 0:
             flush(sent, local, channels)
         # Addresses do not keep arrays alive.

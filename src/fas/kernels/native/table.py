@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from fas.kernels.native.calling import at, claim, native, words
+from fas.kernels.native.calling import at, claimed, native, words
 
 # Channels in a state, states in a word of eight bytes, outputs in a block: 8 · 27 · 64 sums are 55 kB.
 CHANNELS, GROUPS, OUTPUTS = 3, 8, 64
@@ -99,10 +99,7 @@ def states(work: Any) -> None:
     chunks = (inner + CHUNK - 1) // CHUNK
     spikes = carray(at(w[4]), (rows, inner), np.int8)
     out = carray(at(w[5]), (chunks, rows, GROUPS), np.uint8)
-    while True:
-        k = claim(work)
-        if k >= chunks:
-            break
+    for k in claimed(work, chunks, 1):
         for r in range(rows):
             for group in range(GROUPS):
                 state, weight = SILENT, 1
@@ -129,11 +126,7 @@ def product(work: Any) -> None:
     total = sums[start : start + rows * OUTPUTS].reshape(rows, OUTPUTS)
     table = entries[begun : begun + GROUPS * STATES * OUTPUTS]
     local = np.zeros((CHUNK, OUTPUTS), np.float32)
-    blocks = (outer + OUTPUTS - 1) // OUTPUTS
-    while True:
-        i = claim(work)
-        if i >= blocks:
-            break
+    for i in claimed(work, (outer + OUTPUTS - 1) // OUTPUTS, 1):
         low, high = i * OUTPUTS, min(outer, (i + 1) * OUTPUTS)
         for r in range(rows):
             for j in range(OUTPUTS):
