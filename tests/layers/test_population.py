@@ -11,8 +11,11 @@ from made import generator
 from neuron_variants import codes, every, label, rate
 
 from fas.errors import CalibrationError, FASError, NotCalibratedError
+from fas.kernels import torch_
+from fas.layers.adapting_population import AdaptingPopulation
 from fas.layers.population import Population
 from fas.layers.simulation import Simulation
+from fas.neurons.adaptive_digit import AdaptiveDigit
 from fas.neurons.clipped_count import ClippedCount
 from fas.neurons.phase import Phase
 from fas.neurons.signed_if import SignedIF
@@ -45,7 +48,8 @@ def build(
 
     A tie needs an input within 1e-14 of a decision level; of the 1e6 drawn here none comes near.
     """
-    population = Population(
+    kind = AdaptingPopulation if neuron.adapts else Population
+    population = kind(
         "block.mlp", channels, neuron, Simulation(**settings), granularity=granularity, readers=readers
     ).double()
     rng, shape = generator(seed), population.log_threshold.shape
@@ -358,6 +362,43 @@ def test_the_next_pass_and_another_tensor_are_encoded_again():
     population(x)
     population.reset()
     assert population.once._latest == {}
+
+
+CHANGES = {
+    "T": lambda population: setattr(population.simulation, "timesteps", 3),
+    "execution": lambda population: setattr(population.simulation, "execution", "stepped"),
+    "network": lambda population: setattr(population.simulation, "network", "ann"),
+    "asleep": lambda population: setattr(population, "active", False),
+    "a parameter, unseen by torch": lambda population: population.log_threshold.data.add_(0.5),
+    "dtype": lambda population: population.to(torch.float32),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("neuron", [SignedIF(), AdaptiveDigit()], ids=label)
+@torch.no_grad()
+def test_the_call_after_a_change_is_the_first_one_of_a_population_made_so(neuron: Neuron, change):
+    warm, fresh, x = build(neuron, timesteps=8), build(neuron, timesteps=8), 0.01 * normal(0, 5, 7)
+    before = [warm(x), warm(x)]
+    assert torch.equal(*before)
+    for population in (warm, fresh):
+        CHANGES[change](population)
+    x = x.to(warm.log_threshold.dtype)
+    assert torch.equal(warm(x), fresh(x)) and not torch.equal(warm(x), before[0])
+
+
+@pytest.mark.parametrize("neuron", [SignedIF(), AdaptiveDigit()], ids=label)
+def test_who_looks_after_a_call_sees_the_next_and_gradients_flow_when_asked_for(neuron: Neuron):
+    population, x = build(neuron, timesteps=8), normal(0, 5, 7)
+    with torch.no_grad():
+        before = [population(x), population(x)][1]
+        counts, gain, code = population(x, "counts")
+        again = torch_.decode(counts, code, x.dtype, gain)
+        with population.simulation.using(observers=[Seen()]):
+            assert torch.equal(population(x), before)
+            (seen,) = population.simulation.observers
+    assert torch.equal(again, before) and len(seen.calls) == 1
+    assert population(x).requires_grad
 
 
 # Not ready, or asked for what cannot be ----------------------------------------------------------------

@@ -81,9 +81,8 @@ class SpikingLinear(SpikingLayer):
         if network == "snn" and simulation.weights == "int8":
             return self._in_integers(x)
         trains = torch.is_grad_enabled() and self.weight.requires_grad
-        if network == "snn" and not trains and simulation.schedule == "layerwise":
-            if not population.differentiates(x):
-                return self._in_floats(x)
+        if network == "snn" and not trains and simulation.schedule == "layerwise" and not population.differentiates(x):
+            return self._in_floats(x)
         if self._takes_spikes(x):
             return self._on_spikes(x)
         signal = population(x, "mean")

@@ -154,13 +154,9 @@ class Population(nn.Module):
         steps, known = self.simulation.timesteps, self._known
         # Attribute access of a module is slow, and this runs at every site of every token.
         parameters = tuple(cast("dict[str, Tensor]", self._parameters).values())
-        if (
-            known is not None
-            and known.code.timesteps == steps
-            and known.code.scale.dtype == dtype
-            and known.made_of(parameters)
-        ):
-            return known.code
+        if known is not None and known.code.timesteps == steps and known.code.scale.dtype == dtype:
+            if known.made_of(parameters):
+                return known.code
         with torch.no_grad():
             code = Code.of(self.neuron, steps, self.threshold, self.v_init, self.offset)
             code = code.map(lambda p: p.to(dtype).expand(self.channels).contiguous())
@@ -200,7 +196,11 @@ class Population(nn.Module):
         return x.requires_grad or any(p.requires_grad for p in (self.log_threshold, self.v_init, self.offset))
 
     def _encode(self, x: Tensor, form: Form) -> Any:
-        simulation = self.simulation
+        simulation, known = self.simulation, self._known
+        # After a call under the same settings there is less to ask.
+        if known is not None and known.settings == simulation.unchanged and not self.differentiates(x):
+            if self.active and x.dtype == known.code.scale.dtype and self.code(x.dtype) is known.code:
+                return self._by_kernel(x, form, known.code)
         if simulation.network == "ann" or not self.active:
             return self.replaced(x)
         self.check()
@@ -254,22 +254,30 @@ class Population(nn.Module):
 
     def _collapsed_fast(self, x: Tensor, form: Form) -> Any:
         """The same without gradients, in one pass over the activation."""
-        code, kernels = self.code(x.dtype), self.simulation.kernels
+        code, simulation = self.code(x.dtype), self.simulation
         known = self.neuron.even_levels or code.table is not None
-        sent = self.simulation.tally(code, self.path) if known else None
-        if known and form != "counts" and (sent is not None or not self.simulation.observers):
-            encoded: Tensor = choose("encode", kernels, x.device, x.dtype).encode(x, code, sent)
-            self.simulation.tell(self.path, sent, x.numel())
-            return encoded
-        gain = x.new_empty(*x.shape[:-1], 1) if code.adapts else None
-        if known and code.upper <= LARGEST:
-            counts = choose("counts", kernels, x.device, x.dtype).counts(x, code, sent, gain)
-            self.simulation.tell(self.path, sent, x.numel())
+        sent = simulation.tally(code, self.path) if known else None
+        seen, whole = sent is None and bool(simulation.observers), known and code.upper <= LARGEST
+        if not seen and (whole if form == "counts" else known):
+            if whole and code.recursion is not None and self._known is not None:
+                self._known.settings = simulation.unchanged or None
+            return self._by_kernel(x, form, code, sent)
+        if whole:
+            counts, gain, _ = self._by_kernel(x, "counts", code)
         else:
-            counts = self._closed_form(x, code.timesteps)
-        if sent is None and self.simulation.observers:
-            self.simulation.show(self.path, self.neuron.spikes(counts.to(x.dtype), code.timesteps).unsqueeze(0))
+            counts, gain = self._closed_form(x, code.timesteps), None
+        if seen:
+            simulation.show(self.path, self.neuron.spikes(counts.to(x.dtype), code.timesteps).unsqueeze(0))
         return (counts.to(torch.int16), gain, code) if form == "counts" else torch_.decode(counts, code, x.dtype, gain)
+
+    def _by_kernel(self, x: Tensor, form: Form, code: Code, sent: Tensor | None = None) -> Any:
+        """Have a kernel do all of it, and hand on the spikes that it has added up."""
+        op = "counts" if form == "counts" else "encode"
+        kernel = choose(op, self.simulation.kernels, x.device, x.dtype)
+        gain = x.new_empty(*x.shape[:-1], 1) if code.adapts and op == "counts" else None
+        encoded = (kernel.counts(x, code, sent, gain), gain, code) if op == "counts" else kernel.encode(x, code, sent)
+        self.simulation.tell(self.path, sent, x.numel())
+        return encoded
 
     def _stepped(self, x: Tensor, *, by_torch: bool) -> Tensor:
         """Even input, every step: [T, *B, C], spikes times their weight, whose mean is the activation."""
@@ -317,15 +325,13 @@ class Population(nn.Module):
             many = max(1, _AT_A_TIME // max(1, code.timesteps * self.channels))
             rows = x.reshape(-1, self.channels).split(many)
             counts = torch.cat([self._window(some, code)[-1] for some in rows]).view(x.shape)
-        if plain:
-            return (
-                (counts.to(torch.int16), gain, code) if form == "counts" else torch_.decode(counts, code, x.dtype, gain)
-            )
-        bits = choose("pack", kernels, x.device, x.dtype).pack(x, code, gain)
-        counts = choose("unpack", kernels, x.device, bits.dtype).unpack(bits, code, sent)
-        self.simulation.tell(self.path, sent, x.numel())
-        decode = choose("decode", kernels, x.device, x.dtype).decode
-        return (counts, gain, code) if form == "counts" else decode(counts, code, x.dtype, gain)
+        decode = torch_.decode
+        if not plain:
+            bits = choose("pack", kernels, x.device, x.dtype).pack(x, code, gain)
+            counts = choose("unpack", kernels, x.device, bits.dtype).unpack(bits, code, sent)
+            self.simulation.tell(self.path, sent, x.numel())
+            decode = choose("decode", kernels, x.device, x.dtype).decode
+        return (counts.to(torch.int16), gain, code) if form == "counts" else decode(counts, code, x.dtype, gain)
 
     def check_online(self) -> RateNeuron:
         """Return the neuron model; refuse one that the online schedule cannot run (FASError)."""

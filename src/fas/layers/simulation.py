@@ -146,6 +146,11 @@ class Simulation(_Attributes):
         """Whether time stands in the batch: the spiking network, online."""
         return self.network == "snn" and self.schedule == "online"
 
+    @property
+    def unchanged(self) -> tuple[object, ...]:
+        """All settings; empty where somebody observes, or a block of this thread has changed any."""
+        return () if _thread.changed or self._call["observers"] else tuple(vars(self.settings).values())
+
     @contextmanager
     def running(self, steps: range, *, carry: bool = False) -> Iterator[None]:
         """Declare which steps the rows of the batch hold while the block runs."""

@@ -105,6 +105,8 @@ class Known:
     code: Code
     values: tuple[Tensor, ...]
     versions: tuple[tuple[int, int], ...]
+    # Those under which a kernel has made counts or means of an activation by itself.
+    settings: tuple[object, ...] | None = None
 
     def made_of(self, parameters: tuple[Tensor, ...]) -> bool:
         """Whether parameters are still those."""
