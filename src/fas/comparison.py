@@ -63,7 +63,7 @@ class Plan:
 
     def __str__(self) -> str:
         about = [getattr(self.method, name, None) for name in ("coverage", "neuron")]
-        return ", ".join([self.name, *(part for part in about if part), f"T = {self.timesteps}"])
+        return ", ".join([self.name, *(str(part) for part in about if part), f"T = {self.timesteps}"])
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,11 @@ class FASConfig(QuantizationConfigMixin):
 
     @property
     def neuron(self) -> str:
-        """Names of the neurons at the sites."""
-        neurons = (type(self._method.build(site)) for site in self.sites or ())
-        return ", ".join(dict.fromkeys(registry.name_of("neurons", neuron) for neuron in neurons))
+        """Names of the neurons at the sites, with their own fields as ``--neuron`` takes them."""
+        neurons = (self._method.build(site) for site in self.sites or ())
+        found = ((registry.name_of("neurons", type(one)), one.own_fields()) for one in neurons)
+        texts = (":".join([name, *(f"{field}={value}" for field, value in own.items())]) for name, own in found)
+        return ", ".join(dict.fromkeys(texts))
 
     def begin(self) -> Settings:
         """Return the settings that a model with these sites starts with; they are its own and this object's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, get_args
 
 from fas.checks import check_choice, check_whole
@@ -121,6 +121,11 @@ class Neuron(ABC):
     adapts: ClassVar[bool] = False
     recursion: ClassVar[Recursion | None] = None
     spike_price: ClassVar[float] = 0.0
+
+    def own_fields(self: Any) -> dict[str, Any]:
+        """Return the fields that differ from their defaults; the sign is the site's."""
+        plain = {one.name: one.default for one in fields(self) if one.default is not MISSING}
+        return {name: v for name, v in asdict(self).items() if name != "signed" and v != plain.get(name, MISSING)}
 
     @property
     def even_levels(self) -> bool:

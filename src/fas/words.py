@@ -1,8 +1,10 @@
-"""Lengths of time and sizes in memory as people write them."""
+"""Lengths of time, sizes in memory and values as people write them."""
 
 from __future__ import annotations
 
+import ast
 import re
+from typing import Any
 
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
@@ -28,3 +30,11 @@ def bytes_of(text: str) -> int:
     if found is None:
         raise ValueError(f"{text!r} is not a size such as 512MiB or 2GiB")
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def value_of(text: str) -> Any:
+    """Return the number, truth value, list or other literal that a text writes, else the text."""
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        return text

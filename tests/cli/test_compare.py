@@ -14,13 +14,13 @@ SMALL = ["--tokens", 128, "--test-tokens", 64, "--window", 32]
 def test_every_combination_has_its_rows(rows, dense: Path, text: Path, held_out: Path, tmp_path: Path) -> None:
     plot = tmp_path / "new" / "compare.svg"
     found = rows(
-        "compare", dense, "--neuron", "signed_if,phase", "--timesteps", "2,4", "--coverage", "mlp,linear",
+        "compare", dense, "--neuron", "signed_if,signed_digit:wide=1", "--timesteps", "2,4", "--coverage", "mlp,linear",
         "--data", text, "--test-data", held_out, *SMALL, "--plot", plot,
     )  # fmt: skip
     stated = [row["conditions"] for row in found if row["quantity"] == "perplexity"]
     assert stated[0]["network"] == "ann"
     seen = [(c["coverage"], c["neuron"], c["timesteps"]) for c in stated[1:]]
-    expected = [(c, n, t) for c in ("mlp", "linear") for n in ("signed_if", "phase") for t in (2, 4)]
+    expected = [(c, n, t) for c in ("mlp", "linear") for n in ("signed_if", "signed_digit:wide=1") for t in (2, 4)]
     assert seen == expected
     for quantity in ("spikes_per_neuron", "conversion_time", "float_operations"):
         assert sum(row["quantity"] == quantity for row in found) == len(expected)

@@ -7,6 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fas
+from fas.neurons.adaptive_digit import AdaptiveDigit
+
 
 def test_directory_holds_model_and_tokenizer(snn: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -99,6 +102,13 @@ def test_without_calibration_thresholds_stay_unset(run, dense: Path, text: Path,
     [
         (["--timesteps", "0"], "timesteps is 0"),
         (["--method", "magic"], "available: fas"),
+        (["--neuron", "brain"], "no 'brain' in fas.neurons; available: adaptive_digit"),
+        (
+            ["--neuron", "adaptive_digit:leest=1"],
+            "keyword argument 'leest'; its fields: max_spikes, price, wide, least",
+        ),
+        (["--neuron", "adaptive_digit:least=much"], "its fields: max_spikes, price, wide, least"),
+        (["--neuron", "adaptive_digit:least=-1"], "least is -1; expected a mean count"),
         (["--tokens", "8", "--window", "16"], "8"),
         (["--device", "warp:9"], "warp"),
     ],
@@ -109,8 +119,18 @@ def test_wrong_values_are_errors(run, dense: Path, text: Path, tmp_path: Path, a
     assert not (tmp_path / "snn").exists()
 
 
+def test_a_neuron_has_the_fields_that_are_given(rows, run, dense: Path, text: Path, tmp_path: Path) -> None:
+    neuron = "adaptive_digit:least=1.5:max_spikes=3"
+    more = ["--neuron", neuron, "--timesteps", 5, "--coverage", "mlp", "--no-calibrate"]
+    run("convert", dense, tmp_path / "snn", *more)
+    config = fas.load(str(tmp_path / "snn")).model.fas_config
+    assert config.recipe.neuron == AdaptiveDigit(least=1.5, max_spikes=3)
+    # And so figures of codes that differ in a field are told apart.
+    assert config.neuron == "adaptive_digit:max_spikes=3:least=1.5"
+
+
 def test_wrong_choices_are_usage_errors(run, dense: Path, tmp_path: Path) -> None:
-    for option, value in (("--coverage", "everything"), ("--neuron", "brain"), ("--schedule", "never")):
+    for option, value in (("--coverage", "everything"), ("--schedule", "never")):
         assert value in run("convert", dense, tmp_path / "snn", option, value, code=2).stderr
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import time
 from collections.abc import Iterator
 from itertools import product
@@ -15,7 +14,7 @@ import fas
 from fas.cli.program import options
 from fas.cli.program.output import Output, rows_as_json
 from fas.types import Measurement
-from fas.words import span
+from fas.words import span, value_of
 
 if TYPE_CHECKING:
     from fas.comparison import Comparison, Plan, Row
@@ -43,7 +42,7 @@ def compare(
     timesteps: Annotated[str, typer.Option(help="T, one or several.")] = "4,8",
     coverage: Annotated[str, typer.Option(help="mlp, linear, full: one or several.")] = "linear",
     neuron: Annotated[
-        str | None, typer.Option(help="Neurons, one or several, for methods that leave the choice.")
+        str | None, typer.Option(help="Neurons, each NAME or NAME:FIELD=VALUE, for methods that leave the choice.")
     ] = None,
     ablate: Annotated[
         bool,
@@ -202,10 +201,7 @@ def _setting(method: str, text: str, known: set[str]) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or name not in known:
         raise ValueError(f"--methods says {method}:{text}; expected FIELD=VALUE with one of {', '.join(sorted(known))}")
-    try:
-        return name, ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
-    except (ValueError, SyntaxError):
-        return name, value
+    return name, value_of(value)
 
 
 def show(output: Output, found: Comparison, accounting: str | None = None, train_steps: int = 0) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -69,7 +68,7 @@ def energy(
             help="Of a dense model: what to convert, one or several; mlp,linear,full, of a plain network linear."
         ),
     ] = None,
-    neuron: Annotated[str, typer.Option(help="Of a dense model: codes, one or several.")] = "adaptive_digit",
+    neuron: Annotated[str, typer.Option(help="Codes of a dense model: NAME or NAME:FIELD=VALUE.")] = "adaptive_digit",
     timesteps: Annotated[int, typer.Option(help="Of a dense model: T.", min=1)] = 8,
     plot: Annotated[
         Path | None,
@@ -97,6 +96,7 @@ def energy(
         from fas.energy.estimate import Estimate, count_both, levels_of
         from fas.energy.prices import load_prices
         from fas.energy.rivals import Rival, measure_rivals
+        from fas.evaluation.score import scores_on
         from fas.reporting.result_figures import check_drawing, draw
         from fas.storage.digest import digests
 
@@ -128,21 +128,28 @@ def energy(
                 parts = contents(loaded, place, "train"), contents(loaded, source, "test")
             without = ", or leave the rivals out (--no-rivals)" if loaded.converted else ""
             check_apart(*parts, place, source, f"--calibration-data{without}")
+        if compared:
+            span = measured.window_for(loaded)
+            on = scores_on(loaded, source, limit=test_tokens, window=span, stride=span, batch_size=batch_size)
         covered = coverage or ("linear" if plain else "mlp,linear,full")
         per = "image" if plain else "token"
         plans = [(c, n) for c in options.words(covered) for n in options.words(neuron)]
         for name, code in [("", "")] if loaded.converted else plans:
             if name:
-                _convert(output, loaded, name, code, timesteps, calibration, plain=plain)
+                plan = fas.FAS(coverage=name, neuron=code, timesteps=timesteps)  # type: ignore[arg-type]
+                output.remark(f"converting, coverage {name}, {code}, T = {timesteps}")
+                with output.progress("calibrating") as progress:
+                    probe = {name: value[:1] for name, value in calibration[0].items()} if plain else None
+                    fas.convert(loaded.model, plan, calibration=calibration, probe=probe, progress=progress)
             about = {**loaded.conditions, "data": source}
             with output.progress("counting") as progress:
                 counts, dense = count_both(loaded.model, batches, new_tokens=new, progress=progress)
                 scores, others = dict[str, float](), list[Rival]()
                 if compared:
-                    score = _perplexity(loaded, source, measured)
                     scores, others = measure_rivals(
-                        loaded.model, score, batches, calibration, new_tokens=new, progress=progress
-                    )
+                        loaded.model, lambda: on.of(loaded)[0]["perplexity"], batches, calibration, new_tokens=new,
+                        progress=progress,
+                    )  # fmt: skip
             _counts(output, counts, dense, about, per, by_layer=by_layer)
             for cost in cost_models:
                 hardware = Hardware(cost, reuse, order, precision, int(accumulator))  # type: ignore[arg-type]
@@ -155,25 +162,6 @@ def energy(
         if plot is not None:
             draw(output.measurements, plot)
             output.remark(f"drawn to {plot}")
-
-
-def _convert(
-    output: Output, loaded: Any, coverage: str, neuron: str, timesteps: int, calibration: list[dict[str, Any]], *,
-    plain: bool,
-) -> None:  # fmt: skip
-    plan = fas.FAS(coverage=coverage, neuron=neuron, timesteps=timesteps)  # type: ignore[arg-type]
-    output.remark(f"converting, coverage {coverage}, {neuron}, T = {timesteps}")
-    with output.progress("calibrating") as progress:
-        probe = {name: value[:1] for name, value in calibration[0].items()} if plain else None
-        fas.convert(loaded.model, plan, calibration=calibration, probe=probe, progress=progress)
-
-
-def _perplexity(loaded: Any, source: str, sample: Any) -> Callable[[], float]:
-    from fas.evaluation.score import scores_on
-
-    window = sample.window_for(loaded)
-    on = scores_on(loaded, source, limit=sample.tokens, window=window, stride=window, batch_size=sample.batch_size)
-    return lambda: on.of(loaded)[0]["perplexity"]
 
 
 # Tokens that show how large activations are.

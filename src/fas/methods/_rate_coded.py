@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from fas import registry
 from fas.errors import SiteError
 from fas.types import OPERANDS, Coverage, Granularity, Method, Neuron, Schedule, Site
+from fas.words import value_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,8 @@ def chosen_neuron(given: Any) -> str | Neuron:
     """Return a neuron by its registry name where it has one and no fields of its own, else as an object.
 
     Args:
-        given: such a name, ``module:class``, a neuron, its class, or what ``neuron_as_json`` returns.
+        given: such a name, ``name:field=value`` with as many fields as there are to set, ``module:class``, a neuron,
+            its class, or what ``neuron_as_json`` returns.
 
     Raises:
         ValueError: none of these.
@@ -105,6 +107,9 @@ def chosen_neuron(given: Any) -> str | Neuron:
     if isinstance(given, Mapping) and isinstance(given.get("class"), str):
         options = {name: value for name, value in given.items() if name != "class"}
         given = given["class"]
+    elif isinstance(given, str) and "=" in given:
+        given, *own = given.split(":")
+        options = {name: value_of(value) for name, _, value in (part.partition("=") for part in own)}
     if isinstance(given, str):
         cls: Any = registry.load("neurons", given)
         if not options and ":" not in given:
@@ -114,23 +119,18 @@ def chosen_neuron(given: Any) -> str | Neuron:
         try:
             given = given(**options)
         except TypeError as error:
-            raise ValueError(f"neuron {given.__name__} cannot be made: {error}") from None
+            known = ", ".join(field.name for field in fields(given) if field.name != "signed")
+            raise ValueError(f"neuron {given.__name__} cannot be made: {error}; its fields: {known}") from None
     if not isinstance(given, Neuron):
         names = ", ".join(registry.available("neurons"))
         raise ValueError(f"neuron is {given!r}; expected a neuron, its class or a name: {names}")
     name = registry.name_of("neurons", type(given))
-    return given if ":" in name or _own(given) else name
+    return given if ":" in name or given.own_fields() else name
 
 
 def neuron_as_json(neuron: str | Neuron) -> str | dict[str, Any]:
     """Return what ``chosen_neuron`` makes the same neuron of."""
     if isinstance(neuron, str):
         return neuron
-    name, own = registry.name_of("neurons", type(neuron)), _own(neuron)
+    name, own = registry.name_of("neurons", type(neuron)), neuron.own_fields()
     return {"class": name, **own} if own else name
-
-
-def _own(neuron: Any) -> dict[str, Any]:
-    """Return the fields that differ from their defaults; the sign is the site's."""
-    plain = {field.name: field.default for field in fields(neuron) if field.default is not MISSING}
-    return {name: v for name, v in asdict(neuron).items() if name != "signed" and v != plain.get(name, MISSING)}

@@ -25,7 +25,7 @@ class FAS(OneNeuron):
             ``ternary_phase`` (3^T levels), ``phase`` (bit planes, 2^T and a sign), ``outlier_aware`` (bit planes in two
             ranges). Rate codes, with T + 1 levels or 2T + 1 where values take both signs: ``signed_if`` (spikes of both
             signs, one a step), ``clipped_count`` (graded spikes; exact online too), ``soft_reset_if`` (binary spikes;
-            every site must be non-negative). Or a neuron of your own, as an object or a class.
+            every site must be non-negative). Fields after colons: `adaptive_digit:least=1`. Or an object or class.
         gated: softmax, normalisation and activations by gated populations instead of exact functions.
         rotate: turn the residual stream before calibration, which spreads outliers over its channels.
         coarse: calibrate one threshold per layer.

@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -113,9 +113,9 @@ def _flags(method: str) -> set[str]:
 
 
 def _type(name: str, kind: Any) -> Any:
-    """Return the type of an option: a tuple is given by repeating it, a plug-in by one of their names."""
+    """Return the type of an option: a tuple is given by repeating it, a neuron by its name and fields."""
     if name == "neuron":
-        return Literal[tuple(registry.available("neurons"))]
+        return str
     if get_origin(kind) is tuple:
         return list[get_args(kind)[0]]  # type: ignore[misc]
     alternatives = [part for part in get_args(kind) if part is not type(None)]
