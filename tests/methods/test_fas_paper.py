@@ -116,7 +116,7 @@ def test_its_losses_are_the_released_ones_with_their_gradients(name):
         target = released.run(batch, False)
         targets = [neuron.seen for neuron in released.neurons]
     answer = released.run(batch, True)
-    expected = sum(functional.mse_loss(n.seen, t) for n, t in zip(released.neurons, targets, strict=True))
+    expected = errors = sum(functional.mse_loss(n.seen, t) for n, t in zip(released.neurons, targets, strict=True))
     if name == "gpt2":
         student, teacher = answer[:, :-1].log_softmax(-1), target[:, :-1].softmax(-1)
         expected = expected + functional.kl_div(student, teacher, reduction="batchmean")
@@ -137,6 +137,13 @@ def test_its_losses_are_the_released_ones_with_their_gradients(name):
     loss.backward()
     # The KL is computed in float32.
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    if name == "gpt2":
+        mask = torch.ones_like(batch["input_ids"])
+        mask[0, -3:] = 0
+        seen = mask[:, :-1].bool()
+        kept = errors.detach() + functional.kl_div(student[seen], teacher[seen], reduction="sum").detach() / len(mask)
+        masked = stage.objective(model, students, targets, ours, target, mask).detach()
+        assert float(masked) == pytest.approx(float(kept), rel=1e-4) and float(masked) < 0.99 * float(loss.detach())
     for population, neuron in zip(layers, released.neurons, strict=True):
         # Ours is learned as ln θ: ∂/∂ln θ = θ ∂/∂θ.
         torch.testing.assert_close(

@@ -158,18 +158,23 @@ def test_a_single_batch_is_trained_to_the_end_and_potentials_stay_below_the_thre
     assert 0 <= float(v_init.min()) and float(v_init.max()) <= V_INIT_MAX and (v_init != 0.5).any()
 
 
-@pytest.mark.parametrize("number", [1, 2, 18])
+@pytest.mark.parametrize("number", [1, 2, 25])
 def test_held_out_batches_are_not_trained_on(number, monkeypatch):
-    (model, _), trained, loss = exact_online(), [], Align._loss
+    (model, _), trained, losses, loss = exact_online(), [], [], Align._loss
     data = [{"input_ids": torch.full((1, 4), i)} for i in range(number)]
 
     def watched(stage, model, teacher, batch):
         trained.append(int(batch["input_ids"][0, 0]))
-        return loss(stage, model, teacher, batch)
+        losses.append(loss(stage, model, teacher, batch))
+        return losses[-1]
 
     monkeypatch.setattr(Align, "_loss", watched)
-    Align(learning_rate=1e-6, epochs=1).run(model, data)
-    assert sorted(trained) == ([0] if number == 1 else [i for i in range(number) if i not in (0, 8, 16)])
+    results = Align(learning_rate=1e-6, epochs=1).run(model, data).results
+    assert sorted(trained) == ([0] if number == 1 else [i for i in range(number) if i % 8])
+    # Of 21 losses the first two and the last two.
+    tenth = 2 if number == 25 else 1
+    for key, part in (("loss_first", losses[:tenth]), ("loss_last", losses[-tenth:])):
+        assert results[key] == pytest.approx(float(torch.stack(part).mean().detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize(("rate", "better"), [(3.0, False), (3e-2, True)])

@@ -71,6 +71,8 @@ def test_rotations(width, keeps_mean):
         torch.testing.assert_close(turn @ ones, ones, rtol=0, atol=1e-12)
     elif width == 32:
         torch.testing.assert_close(turn.abs(), torch.full((32, 32), 32**-0.5, dtype=torch.float64))
+        # The first column of a Hadamard matrix is all ones: what is seen there are the random signs.
+        assert set(turn[:, 0].sign().tolist()) == {-1.0, 1.0}
     assert torch.equal(turn, rotation(width, keeps_mean=keeps_mean, seed=1))
 
 
