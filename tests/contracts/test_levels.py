@@ -32,7 +32,7 @@ def test_conditions_energy_and_card_state_the_levels_of_the_neuron(name, timeste
         assert twin.activation_bits == bits(expected)
         folder = tmp_path / coverage
         model.save_pretrained(folder)
-        assert f"up to {expected} (zero" in write_card(folder).read_text()
+        assert f"up to {expected:,} (zero" in write_card(folder).read_text()
         assert json.loads((folder / "config.json").read_text())["quantization_config"]["timesteps"] == timesteps
 
 

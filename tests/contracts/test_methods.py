@@ -228,7 +228,7 @@ def test_what_is_no_neuron(neuron):
 def test_a_neuron_of_ones_own_runs_and_is_saved(tmp_path):
     family = FAMILIES["gpt2"]
     model = fas.convert(family.build(), fas.FAS(timesteps=4, neuron=Burst(most=3)), calibration=[family.batch()])
-    assert model.fas_config.neuron == f"{__name__}:Burst"
+    assert model.fas_config.neuron == f"{__name__}:Burst:most=3"
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert again.fas_config.recipe.neuron == Burst(most=3)
