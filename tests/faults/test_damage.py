@@ -180,7 +180,7 @@ CONFIGURATIONS: list[tuple[str, str, Edit, str]] = [
     ("NaN in a weight", "snn", value("mlp.c_fc.weight", torch.nan), r"mlp.c_fc.weight of .* has 1 NaN or infinite"),
     ("NaN in a dense weight", "dense", value("mlp.c_fc.weight", torch.nan), r"h.0.mlp.c_fc.weight of .* has 1 NaN"),
     ("no threshold", "snn", without(".log_threshold"), "has thresholds for 8 of 9 sites"),
-    ("no weight", "snn", without("mlp.c_fc.weight"), r"lacks transformer.h.0.mlp.c_fc.weight \(1 parameters\): the copy"),
+    ("no weight", "snn", without("mlp.c_fc.weight"), r"lacks transformer.h.0.mlp.c_fc.weight \(1 parameters\): the"),
 ]  # fmt: skip
 
 
