@@ -22,8 +22,8 @@ _OPS: dict[str, tuple[torch.dtype, ...]] = {
 # Activations that one thread takes at a time: they and their answers stay in its first cache.
 _PIECE = 4096
 _DENSE = torch.contiguous_format
-# Outputs that one thread takes at a time.
-_OUTPUTS, _COLUMNS = 64, 768
+# Fours of outputs that one thread takes at a time.
+_FOURS = 8
 # Rows up to which a product only waits for the weights.
 _FEW_ROWS = 4
 # Share of channels that spike below which selecting rows of the weight beats reading all of it.
@@ -222,7 +222,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     x = x.contiguous()
     out = x.new_empty(*x.shape[:-1], outer)
     pointers = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
-    _run()(_native("product").dense, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers)
+    _run()(_native("product").dense, weight.nbytes, rows, inner, outer, _FOURS, *pointers)
     return out
 
 
@@ -230,7 +230,9 @@ def event_linear(counts: Tensor, unit: Tensor, weight: Tensor, bias: Tensor) -> 
     inner, outer = weight.shape
     out = unit.new_empty(outer)
     pointers = (counts.data_ptr(), unit.data_ptr(), weight.data_ptr(), bias.data_ptr(), out.data_ptr())
-    _run()(_native("product").events, int(SPARSE * weight.nbytes), inner, outer, _COLUMNS, *pointers)
+    # Long stretches of every row: short ones end before the memory has noticed that they go on.
+    columns = 64 * -(-outer // (64 * torch.get_num_threads()))
+    _run()(_native("product").events, int(SPARSE * weight.nbytes), inner, outer, columns, *pointers)
     return out
 
 
@@ -267,5 +269,5 @@ def integer_linear(
     more = (rest.data_ptr(), 0 if gain is None else gain.data_ptr())
     # So many products of 16 by 8 bits add up below 2^31.
     block = (2**31 - 1) // (128 * largest)
-    _run()(_native("product").integer, weight.nbytes, rows, inner, outer, _OUTPUTS, *pointers, block, *more)
+    _run()(_native("product").integer, weight.nbytes, rows, inner, outer, _FOURS, *pointers, block, *more)
     return out
