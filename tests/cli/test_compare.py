@@ -237,7 +237,9 @@ def test_what_cannot_be_compared(run, dense: Path, snn: Path, text: Path, held_o
     for name in ("one.txt", "other.txt"):
         (tmp_path / name).write_bytes(text.read_bytes())
     for test_data in ((), ("--test-data", tmp_path / "one.txt")):
-        assert "would calibrate and measure" in run("compare", dense, "--data", tmp_path, *test_data, code=1).stderr
+        for ablate in ((), ("--ablate", "--no-losses")):
+            said = run("compare", dense, "--data", tmp_path, *test_data, *ablate, code=1).stderr
+            assert "would calibrate and measure" in said
     message = run("compare", snn, "--data", text, "--test-data", held_out, code=1).stderr
     assert "is converted already" in message
 

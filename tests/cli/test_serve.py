@@ -267,6 +267,25 @@ def test_the_command(run: Any, snn: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_serving, "server", server)
     told = run("serve", snn, "--port", 0, "--timesteps", 3, "--schedule", "online", "--token", "secret").stderr
     assert seen[0] == ("gpt2-snn", 3, "online") and f"127.0.0.1:{seen[1][1]}/v1, T = 3" in told
+    # Nobody else reaches it unless asked for.
+    assert seen[1][0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("words", "open_to_others"),
+    [((), False), (("--host", "0.0.0.0"), True), (("--host", "0.0.0.0", "--token", "secret"), False)],
+)
+def test_an_address_for_other_machines_without_a_token_is_remarked(
+    run: Any, snn: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], open_to_others: bool
+) -> None:
+    class Server:
+        def run(self, sockets: list[socket.socket]) -> None:
+            pass
+
+    monkeypatch.setattr(_serving, "server", lambda *arguments: Server())
+    monkeypatch.delenv("FAS_SERVE_TOKEN", raising=False)
+    told = run("serve", snn, "--port", 0, *words).stderr
+    assert ("other machines may use it without a token" in " ".join(told.split())) == open_to_others
 
 
 def test_what_cannot_be_served(run: Any, dense: Path, snn: Path, classifier: Path, loaded: Loaded) -> None:

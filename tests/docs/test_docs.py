@@ -1,12 +1,16 @@
 """The pages: their Python runs, their commands and options exist, their links lead somewhere."""
 
 import importlib
+import platform
 import re
 import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+
+import fas
+from fas import registry
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -92,6 +96,28 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
 
 def test_the_readme_fits_on_a_page():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 75
+
+
+def test_the_size_and_the_perplexity_of_the_embedded_model():
+    loaded = fas.load("embedded")
+    size = sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert f"{size / 1e6:.1f} million parameters" in (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+    if platform.python_version() != "3.11.7":
+        pytest.skip("the text is the standard library of the Python that runs")
+    (row, *_) = fas.evaluate(loaded, "stdlib", tokens=496, window=256, stride=256)
+    assert f"| dense, FP32 | {row.value:.2f} |" in (ROOT / "docs" / "energy.md").read_text(encoding="utf-8")
+
+
+def test_the_levels_in_the_results():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| (\w+_\w+)( \(ReLU: no sign\))? \| ([\d /]+) \| ([\d /]+) \|", page)
+    assert len(rows) == 12
+    signed = True
+    for name, unsigned, steps, levels in rows:
+        # The digits below the rate code are at the same sites.
+        signed = not unsigned if name == "signed_if" else signed
+        neuron = registry.load("neurons", name)(signed=signed)
+        assert [neuron.levels(int(t)) for t in steps.split(" / ")] == [int(n) for n in levels.split(" / ")], name
 
 
 @pytest.mark.parametrize(("command", "option"), sorted(commands()))

@@ -85,6 +85,8 @@ def test_gates_leave_no_float():
     shifted = ("gated digits", "additions of stored values, shifted", False)
     for path, what in (("ln_1", "normalisation"), ("attn", "division by the sum")):
         assert table[f"transformer.h.*.{path}", what][:3] == shifted
+    # A square for every number of a row, and a root and a reciprocal.
+    assert table["transformer.h.*.ln_1", "square, root, reciprocal"][3:] == (2, 2 * (32 + 2))
     assert not [o for o in found("gpt2", LAS()) if o.floats]
     # The spiking network is watched as soon as it runs: it takes a maximum that the dense one leaves to torch.
     model = fas.convert(FAMILIES["gpt2"].build(), LAS(timesteps=4), calibration=[FAMILIES["gpt2"].batch()])

@@ -124,6 +124,7 @@ def test_the_prompt_in_what_is_generated():
     assert prompt_length(ids, torch.tensor([1, 5])) == 2
     assert prompt_length(ids, torch.tensor([1, 5, 2])) == 2
     assert prompt_length(ids, torch.tensor([9])) == 0
+    assert prompt_length(ids, torch.tensor([1, 9, 9])) == 1
 
 
 @pytest.fixture(scope="module")

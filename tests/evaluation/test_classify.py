@@ -117,6 +117,10 @@ def test_classes_of_the_same_names_meet_in_any_order(tokenizer):
     unnamed = Oracle(answers, id2label={0: "LABEL_0", 1: "LABEL_1"})
     assert classify(swapped, table, tokenizer)["accuracy"] == pytest.approx(5 / 6)
     assert classify(unnamed, table, tokenizer)["accuracy"] == pytest.approx(1 / 6)
+    # Neither order of names is the alphabet's.
+    other = Oracle(answers, id2label={0: "negative", 1: "positive"})
+    backwards = relabelled([0, 1, 0, 1, 0, 1], ("positive", "negative"))
+    assert classify(other, backwards, tokenizer)["accuracy"] == pytest.approx(1 / 6)
 
 
 def test_nan_logits_score_nan(tokenizer):

@@ -5,6 +5,7 @@ import random
 import statistics
 
 import pytest
+import torch
 
 from fas.evaluation.interval import ratio_interval, standard_error
 
@@ -33,6 +34,15 @@ def test_the_interval_is_that_of_draws_one_by_one():
     slack = 0.1 * (found[19_499] - found[499])
     assert low == pytest.approx(found[499], abs=slack) and high == pytest.approx(found[19_499], abs=slack)
     assert ratio_interval(ours, theirs) == (low, high) != ratio_interval(ours, theirs, seed=1)
+
+
+def test_it_is_that_of_two_thousand_draws():
+    ours, theirs = drawn(0)
+    draws = torch.randint(len(ours), (2000, len(ours)), generator=torch.Generator().manual_seed(0)).tolist()
+    found = torch.tensor([ratio(ours, theirs, chosen) for chosen in draws], dtype=torch.float64)
+    # Sums of 40 numbers in another order.
+    expected = found.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    assert ratio_interval(ours, theirs) == pytest.approx(expected, rel=1e-12)
 
 
 def test_it_holds_the_true_ratio_as_often_as_it_says():

@@ -9,7 +9,9 @@ from tiny_models import FAMILIES
 from torch import nn
 from torch.nn import functional
 
+import fas
 from fas.errors import SiteError
+from fas.surgery.left_dense import left_dense
 from fas.surgery.probe import evaluating, probe_inputs
 from fas.surgery.sites import block_of, find_sites, is_activation, is_linear, trace, unreached
 
@@ -117,6 +119,43 @@ def test_an_input_that_cannot_be_made_up():
     with pytest.raises(SiteError, match=r"OwnInput takes 'input_features'.*pass probe=\{\.\.\.\}, a batch of one"):
         find_sites(OwnInput())
     assert paths(find_sites(OwnInput(), probe={"input_features": torch.ones(1, 3)})) == ["fc"]
+
+
+def whisper():
+    config = transformers.WhisperConfig(
+        vocab_size=60, num_mel_bins=8, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_source_positions=10,
+        max_target_positions=12, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    sound = {"input_features": torch.randn(1, 8, 20), "decoder_input_ids": torch.tensor([[1, 3]])}
+    return transformers.WhisperForConditionalGeneration(config), sound, ["encoder.conv1", "encoder.conv2"]
+
+
+def wav2vec2():
+    config = transformers.Wav2Vec2Config(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        conv_dim=(8, 8), conv_stride=(4, 4), conv_kernel=(8, 8), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    return transformers.Wav2Vec2ForCTC(config), {"input_values": torch.randn(1, 400)}, ["conv_layers.*.conv"]
+
+
+@pytest.mark.parametrize("build", [whisper, wav2vec2])
+def test_models_of_sound_ask_for_a_probe_and_convert_with_it(build):
+    torch.manual_seed(0)
+    model, sound, dense = build()
+    name = next(iter(sound))
+    with pytest.raises(SiteError, match=rf"takes '{name}', for which no probe input is known; pass probe="):
+        fas.convert(model, calibration=[sound])
+    fas.convert(model.eval(), fas.FAS(timesteps=16, neuron="signed_if"), probe=sound, calibration=[sound])
+    left = left_dense(model, sound)
+    assert all(any(path.endswith(end) for path in left) for end in dense)
+    with torch.no_grad():
+        spiking = model(**sound).logits
+        model.network = "ann"
+        expected = model(**sound).logits
+    # Thirty-three levels, and two blocks: a tenth of the size of the logits.
+    assert 0 < float((spiking - expected).norm() / expected.norm()) < 0.1
 
 
 def test_layers_the_probe_does_not_call_are_logged(caplog):
