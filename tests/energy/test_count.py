@@ -407,6 +407,20 @@ def test_counting_changes_no_answer_and_nests():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()) and not model.simulation.observers
 
 
+def test_scores_that_no_values_follow_hide_nothing_elsewhere():
+    class Looking(torch.nn.Module):
+        def forward(self, x):
+            (x @ x.transpose(1, 2)).softmax(-1)
+            return x
+
+    model, batch = converted(), FAMILIES["gpt2"].batch()
+    expected = counted(model, batch, network="ann").by_place()["transformer.h.0"].float_additions
+    model.transformer.h[0].mlp.dropout = Looking()
+    # Of both residual connections, the second behind the scores.
+    found = counted(model, batch, network="ann").by_place()["transformer.h.0"].float_additions
+    assert found == expected == 27 * 32 * 2
+
+
 def test_an_unknown_product_is_named(caplog):
     model = converted()
     with torch.no_grad(), count_operations(model) as counts:

@@ -94,6 +94,15 @@ def spikes_in_three_forms(spikes, fan_out, payload):
     return {name: tuple(form) for name, form in forms.items()}
 
 
+def test_where_few_neurons_fire_often_a_map_of_theirs_is_the_shortest():
+    spikes, counted = torch.zeros(8, 1, 1, 8), Operations()
+    spikes[..., 2] = 1
+    Emission(spikes, Code("additions", 0), 8).caused(counted, 3, addresses=8, words=None, dense=3 * 8)
+    forms = spikes_in_three_forms(spikes, 3, 0)
+    assert forms == {"list": (72, 0), "map": (0, 192), "map of those that fire": (24, 24)}
+    assert (counted.spike_bits, counted.map_bits) == (24, 24)
+
+
 @given(trains(), st.integers(1, 9), st.data())
 def test_a_window_in_several_calls_counts_as_one(found, fan_out, data):
     spikes, kind = found

@@ -171,6 +171,25 @@ def test_a_function_that_hides_in_a_block_is_found():
     assert table["in transformer.h.*.mlp.dropout (Hidden)", "erfinv"] == (FLOATS, "evaluations", True, 1, 32)
 
 
+@pytest.mark.parametrize(
+    ("size", "what", "floats"), [((), "scaling by one number", False), (32, "multiplications", True)]
+)
+def test_a_number_for_every_channel_is_no_scaling_by_one(size, what, floats):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.scale = nn.Linear(32, 32), nn.Parameter(torch.full((size,) if size else (), 2.0))
+
+        def forward(self, x):
+            return self.inner(x) * self.scale
+
+    model = FAMILIES["gpt2"].build()
+    model.transformer.h[0].mlp.dropout = Scaled()
+    table = by_place(operations(fas.convert(model, fas.FAS(coverage="full"))))
+    _, left, *rest = table["in transformer.h.*.mlp.dropout (Scaled)", "mul"]
+    assert left.startswith(what) and rest == [floats, 1, 32]
+
+
 def plain(name, method):
     x = tiny_cnns.images(2)
     return operations(fas.convert(tiny_cnns.build(name), method, probe={"x": x[:1]}), {"x": x[:1]})

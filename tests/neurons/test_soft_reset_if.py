@@ -41,7 +41,11 @@ def test_non_negative_currents_give_the_textbook_neuron(currents, v_init, theta)
     x = column(currents)
     levels = (x.cumsum(0) / theta + v_init).floor()
     start = torch.zeros_like(x[0])
-    assert NEURON.scan(levels, start, len(currents)).squeeze(1).tolist() == simulate(currents, v_init, theta)
+    expected = simulate(currents, v_init, theta)
+    assert NEURON.scan(levels, start, len(currents)).squeeze(1).tolist() == expected
+    # The form that has a surrogate gradient sends the same.
+    fired = NEURON.fire(x, torch.tensor([v_init], dtype=torch.float64), torch.tensor([theta], dtype=torch.float64))
+    assert fired.cumsum(0).squeeze(1).tolist() == expected
 
 
 @given(st.integers(-40, 80).map(lambda n: n / 16), st.integers(1, 9), st.sampled_from([0.25, 0.5, 1.0, 2.0]))
