@@ -40,7 +40,8 @@ class Calibrate(Stage):
 
     Attributes:
         coarse: one threshold per layer, by the smallest mean squared error.
-        fine: threshold, offset and initial potential per channel; the mean error goes into the bias.
+        fine: threshold, offset and initial potential per channel; the mean error goes into the bias, no value's counted
+            as more than half a level (a trained network's whole).
         centred: whether fine calibration may centre a signed code on a value other than zero.
         max_rows: activations kept per site, for the mean errors.
         fit_rows: of these, how many thresholds are fitted to; ranges (``fit_range``) to all.
@@ -100,7 +101,12 @@ class Calibrate(Stage):
             # The very arithmetic that will run, not that of the fit.
             counts, sent = counted(seen.snn, population, population.neuron, steps)
             if corrects:
-                shift = (target - sent).mean(0)
+                error = target - sent
+                if not trained:
+                    # Values that saturate are off by more, a few by a thousand levels: no shift of all may follow them.
+                    half = population.threshold / (2 * population.neuron.resolution(steps))
+                    error = error.clamp(-half, half)
+                shift = error.mean(0)
                 for path in site.layers:
                     layers[path].push_error(shift, more=trained)
             figures = _figures(population, counts, sent, target, steps)
