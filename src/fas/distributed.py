@@ -50,10 +50,7 @@ def share(parts: int) -> range:
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, in their order.
-
-    Args:
-        rows: [n, …]; n may differ from process to process.
+    """Return the rows [n, …] of all processes, in their order; n may differ from process to process.
 
     Raises:
         FASError: another process is gone.
@@ -82,11 +79,6 @@ def agree(tensors: Iterable[Tensor]) -> None:
 
 def check_same(what: str, content: Iterable[bytes], device: torch.device) -> None:
     """Stop where another process has something other than this one.
-
-    Args:
-        what: is compared, for the message.
-        content: of it, in pieces.
-        device: on which processes talk.
 
     Raises:
         FASError: contents differ, or another process is gone.

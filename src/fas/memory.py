@@ -36,10 +36,6 @@ def give_back() -> None:
 def with_fewer_rows(batch_size: int, run: Callable[[int], Found]) -> Found:
     """Return what a function of the batch size gives, with half of it again and again where memory is not enough.
 
-    Args:
-        batch_size: rows to begin with.
-        run: starts from the beginning each time.
-
     Raises:
         FASError: a single row was too much.
     """

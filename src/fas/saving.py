@@ -104,13 +104,7 @@ def is_in_place(directory: Path, model: str) -> bool:
 
 
 def save_in_place(loaded: Loaded, directory: Path, command: str) -> None:
-    """Write a model over the one that it was made of, so that ``finish`` can end this if it is killed.
-
-    Args:
-        loaded: the model.
-        directory: where it was loaded from.
-        command: that is running.
-    """
+    """Write a model over the one that it was made of, so that ``finish`` can end this if it is killed."""
     from fas.storage.directory import write_text
 
     if place()[0] != 0:

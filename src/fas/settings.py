@@ -99,11 +99,6 @@ def _kinds() -> dict[str, Any]:
 def check(name: str, value: Any, called: str | None = None) -> None:
     """Refuse a value that a setting cannot have.
 
-    Args:
-        name: of the setting.
-        value: for it.
-        called: what the message calls it, its name if None.
-
     Raises:
         ValueError: such a value.
     """

@@ -87,12 +87,7 @@ def _parts(batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Ten
 
 
 def price_of(spikes: float, sent: Callable[[float], float]) -> float:
-    """Return the price at which so many spikes are sent.
-
-    Args:
-        spikes: per neuron.
-        sent: returns the spikes per neuron at a price, which fall with it.
-    """
+    """Return the price at which so many spikes per neuron are sent, which fall with it."""
     low, high, price = math.log(_CHEAPEST), math.log(_DEAREST), math.log(_FIRST)
     for _ in range(_ROUNDS):
         found = sent(math.exp(price))

@@ -17,10 +17,6 @@ Figures = Mapping[str, float]
 def mean_of(sites: Iterable[Site], figures: Mapping[str, Figures]) -> dict[str, float]:
     """Return the relative error, mean over the sites, and the spikes per neuron and window, mean over all neurons.
 
-    Args:
-        sites: some of a model.
-        figures: by path; sites without any do not count.
-
     Returns:
         ``relative_error`` and ``spikes_per_neuron``; nothing where no site has them.
     """

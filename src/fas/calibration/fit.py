@@ -53,14 +53,7 @@ def counts(x: Tensor, fit: Fit, bounds: tuple[int, int]) -> Tensor:
 
 
 def counted(x: Tensor, code: Fit | Population, neuron: Neuron, timesteps: int) -> tuple[Tensor, Tensor]:
-    """Return the counts of neurons after T steps of even input, and the mean that they pass on, both [n, C].
-
-    Args:
-        x: activations [n, C].
-        code: parameters.
-        neuron: the neuron model.
-        timesteps: T.
-    """
+    """Return the counts of neurons after T steps of even input [n, C], and the mean that they pass on, both [n, C]."""
     resolution = neuron.resolution(timesteps)
     unit = code.threshold / resolution
     gain = neuron.gain(x / unit, resolution) if neuron.adapts else None

@@ -71,12 +71,7 @@ def one_row(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def observe(model: nn.Module, run: Callable[[], None]) -> Layout:
-    """Watch one pass.
-
-    Args:
-        model: a converted model; it may lie on the meta device.
-        run: runs it once, to the end.
-    """
+    """Watch one pass, which ``run`` runs to the end, of a converted model; it may lie on the meta device."""
     neurons = populations(model)
     lists = {path: siblings(model, path) for path in filter(None, map(block_of, neurons))}
     watch = _Watch()

@@ -25,11 +25,6 @@ def masks_of_sites(model: nn.Module, batch: Mapping[str, Any], run: Callable[[],
 
     An image may have as many patches as the text has tokens, so that shapes do not tell: patches are rows into which
     no token has flowed. Empty for a model that reads text alone, or images alone.
-
-    Args:
-        model: a converted model.
-        batch: inputs of its forward.
-        run: runs it once on them, to the end.
     """
     if not reads_images_and_text(model):
         return {}

@@ -156,10 +156,7 @@ def walk(
 def dense_inputs(model: Any, batches: Sequence[Batch], max_rows: int) -> dict[str, Tensor]:
     """Return the inputs of every site in the dense network [n, C], float32 by path, the rows that a walk sees.
 
-    Args:
-        model: a converted model.
-        batches: inputs of its forward.
-        max_rows: activations kept per site; an expert that no token reaches has none.
+    An expert that no token reaches has none.
     """
     with evaluating(model), model.simulation.using(schedule="layerwise", execution="collapsed", observers=[]):
         walker = _Walker(model, model.simulation, batches, max_rows, None, None)

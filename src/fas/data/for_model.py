@@ -146,11 +146,6 @@ def training_rows(loaded: Loaded, data: Any, sample: Sample) -> Any:
 def calibration_batches(loaded: Loaded, data: Calibration, sample: Sample) -> list[Any]:
     """Return inputs of the model's forward: those given, or as many as a sample of some data holds.
 
-    Args:
-        loaded: the model, with a tokenizer where data are text.
-        data: see ``Calibration``.
-        sample: how much of a text or table.
-
     Raises:
         TypeError: something else (a generator, one batch, a tensor); the message says what to pass.
         DataError: no such data, or a model that no data can be read for.
@@ -238,11 +233,7 @@ def name_of_data(data: Any) -> str | None:
 def held_out_batches(loaded: Loaded, source: str, sample: Sample, *, new_tokens: int = 0) -> list[dict[str, Any]]:
     """Return inputs from the test part of a text, rows of a table for a classifier.
 
-    Args:
-        loaded: the model.
-        source: text source or table.
-        sample: how much of it.
-        new_tokens: room to leave after each row.
+    ``new_tokens`` is the room to leave after each row.
 
     Raises:
         DataError: no data, or no room for the new tokens.

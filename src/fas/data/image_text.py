@@ -132,10 +132,6 @@ def picture_batches(
 
     Rows are taken as needed, and at most eight batches of them wait; then the commonest shape goes as a smaller batch.
 
-    Args:
-        rows: inputs of single images.
-        batch_size: rows per batch at most.
-
     Yields:
         The places of the rows, and their joint inputs.
 

@@ -90,11 +90,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def hub_rows(source: str, split: str) -> list[Any]:
-    """Return the rows of one split of a data set.
-
-    Args:
-        source: ``name`` or ``name:config``.
-        split: its part.
+    """Return the rows of one split of a data set of the hub, ``name`` or ``name:config``.
 
     Raises:
         DataError: no such data set, or no rows.
@@ -183,12 +179,6 @@ def tokenise_table(
     The list serves as a map-style data set for ``torch.utils.data`` and for transformers' Trainer
     with ``DataCollatorWithPadding``; rows are not padded here.
 
-    Args:
-        table: the rows.
-        tokenizer: a transformers tokenizer.
-        max_length: tokens of a row at most.
-        vocab_size: entries of the model's embedding; ids are checked against it if given.
-
     Raises:
         DataError: ``table`` is empty, or an id that the model has no embedding for.
     """
@@ -201,12 +191,7 @@ def tokenise_table(
 
 
 def check_ids(rows: Iterable[Sequence[int]], tokenizer: Any, vocab_size: int | None) -> None:
-    """Refuse token ids that a model has no embedding for.
-
-    Args:
-        rows: ids.
-        tokenizer: that made them.
-        vocab_size: entries of the embedding; None checks nothing.
+    """Refuse token ids that a model of ``vocab_size`` embeddings has none for; None checks nothing.
 
     Raises:
         DataError: such an id.

@@ -29,13 +29,7 @@ class Code:
 
     @classmethod
     def of(cls, neuron: Neuron, timesteps: int, schedule: Schedule) -> Code:
-        """Return the code of a neuron from what it declares.
-
-        Args:
-            neuron: the neuron model.
-            timesteps: T.
-            schedule: see ``sends_both_signs``.
-        """
+        """Return the code of a neuron from what it declares."""
         sign = int(sends_both_signs(neuron, schedule))
         if neuron.emission == "graded":
             low, high = neuron.bounds(timesteps)
@@ -98,12 +92,7 @@ class Emission:
         return self.spikes[0].numel()
 
     def sent(self, found: Operations, addresses: int) -> None:
-        """Count what the neurons themselves did.
-
-        Args:
-            found: the entry of the site.
-            addresses: neurons that an address must tell apart.
-        """
+        """Count what the neurons themselves did; an address tells so many of them apart."""
         events = int(self.events.sum())
         found.spikes += int(self.spikes.sum(dtype=torch.float64))
         found.events += events

@@ -181,11 +181,7 @@ class Estimate:
         return self.spikes_per_neuron(phase) * (theirs - fixed) / falling
 
     def measurements(self, **conditions: Any) -> Iterator[Measurement]:
-        """Yield energies, ratios and break-even points as rows of origin ``estimated``.
-
-        Args:
-            conditions: what to state beside each row.
-        """
+        """Yield energies, ratios and break-even points as rows of origin ``estimated``."""
         about = {**conditions, **self.hardware.conditions}
         for phase in self.spiking.phases:
             for accounting in ACCOUNTINGS:

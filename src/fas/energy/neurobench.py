@@ -64,10 +64,6 @@ def neurobench_package_metrics(model: Any, inputs: Mapping[str, Tensor]) -> dict
     The package looks for ``nn.Linear`` and snnTorch neurons. It is shown the recorded spike trains at linear
     layers with our weights; GPT-2's ``Conv1D``, where it stays dense, it does not see.
 
-    Args:
-        model: as ``neurobench_metrics``.
-        inputs: as there.
-
     Raises:
         MissingExtraError: the package is not installed.
     """

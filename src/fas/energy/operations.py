@@ -140,11 +140,7 @@ class Counts:
         return list(self.tokens)
 
     def measurements(self, **conditions: Any) -> Iterator[Measurement]:
-        """Yield every count that is not zero as a row: per phase, place and token.
-
-        Args:
-            conditions: what to state beside each row.
-        """
+        """Yield every count that is not zero as a row: per phase, place and token."""
         for (phase, path), found in self.places.items():
             for entry in fields(found):
                 value = getattr(found, entry.name)

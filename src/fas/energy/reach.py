@@ -18,10 +18,6 @@ class Reach:
     A spike in front of a linear layer adds one column of its weights. In front of a convolution it adds, for every
     kernel that lies over its position, one entry of that kernel for each output channel of its group; near a border
     and between strides that is fewer.
-
-    Args:
-        layers: the spiking layers by dotted name.
-        sites: those of the model.
     """
 
     def __init__(self, layers: Mapping[str, Any], sites: Iterable[Site]) -> None:

@@ -70,14 +70,6 @@ def measure_rivals(
     The *sparse* network leaves out inputs of magnitude below a threshold, one for each site: the quantile of
     calibration activations at one share for all sites, the largest that reaches the spiking network's perplexity.
 
-    Args:
-        model: a converted model.
-        score: perplexity of the network that runs.
-        batches: to count operations on.
-        calibration: inputs from which thresholds of magnitude are taken.
-        new_tokens: to generate after each batch.
-        progress: told what is measured.
-
     Returns:
         The perplexities of the spiking and the dense network, ``snn`` and ``ann``, and the rivals.
 

@@ -21,12 +21,6 @@ _AGREEING = 3
 def score_pictures(model: Any, processor: Any, pictures: Sequence[Picture], **options: Any) -> dict[str, float]:
     """Let a model describe pictures, or answer the questions that come with them, and score what it says.
 
-    Args:
-        model: see ``describe``.
-        processor: its processor.
-        pictures: all with a question, or all without.
-        options: those of ``describe``.
-
     Returns:
         See ``caption_scores`` and ``answer_scores``.
 
@@ -54,15 +48,6 @@ def describe(
     progress: Progress | None = None,
 ) -> list[str]:
     """Return what a model says about each picture, by the likeliest token at every place.
-
-    Args:
-        model: generates text from an image; dense or converted.
-        processor: its processor.
-        pictures: at least one.
-        prompt: said in front of a caption; for questions, a pattern with ``{}`` for the question.
-        max_new_tokens: at which a text is cut.
-        batch_size: images per call.
-        progress: called with what is done, images done and in all, after each call.
 
     Raises:
         DataError: no pictures, or images that cannot be read.
@@ -118,10 +103,6 @@ def words(text: str) -> str:
 def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Score captions.
 
-    Args:
-        said: one caption per image.
-        references: what people say about each, at least one caption.
-
     Returns:
         ``cider`` (Vedantam et al. 2015, arXiv 1411.5726: the variant CIDEr-D of the COCO evaluation, pycocoevalcap;
         0 to 10), ``bleu`` (Papineni et al. 2002, up to four words; sacrebleu, 0 to 100) and ``exact_match``, the share
@@ -154,10 +135,6 @@ def caption_scores(said: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
 def answer_scores(said: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Score answers to questions.
-
-    Args:
-        said: one answer per question.
-        references: what people answer, at least one each.
 
     Returns:
         ``exact_match``, the share of answers whose words, articles apart, are those of a reference; where every

@@ -57,12 +57,6 @@ class Training:
     def run(self, loaded: Loaded, method: Any, batches: Sequence[Any], progress: Progress | None = None) -> float:
         """Train a converted model in place, and the control the first time.
 
-        Args:
-            loaded: the model, thresholds set.
-            method: that it was converted by.
-            batches: of calibration, for what follows the training.
-            progress: called with steps done and in all.
-
         Returns:
             Seconds, without the control's.
         """

@@ -31,11 +31,6 @@ def ratio_interval(windows: Windows, reference: Windows, *, seed: int = 0) -> tu
     The bootstrap is paired: windows are drawn with replacement, the same ones for both, so that what makes a text easy
     or hard cancels. Windows beside each other are taken as independent.
 
-    Args:
-        windows: of the one model.
-        reference: of the other, in the same order.
-        seed: of the draws.
-
     Returns:
         The percentiles 2.5 and 97.5 of 2,000 draws; None for fewer than two windows, or other ones.
 

@@ -83,10 +83,6 @@ def local_task(name: str, folder: Path) -> dict[str, Any] | None:
     WinoGrande, Winograd), ``context``, ``continuation`` (predict the last word: LAMBADA) or ``text``
     (perplexity). Prompts of the sets named here are those of the harness's own tasks.
 
-    Args:
-        name: of the task.
-        folder: where the file lies.
-
     Returns:
         A task for ``lm_eval.tasks.TaskManager``, or None if the folder has no such file.
 

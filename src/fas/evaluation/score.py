@@ -46,14 +46,7 @@ class Scores:
     def of(
         self, loaded: Loaded, progress: Progress | None = None, batch_size: int | None = None, once: Once = directly
     ) -> Scored:
-        """Return the scores of the network that a model is set to, the chief one first, and what they depend on.
-
-        Args:
-            loaded: the model.
-            progress: called with batches, rows or images done and in all.
-            batch_size: windows or rows per call, in place of its own.
-            once: does every batch, or returns what an earlier run has found (see ``fas.storage.resume``).
-        """
+        """Return the scores of the network that a model is set to, the chief one first, and what they depend on."""
         scores, about = self.score(loaded, batch_size or self.batch_size, progress, once)
         return scores, {"data": self.source, **about}
 
@@ -71,15 +64,7 @@ def scores_on(
 ) -> Scores:
     """Return what a model is scored on: perplexity on tokens, a classifier's scores on a table, accuracy on images.
 
-    Args:
-        loaded: the model; also says which of these.
-        source: a text source, a GLUE-style table, or folders of images.
-        split: part of a data set that has parts.
-        limit: use the first tokens only.
-        window: tokens per window, as ``fas.evaluation.perplexity``.
-        stride: new tokens per window.
-        batch_size: windows or rows per call.
-        images: for a network that reads these, how many.
+    The arguments are those of ``fas.evaluate``, whose ``tokens`` are ``limit``; ``images`` counts images.
 
     Raises:
         DataError: text, a table or images that cannot be read.
@@ -146,15 +131,7 @@ def on_pictures(
 ) -> Scores:
     """Return what a model that writes about images is scored on: captions, or answers to questions.
 
-    Args:
-        loaded: the model.
-        source: rows of ``fas.data.image_text.load_pictures``.
-        images: folder of the images, where it is not that of the rows.
-        split: part of a data set that has parts.
-        limit: use the first rows only.
-        prompt: said in front of a caption; a pattern with ``{}`` for a question.
-        max_new_tokens: at which a text is cut.
-        batch_size: images per call.
+    The arguments are those of ``fas.evaluate``.
 
     Raises:
         CheckpointError: a model without a processor.
@@ -189,14 +166,8 @@ def measure(
 ) -> list[Measurement]:
     """Score a model and count its spikes.
 
-    Args:
-        loaded: set to the network that is meant.
-        scores: on what.
-        kept: keeps the batches that are done.
-        progress: called with batches, rows or images done and in all.
-        by_window: state what every window of a text gave beside its perplexity.
-        part: tells its batches from those of another model in what is kept.
-        about: further conditions to state.
+    ``by_window`` states what every window of a text gave beside its perplexity; ``part`` tells its batches from those
+    of another model in what is kept; ``about`` are further conditions to state.
 
     Returns:
         Every score, the chief one first, and the spikes per neuron where the network spikes.

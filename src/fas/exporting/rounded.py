@@ -21,10 +21,6 @@ def rounded(model: Any, fixed: Sequence[FixedBlock]) -> Iterator[Any]:
     layer only. Not included: the rounding of currents (half of 2⁻¹² of a threshold with 16 bits, of 2⁻²⁰ with 24), and
     potentials that saturate at eight thresholds.
 
-    Args:
-        model: a converted model.
-        fixed: its blocks, from ``fix`` or ``load_fixed_point``.
-
     Yields:
         The model.
 

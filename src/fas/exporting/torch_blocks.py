@@ -51,9 +51,6 @@ class TorchBlock(nn.Module):
 def to_spikingjelly(block: Block) -> TorchBlock:
     """Return a block as SpikingJelly modules with the same spikes.
 
-    Args:
-        block: of a converted model (``fas.exporting.blocks.blocks``).
-
     Raises:
         MissingExtraError: SpikingJelly cannot be imported.
         FASError: neurons that ``IFNode`` cannot stand for (see ``fold``).
@@ -67,9 +64,6 @@ def to_snntorch(block: Block) -> TorchBlock:
     """Return a block as snnTorch modules with the same spikes.
 
     ``Leaky`` fires above its threshold and not at it, so its potentials start ``TIE`` higher.
-
-    Args:
-        block: of a converted model (``fas.exporting.blocks.blocks``).
 
     Raises:
         MissingExtraError: snnTorch cannot be imported.
@@ -126,11 +120,6 @@ def from_snntorch(module: nn.Module, timesteps: int, *, even: bool = True) -> Bl
 
 def split(module: nn.Module, neurons: type, kind: type) -> tuple[nn.Linear | None, Any, nn.Linear]:
     """Return the layer in front (or None), the neurons and the layer after them.
-
-    Args:
-        module: holds them as parts, in this order.
-        neurons: class of all neurons of the simulator.
-        kind: class of the one kind that is known here.
 
     Raises:
         FASError: other parts, or another order.

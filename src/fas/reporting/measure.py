@@ -32,13 +32,6 @@ def quality_over_time(
     """Score the spiking network and its quantised twin at several T, and the dense network.
 
     Thresholds stay those of the model's own T.
-
-    Args:
-        model: a converted model.
-        score: scores the network that the model is set to.
-        steps: T, one or several.
-        batches: on which spikes and operations are counted.
-        estimate: prices, and the counts of the dense network.
     """
     simulation, neuron = model.simulation, populations(model)[model.sites[0].path].neuron
     reading = estimate.spiking.phases[0]
@@ -60,13 +53,7 @@ def quality_over_time(
 
 
 def site_findings(model: Any, batches: Sequence[Batch], coarse: Mapping[str, float] | None = None) -> list[SiteFinding]:
-    """Return firing, parameters and errors of every site.
-
-    Args:
-        model: a converted model.
-        batches: to run on.
-        coarse: threshold of each site before fine calibration, for comparison (``coarse_thresholds``).
-    """
+    """Return firing, parameters and errors of every site."""
     with record(model) as spikes, model.simulation.using(network="snn"), evaluating(model):
         for batch in batches:
             model(**batch)
@@ -151,14 +138,7 @@ def agreement(model: Any, batch: Batch) -> float:
 
 
 def rasters(model: Any, batch: Batch, *, neurons: int = 48, positions: int = 12) -> list[Raster]:
-    """Return real spike trains of the first, a middle and the last site, of one row of a batch.
-
-    Args:
-        model: a converted model.
-        batch: its first row is run.
-        neurons: of each site, evenly spread.
-        positions: from the first.
-    """
+    """Return real spike trains of the first, a middle and the last site, of one row of a batch."""
     sites = [model.sites[i] for i in sorted({0, len(model.sites) // 2, len(model.sites) - 1})]
     row = {name: value[:1] for name, value in batch.items()}
     with record(model, trains=True) as spikes, model.simulation.using(network="snn"), evaluating(model):
@@ -178,12 +158,6 @@ def early_exits(model: Any, batch: Batch, margins: Sequence[float], *, positions
 
     Every position stops by itself here, after others that ran all their steps; ``Anytime`` holds what stopped
     positions leave for later ones.
-
-    Args:
-        model: a converted model.
-        batch: its first row is run.
-        margins: leads in logits.
-        positions: from the first, fewer where the vocabulary is large.
 
     Returns:
         One entry per margin, empty where a network cannot exit early (codes without an online schedule).

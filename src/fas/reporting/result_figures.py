@@ -209,12 +209,7 @@ def _comparison(found: Results) -> Drawing:
 
 
 def pareto(points: Sequence[tuple[float, float]], *, lower: bool) -> list[tuple[float, float]]:
-    """Return the points that no other beats in cost and score alike, by cost.
-
-    Args:
-        points: cost, less is better, and score.
-        lower: whether a lower score is better.
-    """
+    """Return the points that no other beats in cost and score alike, by cost."""
     front: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda point: (point[0], point[1] if lower else -point[1])):
         if not front or (value < front[-1][1] if lower else value > front[-1][1]):

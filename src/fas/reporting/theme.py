@@ -48,14 +48,7 @@ _WIDTH = 9.2  # inches; the page scales figures to its column
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """Return an empty figure of the page's width and its axes.
-
-    Args:
-        height: in inches.
-        rows: of axes.
-        columns: of axes.
-        options: of matplotlib's ``Figure.subplots``.
-    """
+    """Return an empty figure of the page's width, ``height`` inches high, and its axes (``Figure.subplots``)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")

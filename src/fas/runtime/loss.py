@@ -13,11 +13,6 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 def loss_from_output(model: Any, output: Any, labels: Tensor) -> Any:
     """Add the model's own loss, as transformers defines it for the kind of head.
 
-    Args:
-        model: a transformers model; ``loss_type`` names the kind of head.
-        output: its output with ``logits``.
-        labels: as its forward takes them.
-
     Returns:
         ``output`` with ``loss`` set.
 

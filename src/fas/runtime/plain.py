@@ -61,10 +61,6 @@ class ConvertedModule(ConvertedModel):
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write ``config.json`` and ``model.safetensors``; the directory appears whole or not at all.
 
-        Args:
-            save_directory: where to.
-            kwargs: none is known.
-
         Raises:
             TypeError: a keyword that transformers' models have and this one does not.
             OSError: disk full, no permission: nothing is left behind.

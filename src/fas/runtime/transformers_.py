@@ -96,10 +96,6 @@ class ConvertedModel(SpikingModel):
         Into a directory that is there, files are moved when all have been written. Those of an earlier save are
         replaced or go; everything else stays, a ``README.md`` that this library did not write too.
 
-        Args:
-            save_directory: where to.
-            kwargs: as in transformers.
-
         Raises:
             OSError: disk full, no permission: nothing is left behind.
         """

@@ -62,11 +62,6 @@ class Gate:
     """An ASGI application in front of another: refuses what it must not see, one request at a time to what it may.
 
     A request is read whole before its turn, so a slow client delays nobody. A client that leaves stops its generation.
-
-    Args:
-        inner: the application.
-        limits: see there.
-        name: of the model, for messages.
     """
 
     def __init__(self, inner: Any, limits: Limits, name: str) -> None:

@@ -146,13 +146,7 @@ def _turn(model: Any, streams: _Streams, seed: int) -> None:
 
 
 def rotation(width: int, *, keeps_mean: bool, seed: int) -> Tensor:
-    """Return an orthogonal matrix [width, width] in float64.
-
-    Args:
-        width: of the residual stream.
-        keeps_mean: whether it maps (1, …, 1) onto itself.
-        seed: of its random part.
-    """
+    """Return an orthogonal matrix [width, width], float64, that maps (1, …, 1) onto itself if it ``keeps_mean``."""
     generator = torch.Generator().manual_seed(seed)
     if not keeps_mean and width & (width - 1) == 0:
         hadamard = torch.ones(1, 1, dtype=torch.float64)

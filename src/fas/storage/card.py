@@ -96,11 +96,7 @@ def is_stock(file: Path) -> bool:
 
 
 def model_card(config: Mapping[str, Any]) -> ModelCard:
-    """Return the card of a converted model.
-
-    Args:
-        config: what its config.json says.
-    """
+    """Return the card of a converted model, from what its config.json says."""
     stored = FASConfig(**config["quantization_config"])
     architecture = (config.get("architectures") or ["model"])[0]
     if not isinstance(architecture, str) or not architecture.isidentifier():

@@ -78,10 +78,6 @@ def is_plain_name(name: object) -> bool:
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     """Refuse parameters with NaN or infinite values; those that are not in memory are passed over.
 
-    Args:
-        tensors: by name.
-        where: whose they are, for the message.
-
     Raises:
         CheckpointError: the first such parameter.
     """

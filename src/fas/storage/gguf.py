@@ -43,10 +43,6 @@ def only_file(directory: Path) -> str | None:
 def reading_gguf(place: str, file: str) -> Iterator[None]:
     """Say what is wrong where a GGUF file cannot be read.
 
-    Args:
-        place: directory, or name on the hub.
-        file: inside it.
-
     Raises:
         MissingExtraError: the package gguf is not installed.
         CheckpointError: not a GGUF file, a damaged one, one piece of several, or a kind that transformers cannot read.
@@ -79,10 +75,6 @@ def dense(model: Any, name: str) -> Any:
     """Return the dense float32 model that transformers has dequantised, as one that can be saved.
 
     transformers takes what it has read from a GGUF file for quantised still.
-
-    Args:
-        model: what ``from_pretrained`` has returned.
-        name: to remember as the origin.
     """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):

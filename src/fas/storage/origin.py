@@ -29,8 +29,7 @@ def remember_origin(config: Any) -> None:
 
     A local directory or file is known by its last part only, as ``./name``.
 
-    Args:
-        config: of a transformers model; what it remembers already stays.
+    What it remembers already stays.
     """
     name = getattr(config, "_name_or_path", "")
     if not name or hasattr(config, BASE):

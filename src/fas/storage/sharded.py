@@ -139,11 +139,6 @@ class Sharded:
     def write(self, file: Path, names: Iterable[str], own: dict[str, Tensor]) -> dict[str, int]:
         """Write a shard: parameters as the files hold them, bit by bit, and tensors that conversion has added.
 
-        Args:
-            file: appears whole or not at all.
-            names: parameters.
-            own: further tensors by their name in the model.
-
         Returns:
             What is in the shard by its name there, in bytes.
         """
@@ -168,12 +163,7 @@ class Sharded:
 
 
 def write_index(directory: Path, shards: dict[str, dict[str, int]]) -> None:
-    """Write the index by which ``from_pretrained`` finds every tensor.
-
-    Args:
-        directory: of the shards.
-        shards: tensors with their bytes, by file.
-    """
+    """Write the index by which ``from_pretrained`` finds every tensor, of their bytes by shard."""
     index = {
         "metadata": {"total_size": sum(sum(tensors.values()) for tensors in shards.values())},
         "weight_map": {name: file for file, tensors in shards.items() for name in tensors},

@@ -23,10 +23,6 @@ def fold_batch_norm(model: nn.Module, probe: Mapping[str, Any]) -> dict[str, str
     mode. The normalisation becomes an identity. One that reads anything else (a residual sum, in pre-activation
     networks) stays, and so does one without running statistics.
 
-    Args:
-        model: any module.
-        probe: a batch for its forward, by the names of its arguments.
-
     Returns:
         The normalisation by the layer it went into, both as dotted names.
     """

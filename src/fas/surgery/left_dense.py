@@ -24,10 +24,6 @@ def left_dense(model: Any, probe: Mapping[str, Any] | None = None) -> dict[str, 
 
     Products of two activations (attention) are not part of it: their share grows with the context.
 
-    Args:
-        model: a converted model.
-        probe: a batch for its forward, by default the smallest that it accepts.
-
     Returns:
         Shares by dotted name, the number of a block as ``*``, the largest first; empty where spikes drive everything.
     """

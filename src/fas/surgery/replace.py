@@ -37,14 +37,6 @@ def attach(
 ) -> None:
     """Put a population of neurons in front of the linear layers and attention factors of every site, in place.
 
-    Args:
-        model: the model.
-        sites: its sites.
-        simulation: settings that all populations share.
-        neuron: the neuron model at a site.
-        granularity: of their parameters.
-        gated: whether gated populations take the place of softmax, normalisations and activations too.
-
     Raises:
         SiteError: an unknown site, another width, or fixed attention. The model is left as it was.
     """

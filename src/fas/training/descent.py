@@ -33,16 +33,7 @@ def descend(
 ) -> list[float]:
     """Minimise a loss, the rate falling to zero as a cosine; an error leaves the parameters as they were.
 
-    Args:
-        optimizer: of what is trained; other parameters get no gradient.
-        batches: visited in a new order every epoch.
-        loss: scalar of one batch.
-        label: what is trained, for messages.
-        epochs: passes over the batches.
-        seed: of the order.
-        after: called after each step.
-        progress: told the loss after each step.
-        kept: the last epoch of an interrupted run of the same descent, and of this one; for SGD.
+    ``kept`` has the last epoch of an interrupted run of the same descent, and takes those of this one; for SGD.
 
     Returns:
         The loss of every step.

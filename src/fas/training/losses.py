@@ -53,11 +53,7 @@ def divergence(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
 def mean_loss(model: Any, dataset: Any, collator: Callable[[list[Any]], dict[str, Any]], batch_size: int) -> float:
     """Return the model's own loss, averaged over all targets, in nats for language models and classes.
 
-    Args:
-        model: a transformers model with a head; the network that it is set to runs, without dropout.
-        dataset: rows with ``labels``.
-        collator: makes a batch of rows.
-        batch_size: rows per forward pass.
+    The network that the model is set to runs, without dropout.
     """
     shifted = predicts_next(model)
     device = next(model.parameters()).device

@@ -30,10 +30,7 @@ _DAMAGE = (
 def begin(directory: Path, description: Mapping[str, Any], *, resume: bool) -> Path | None:
     """Return the checkpoint from which a run resumes, None for a run that starts.
 
-    Args:
-        directory: of the run.
-        description: what the result depends on.
-        resume: from checkpoints that are there; else they are removed.
+    Without ``resume`` the checkpoints that are there are removed.
 
     Raises:
         CheckpointError: checkpoints of another run; the field that differs is named.

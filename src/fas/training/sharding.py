@@ -21,9 +21,6 @@ def prepare_sharding(trainer: Any) -> None:
     Parameters are sent in float32 and autocast rounds inside of layers, as in one process. accelerate would send all
     of them in bfloat16 where that is the precision, thresholds too, and counts hang on thresholds.
 
-    Args:
-        trainer: transformers' Trainer, whose model has not been prepared yet.
-
     Raises:
         ValueError: processes without accelerators; FSDP1; a parameter that is a single number, or in half precision.
     """

@@ -81,10 +81,6 @@ class Penalty:
 def penalised(model: nn.Module, price: float) -> Iterator[Penalty | None]:
     """Watch every population of a model while the block runs.
 
-    Args:
-        model: any model; a dense one has no spikes that could cost.
-        price: see ``Penalty``.
-
     Yields:
         The penalty, whose cost is that of the model's latest forward pass; None where there is no price or no spike.
     """

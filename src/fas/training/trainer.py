@@ -137,14 +137,7 @@ class ThresholdTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Keeps v_0/θ in [0, 1), logs, reports progress, and stops at a step.
-
-    Args:
-        model: the model that is trained.
-        label: what is trained, for messages.
-        progress: told after every step.
-        stop_at: step after which training ends, though the schedule is longer.
-    """
+    """Keeps v_0/θ in [0, 1), logs, reports progress, and stops at a step."""
 
     def __init__(self, model: nn.Module, label: str, progress: Progress | None, stop_at: int | None) -> None:
         # Not the parameters: sharding puts others in their places.
@@ -187,19 +180,7 @@ def train(
 ) -> dict[str, float]:
     """Train whatever network the model runs, in place, from the start or from where a run was left.
 
-    Args:
-        settings: of the stage.
-        model: a converted model set to its quantised network, or a dense model.
-        dataset: rows with ``labels``.
-        directory: of the run.
-        collator: makes a batch of rows.
-        network: its name.
-        eval_dataset: rows on which the mean loss is taken, before and after, if there are some.
-        resume: resume from checkpoints; else they are removed.
-        progress: told after each step.
-        callbacks: TrainerCallbacks.
-        stop_at: step after which training ends, though the schedule is longer.
-        distillation: from which dense network, and how much of it.
+    Arguments are those of ``finetune``; ``stop_at`` ends the training at a step though the schedule is longer.
 
     Returns:
         rows, steps, epochs, train_loss (last logged), eval_loss_before, eval_loss_after, seconds.

@@ -28,15 +28,7 @@ def report_records(output: Output, records: Sequence[Any], about: Mapping[str, A
 def report_conversion(
     output: Output, config: FASConfig, about: Mapping[str, Any], out: Path, model: Any = None
 ) -> None:
-    """Give the figures as rows; say in some ten lines what spikes, what does not, where accuracy is lost, what is next.
-
-    Args:
-        output: of the command.
-        config: what the model has become.
-        about: conditions of the figures.
-        out: where it was written.
-        model: in memory, which tells what stays float.
-    """
+    """Give the figures as rows; say in some ten lines what spikes, what does not, where it errs, and what is next."""
     from fas.reporting.summary import summarise
 
     report_records(output, config.records, about)

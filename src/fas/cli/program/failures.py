@@ -71,12 +71,7 @@ def _starts_over(arguments: dict[str, Any]) -> bool:
 
 
 def message(error: BaseException, place: Path | None = None) -> str:
-    """Return one line that says what went wrong.
-
-    Args:
-        error: what was raised.
-        place: where the command writes, for errors that do not say so.
-    """
+    """Return one line that says what went wrong; ``place`` is where the command writes."""
     if _is_full(error):
         where = getattr(error, "filename", None) or place
         limited = getattr(error, "errno", None) == errno.EFBIG or "File too large" in str(error)
