@@ -1,6 +1,7 @@
 """Experts whose weights transformers keep in one tensor: every expert's rows are driven by spikes."""
 
 import logging
+import pickle
 
 import pytest
 import torch
@@ -220,3 +221,10 @@ def test_a_linear_layer_that_returns_more_than_its_map_stays_dense(coverage, cap
     )
     assert torch.equal(logits(model, network="ann"), before) and logits(model).isfinite().all()
     assert model.generate(**batch(), max_new_tokens=2).shape == (3, 11)
+
+
+def test_a_model_with_experts_can_be_pickled():
+    model = fas.convert(build(), fas.FAS(timesteps=4), calibration=[batch()])
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(logits(again), logits(model))
+    assert type(fas.revert(again).model.layers[0].mlp.experts) is type(build().model.layers[0].mlp.experts)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from fas.surgery.sites import block_of
+from fas.surgery.trace import starred
 from fas.types import Site
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,7 @@ def by_kind(sites: Iterable[Site]) -> dict[str, list[Site]]:
     """Return sites by kind of layer: the last two parts of their path, numbers as ``*`` (``mlp.down_proj``)."""
     kinds: dict[str, list[Site]] = {}
     for site in sites:
-        parts = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", site.path).split(".")
-        kinds.setdefault(".".join(parts[-2:]), []).append(site)
+        kinds.setdefault(".".join(starred(site.path).split(".")[-2:]), []).append(site)
     return kinds
 
 

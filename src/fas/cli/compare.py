@@ -210,6 +210,7 @@ def show(output: Output, found: Comparison, accounting: str | None = None, train
     kinds = list(dict.fromkeys(row.floats for row in shown if row.floats))
     per = "image" if "images" in found.dense.about else "token"
     letter = {kind: chr(ord("a") + i % 26) for i, kind in enumerate(kinds)}
+    intervals = [None if (ends := found.interval(row)) is None else "{:.4f} to {:.4f}".format(*ends) for row in shown]
     columns: dict[str, list[Any]] = {
         "plan": [row.plan for row in shown],
         "coverage": [row.about.get("coverage") for row in shown],
@@ -217,8 +218,8 @@ def show(output: Output, found: Comparison, accounting: str | None = None, train
         "T": [row.about.get("timesteps") for row in shown],
         "levels": [row.about.get("levels") for row in shown],
         found.dense.score: [row.value for row in shown],
-        _relation(found): [found.relation(row) for row in shown],
-        **({"95 %": intervals} if any(intervals := [_interval(found, row) for row in shown]) else {}),
+        "× ANN" if found.dense.score == "perplexity" else "− ANN": [found.relation(row) for row in shown],
+        **({"95 %": intervals} if any(intervals) else {}),
         "spikes per neuron": [row.figure("spikes_per_neuron") for row in shown],
         "float": [letter.get(row.floats) for row in shown],
         "s": [row.figure("conversion_time") for row in shown],
@@ -244,15 +245,6 @@ def show(output: Output, found: Comparison, accounting: str | None = None, train
             refused.setdefault(row.refused, []).append(f"{row.plan}, T = {row.timesteps}")
     for reason, who in refused.items():
         output.text(f"refused: {'; '.join(who)}: {reason}")
-
-
-def _relation(found: Comparison) -> str:
-    return "× ANN" if found.dense.score == "perplexity" else "− ANN"
-
-
-def _interval(found: Comparison, row: Row) -> str | None:
-    interval = found.interval(row)
-    return None if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _say_what_trained(output: Output, found: Comparison, train_steps: int) -> None:

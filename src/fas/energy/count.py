@@ -212,7 +212,7 @@ class _Counter:
 
     def _follow(self, path: str, module: nn.Module) -> list[Any]:
         """Hook a module, so that the place of what it computes is known."""
-        unit = _is_unit(module)
+        unit = isinstance(module, SpikingLayer | Operand) or _is_norm(module) or is_activation(module)
 
         def enter(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             self._stack.append(path)
@@ -272,8 +272,3 @@ class _Counter:
 
 def _is_norm(module: nn.Module) -> bool:
     return next(module.children(), None) is None and "norm" in type(module).__name__.lower()
-
-
-def _is_unit(module: nn.Module) -> bool:
-    own = isinstance(module, SpikingLayer | Operand)
-    return own or _is_norm(module) or is_activation(module)

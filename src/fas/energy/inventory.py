@@ -22,7 +22,7 @@ from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.probe import evaluating, hooked, probe_inputs, without_cache
 from fas.surgery.replace import populations
 from fas.surgery.sites import is_spiking
-from fas.surgery.trace import is_activation, is_convolution, is_linear
+from fas.surgery.trace import is_activation, is_convolution, is_linear, starred
 from fas.types import OPERANDS, Neuron
 
 FLOATS = "floats"
@@ -165,7 +165,7 @@ class _Watch(TorchDispatchMode):
 
     def _note(self, path: str, what: str, arrives: str, left: str, amount: float, *, floats: bool) -> None:
         # Blocks of one number are alike only where the same arrives.
-        key = re.sub(r"(^|\.)\d+(?=\.|$| )", r"\1*", path), what, arrives
+        key = starred(path), what, arrives
         share = round(amount)
         known = self.notes.get(key)
         if known is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fas.energy.estimate import Accounting, Estimate, Network
 from fas.energy.operations import Counts, Phase
+from fas.surgery.trace import starred
 from fas.types import Measurement
 
 
@@ -71,7 +71,7 @@ def kinds(found: Estimate) -> dict[str, Estimate]:
     """Return the estimate of each kind of site alone, by its dotted name with ``*`` for the number of the block."""
     by_kind: dict[str, set[str]] = {}
     for path in found.levels:
-        by_kind.setdefault(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path), set()).add(path)
+        by_kind.setdefault(starred(path), set()).add(path)
     return {kind: _part(found, paths) for kind, paths in by_kind.items()}
 
 

@@ -62,7 +62,14 @@ def glue_table(task: str, folder: Path | None = None, limit: int | None = None) 
     """
     if task not in GLUE:
         raise DataError(f"{task!r} is not a GLUE task: choose among {', '.join(GLUE)}")
-    return _first(_from_hub(task) if folder is None else _from_folder(task, folder), limit)
+    found = GLUE[task]
+    if folder is None:
+        table = as_table(hub_rows(f"{HUB}:{task.removesuffix('_mismatch')}", found.split), task)
+    else:
+        kind: Any = "regression" if "pearson" in found.metrics else None
+        table = load_table(folder / found.file, task=kind, label_names=found.labels or None)
+    pairs = None if table.pairs is None else table.pairs[:limit]
+    return replace(table, sentences=table.sentences[:limit], pairs=pairs, labels=table.labels[:limit])
 
 
 def as_table(rows: Sequence[Mapping[str, Any]], task: str) -> Table:
@@ -74,19 +81,3 @@ def as_table(rows: Sequence[Mapping[str, Any]], task: str) -> Table:
     if "pearson" in found.metrics:
         return Table(sentences, pairs, [float(label) for label in labels], "regression")
     return Table(sentences, pairs, [int(label) for label in labels], "classification", found.labels or ("0", "1"))
-
-
-def _first(table: Table, rows: int | None) -> Table:
-    pairs = None if table.pairs is None else table.pairs[:rows]
-    return replace(table, sentences=table.sentences[:rows], pairs=pairs, labels=table.labels[:rows])
-
-
-def _from_folder(task: str, folder: Path) -> Table:
-    found = GLUE[task]
-    regression = "pearson" in found.metrics
-    return load_table(folder / found.file, task="regression" if regression else None, label_names=found.labels or None)
-
-
-def _from_hub(task: str) -> Table:
-    rows = hub_rows(f"{HUB}:{task.removesuffix('_mismatch')}", GLUE[task].split)
-    return as_table(rows, task)

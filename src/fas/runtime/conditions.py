@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -25,7 +26,7 @@ def conditions(model: Any, name: str | None = None) -> dict[str, Any]:
     about: dict[str, Any] = {
         "model": name or getattr(model, "name_or_path", "") or type(model).__name__,
         "network": "ann",
-        "versions": versions(),
+        "versions": dict(versions()),
     }
     if not isinstance(model, SpikingModel):
         return about
@@ -41,6 +42,7 @@ def conditions(model: Any, name: str | None = None) -> dict[str, Any]:
     return {**about, "neuron": config.neuron, **{name: getattr(model, name) for name in SAVED}, "levels": levels}
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that make figures, by package."""
+    """Return the versions of the packages that make figures; to look them up takes a hundredth of a second."""
     return {"fas": __version__, **{package: version(package) for package in ("torch", "transformers")}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -10,6 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from fas.layers.experts import ExpertLinear, Routed
+from fas.surgery.written_attention import class_with, class_without
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -24,7 +24,7 @@ def open_experts(experts: Any) -> None:
         return
     names = {"up": "gate_up_proj" if experts.has_gate else "up_proj", "down": "down_proj"}
     base: Any = type(experts)
-    experts.__class__ = _routed_class(base)
+    experts.__class__ = class_with(Routed, base)
     for child, name in names.items():
         many = getattr(experts, name).shape[0]
         experts.add_module(child, nn.ModuleList(ExpertLinear(experts, name, index) for index in range(many)))
@@ -33,7 +33,7 @@ def open_experts(experts: Any) -> None:
 def close_experts(model: nn.Module) -> None:
     """Undo ``open_experts`` in all of a model, in place."""
     for experts in [module for module in model.modules() if isinstance(module, Routed)]:
-        experts.__class__ = type(experts).__mro__[2]
+        experts.__class__ = class_without(type(experts))
         del experts.up, experts.down
 
 
@@ -50,15 +50,3 @@ def opened(model: nn.Module) -> Iterator[None]:
         for experts in found:
             del experts.every
             close_experts(experts)
-
-
-@functools.cache
-def _routed_class(base: Any) -> Any:
-    """Return ``base`` with its experts run one by one, under the same name: transformers finds modules by it."""
-
-    @functools.wraps(base.forward)
-    def forward(self: Any, *arguments: Any, **named: Any) -> Tensor:
-        return Routed.forward(self, *arguments, **named)
-
-    names = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(base.__name__, (Routed, base), {"forward": forward, **names})

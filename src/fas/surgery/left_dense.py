@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from fas.layers.experts import Routed
 from fas.layers.simulation import Simulation
 from fas.layers.spiking_layer import SpikingLayer
 from fas.surgery.probe import evaluating, probe_inputs, without_cache
-from fas.surgery.trace import in_parts
+from fas.surgery.trace import in_parts, starred
 
 _SHOWN = 8
 
@@ -44,7 +43,7 @@ def left_dense(model: Any, probe: Mapping[str, Any] | None = None) -> dict[str, 
         # A fused path may count a product with its caller's name, or not at all.
         number = max(0, number - sum(within for inner, within in found.items() if inner.rpartition(".")[0] == path))
         whole += number
-        name = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path)
+        name = starred(path)
         shares[name] = shares.get(name, 0) + number * _dense_part(module)
     shares = {name: number for name, number in shares.items() if number}
     return {name: number / whole for name, number in sorted(shares.items(), key=lambda item: -item[1])}

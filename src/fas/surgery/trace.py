@@ -48,6 +48,11 @@ def block_of(path: str) -> str | None:
     return found.group(0) if found else None
 
 
+def starred(path: str) -> str:
+    """Return a dotted name with ``*`` for the numbers of blocks, so that layers of one kind are called alike."""
+    return re.sub(r"(^|\.)\d+(?=\.|$| )", r"\1*", path)
+
+
 @dataclass
 class Call:
     """One call of a linear layer, a convolution or an activation, in the order of execution.

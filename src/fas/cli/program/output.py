@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
-from fas import __version__
 from fas.cli.program.progress import Log, bar
 from fas.cli.program.session import Session, is_first, printable
 from fas.errors import DataError
@@ -26,12 +23,6 @@ if TYPE_CHECKING:
 
 # Columns of a table that is not shown on a terminal: wide enough for one line per row.
 _FILE_WIDTH = 180
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Return the versions that make all figures of this run; to look them up takes a hundredth of a second."""
-    return {"fas": __version__, **{name: version(name) for name in ("torch", "transformers")}}
 
 
 class Output:
@@ -94,7 +85,9 @@ class Output:
 
     def conditions(self) -> dict[str, Any]:
         """Return the command and the versions that make all figures of this run."""
-        return {"command": self._session.command, "versions": dict(_versions())}
+        from fas.runtime.conditions import versions
+
+        return {"command": self._session.command, "versions": dict(versions())}
 
     def text(self, line: str) -> None:
         """Show a line, unless JSON was asked for."""
