@@ -74,20 +74,16 @@ def export(
             )  # fmt: skip
         output.add(*found)
         _by_site(output, f"{loaded.name} to {to}", found)
-        whole = [row for row in found if "site" not in row.conditions]
-        output.table(
-            f"{loaded.name} to {to}, the whole model", ["quantity", "value", "unit", "weights", "origin"],
-            [[row.quantity, row.value, row.unit, _weights(row), row.origin] for row in whole],
-        ) if whole else None  # fmt: skip
+        whole = [(row, row.conditions.get("weight_bits")) for row in found if "site" not in row.conditions]
+        if whole:
+            cells = [[row.quantity, row.value, row.unit, f"{b} bits" if b else "", row.origin] for row, b in whole]
+            titles = ["quantity", "value", "unit", "weights", "origin"]
+            output.table(f"{loaded.name} to {to}, the whole model", titles, cells)
         assumed = dict.fromkeys(name for row in found for name in row.conditions.get("assumptions", ()))
         if assumed:
             output.text(f"Assumed, not from a source that was read: {', '.join(assumed)}.")
         if out is not None:
             output.remark(f"written to {out}")
-
-
-def _weights(row: Measurement) -> str:
-    return f"{row.conditions['weight_bits']} bits" if "weight_bits" in row.conditions else ""
 
 
 def _by_site(output: Output, title: str, found: Sequence[Measurement]) -> None:

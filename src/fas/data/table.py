@@ -81,7 +81,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         records = list(_json_records(path))
     else:
         rows = list(_csv_rows(path) if suffix == ".csv" else _tsv_rows(path))
-        if rows and _is_cola(rows[0][1]):
+        first = rows[0][1] if rows else []
+        if len(first) == len(COLA_HEADER) and first[1] in ("0", "1") and first[2] in ("", "*"):
             rows.insert(0, (0, list(COLA_HEADER)))
         records = list(_zip_header(path, rows))
     if not records:
@@ -236,10 +237,6 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield from ((reader.line_num, row) for row in reader if row)
     except csv.Error as error:
         raise DataError(f"{path} line {reader.line_num} is not valid CSV ({error}): mend the quotes") from error
-
-
-def _is_cola(row: list[str]) -> bool:
-    return len(row) == len(COLA_HEADER) and row[1] in ("0", "1") and row[2] in ("", "*")
 
 
 def _zip_header(path: Path, rows: list[tuple[int, list[str]]]) -> Iterator[dict[str, Any]]:

@@ -248,7 +248,8 @@ class Estimate:
             )  # fmt: skip
         numbers, widths, reread, sent = dict[str, int](), dict[str, int](), 0, 0
         for path, found in sites.items():
-            widths[path] = width = self._width(path, rival) if integer else self.hardware.width
+            own_bits = bits(self.levels[path]) if rival is None or rival.bits is None else rival.bits
+            widths[path] = width = own_bits if integer else self.hardware.width
             number = found.dense_multiply_adds
             some = found_by_it.get(path, found).nonzero_multiply_adds
             numbers[path] = some if skips else number
@@ -260,9 +261,6 @@ class Estimate:
         mean = _mean(widths, numbers)
         windows = sum(found.windows for found in sites.values())
         return self.hardware.dense(Work(executed, mean, words, windows, sent, outputs, reread), rest, integer=integer)
-
-    def _width(self, path: str, rival: Rival | None) -> int:
-        return bits(self.levels[path]) if rival is None or rival.bits is None else rival.bits
 
 
 def estimate_energy(

@@ -148,6 +148,7 @@ def _score_task(
         return [row for row in rows if row.quantity in (*GLUE[task].metrics, "spikes_per_neuron")]
     with _quiet_harness():
         from fas.evaluation.harness import SpikingLM, Stretches, score
+        from fas.evaluation.local_tasks import local_names
 
         options = {"pretrained": loaded.model, "tokenizer": loaded.need_tokenizer(), "batch_size": batch_size}
         if loaded.converted:
@@ -163,18 +164,12 @@ def _score_task(
             return score(lm, task, task_path=task_path, limit=limit, fewshot=fewshot)
 
         found = with_fewer_rows(lm.batch_size_per_gpu, scored)
-    about = loaded.conditions
+    about, local = loaded.conditions, () if task_path is None else local_names(task_path)
+    sources = [str(task_path) if row.conditions["data"] in local else "lm-evaluation-harness" for row in found]
     return [
-        replace(row, conditions={**about, **row.conditions, "source": _source(row.conditions["data"], task_path)})
-        for row in found
+        replace(row, conditions={**about, **row.conditions, "source": source})
+        for row, source in zip(found, sources, strict=True)
     ]
-
-
-def _source(task: str, folder: Path | None) -> str:
-    from fas.evaluation.local_tasks import local_names
-
-    local = folder is not None and task in local_names(folder)
-    return str(folder) if local else "lm-evaluation-harness"
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def _run(model: Any) -> tuple[Tensor, _Streams]:
     for path, module in model.named_modules():
         if _form(module) is not None:
             handles.append(module.register_forward_hook(lambda _, __, output, path=path: normalised(path, output)))
-        elif _is_layer(module):
+        elif isinstance(module, SpikingLinear) or is_linear(module):
             look = partial(read, path)
             handles.append(
                 module.register_forward_pre_hook(lambda _, *inputs, look=look: look(*inputs), with_kwargs=True)
@@ -195,10 +195,6 @@ def _outputs(layer: Any) -> int:
 
 def _is_transposed(layer: Any) -> bool:
     return bool(layer.transposed) if isinstance(layer, SpikingLinear) else not isinstance(layer, nn.Linear)
-
-
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, SpikingLinear) or is_linear(module)
 
 
 def _form(module: nn.Module) -> dict[str, Any] | None:

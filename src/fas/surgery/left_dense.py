@@ -27,8 +27,9 @@ def left_dense(model: Any, probe: Mapping[str, Any] | None = None) -> dict[str, 
         Shares by dotted name, the number of a block as ``*``, the largest first; empty where spikes drive everything.
     """
     simulation: Simulation = model._simulation
-    grouped = {getattr(torch.ops.aten, "_grouped_mm", None): _grouped, _fallback(): _grouped}
-    known = {op: count for op, count in grouped.items() if op is not None}
+    # Where torch has no such operation, transformers brings one of its own.
+    places = ((torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback"))
+    known = {op: _grouped for place, name in places if (op := getattr(place, name, None)) is not None}
     with in_parts(), FlopCounterMode(display=False, custom_mapping=known) as counter, evaluating(model):
         with simulation.using(network="ann", schedule="layerwise", observers=[]):
             model(**(probe if probe is not None else probe_inputs(model)), **without_cache(model))
@@ -72,8 +73,3 @@ def _dense_part(module: nn.Module) -> float:
 def _grouped(rows: Any, weights: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     """Return the operations of rows [n, in] with those of their expert among [experts, in, out]."""
     return 2 * rows[0] * weights[-2] * weights[-1]
-
-
-def _fallback() -> Any:
-    """Return the operation by which transformers multiplies rows and experts where torch has none."""
-    return getattr(torch.ops.transformers, "grouped_mm_fallback", None)

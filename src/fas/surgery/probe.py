@@ -71,13 +71,9 @@ def _ids(model: nn.Module, config: Any) -> Tensor:
     """Return four token ids [1, 4], none of them a placeholder."""
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     vocabulary = getattr(text, "vocab_size", 4)
-    kept = [i for i in range(min(vocabulary, 16)) if i not in _placeholders(config)]
-    return torch.tensor([[kept[i % len(kept)] for i in range(4)]], device=next(model.parameters()).device)
-
-
-def _placeholders(config: Any) -> set[int]:
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return {getattr(config, name) for name in names if getattr(config, name, None) is not None}
+    kept = [i for i in range(min(vocabulary, 16)) if i not in {getattr(config, name, None) for name in names}]
+    return torch.tensor([[kept[i % len(kept)] for i in range(4)]], device=next(model.parameters()).device)
 
 
 def _blank(model: nn.Module, config: Any) -> Tensor:
