@@ -17,9 +17,7 @@ from fas.surgery.replace import populations
 from fas.training.descent import answer, check_batches, inputs_of, mask_of
 
 
-def sensitivities(
-    model: Any, batches: Sequence[Mapping[str, Tensor]], *, max_answers: int = 4096, seed: int = 0
-) -> dict[str, Tensor]:
+def sensitivities(model: Any, batches: Sequence[Mapping[str, Tensor]], *, max_answers: int = 4096) -> dict[str, Tensor]:
     """Return S_c ≥ 0 of every channel: small errors of mean square e_c at a site cost Σ_c S_c e_c.
 
     The cost is KL(dense ‖ erring) per answer, in nats: to second order it is ½ eᵀ F e with the Fisher information
@@ -32,7 +30,6 @@ def sensitivities(
         model: a converted model; its dense network runs.
         batches: inputs of its forward.
         max_answers: batches are taken until they hold as many.
-        seed: of the drawn answers.
 
     Returns:
         By site, (C,) float32, in nats per squared unit of the activation.
@@ -46,7 +43,7 @@ def sensitivities(
     check_batches(batches)
     found = {path: torch.zeros(p.channels, device=p.v_init.device) for path, p in populations(model).items()}
     gradients: dict[str, dict[int, Tensor]] = {}
-    draws, answers = torch.Generator().manual_seed(seed), 0
+    draws, answers = torch.Generator().manual_seed(0), 0
     hooks = hooked([p.register_forward_hook(partial(_watch, gradients)) for p in populations(model).values()])
     with hooks, frozen(model), model.simulation.using(network="ann", observers=[]), torch.enable_grad():
         for batch in batches:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+import fas
 from fas.cli.program import options
 from fas.cli.program.output import Output
 from fas.data.for_model import Sample, calibration_batches
@@ -33,6 +34,8 @@ def inspect(
     Example: `fas inspect gpt2-snn --data wikitext`
     """
     with Output.opened(context, as_json) as output:
+        from fas.surgery.probe import evaluating
+
         loaded = load_either(model, device, builder, spiking)
         batches, probe = [], None
         if builder is not None:
@@ -45,7 +48,12 @@ def inspect(
         if not loaded.converted:
             _dense(output, loaded, probe)
             return
-        _converted(output, loaded, _fire(loaded, batches) if batches else None)
+        fired = None
+        if batches:
+            with fas.record(loaded.model) as fired, evaluating(loaded.model):
+                for batch in batches:
+                    loaded.model(**batch)
+        _converted(output, loaded, fired)
         _operations(output, loaded, probe)
 
 
@@ -69,17 +77,6 @@ def _dense(output: Output, loaded: Any, probe: Any) -> None:
             rows,
         )
         output.measure("sites", len(sites), "1", model=loaded.name, network="ann", coverage=coverage)
-
-
-def _fire(loaded: Any, batches: Any) -> Any:
-    import torch
-
-    import fas
-
-    with torch.no_grad(), fas.record(loaded.model) as spikes:
-        for batch in batches:
-            loaded.model(**batch)
-    return spikes
 
 
 def _converted(output: Output, loaded: Any, fired: Any) -> None:

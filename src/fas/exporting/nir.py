@@ -40,9 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = json.loads(
 )
 """By simulator: how to read the graph, what to set on the neuron, and how to begin; no file of NIR alone says it.
 
-Tried with snnTorch 1.0.0, SpikingJelly 2.0.0, sinabs 3.1.3 and Norse 1.1.0, whose own step resets to zero. As imported,
-no one resets by subtraction from an initial potential: of 3,072 spikes sinabs misplaces 888, Norse and SpikingJelly 520
-each, and snnTorch fails; with these settings all are exact.
+Exact with snnTorch 1.0.0, SpikingJelly 2.0.0, sinabs 3.1.3 and Norse 1.1.0; as imported none is (docs/export.md).
 """
 
 _EQUATION = (

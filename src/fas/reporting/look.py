@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -30,6 +30,10 @@ _NEW_TOKENS = 8
 _MARGINS = tuple(0.25 * i for i in range(33))
 # Tokens that show where coarse thresholds lie.
 _COARSE_TOKENS = 512
+_FACTS = {
+    "method": "method", "coverage": "coverage", "neuron": "neuron", "timesteps": "time steps", "levels": "levels",
+    "schedule": "schedule", "operators": "operators", "execution": "execution",
+}  # fmt: skip
 
 
 def report(
@@ -140,9 +144,10 @@ def look(
         shown = [{name: value[:, : max(1, value.shape[1] - _NEW_TOKENS)] for name, value in b.items()} for b in shown]
     counts = count_both(network, shown, new_tokens=_NEW_TOKENS if writes else 0, progress=progress)
     stops = anytime and writes and not network.config.is_encoder_decoder and not is_classifier(loaded)
+    about = loaded.conditions
     return Findings(
         name=Path(loaded.name).name,
-        facts=_facts(loaded.conditions),
+        facts={title: str(about[name]) for name, title in _FACTS.items() if name in about},
         score=names[0],
         quality=quality,
         sites=measure.site_findings(network, batches, before),
@@ -157,11 +162,3 @@ def look(
         seconds=time.perf_counter() - began,
         data=source,
     )
-
-
-def _facts(about: Mapping[str, Any]) -> dict[str, str]:
-    names = {
-        "method": "method", "coverage": "coverage", "neuron": "neuron", "timesteps": "time steps", "levels": "levels",
-        "schedule": "schedule", "operators": "operators", "execution": "execution",
-    }  # fmt: skip
-    return {title: str(about[name]) for name, title in names.items() if name in about}
