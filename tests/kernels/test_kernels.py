@@ -241,6 +241,17 @@ def test_the_loop_over_spikes_is_the_definition():
     means = naive.spike_linear(spikes, threshold, weight, bias, first=1, difference=True)
     assert values.flatten().tolist() == [2.5, 28.5, 30.5]
     assert means.flatten().tolist() == [2.5, 15.5, 20.5]
+    both = torch.stack([spikes, 0 * spikes], dim=1)
+    rows = naive.spike_linear(both, threshold, weight, bias, first=1, difference=False)
+    assert torch.equal(rows, torch.stack([values, bias.expand_as(values)], dim=1))
+
+
+def test_the_loop_over_whole_numbers_is_the_definition():
+    counts, weight = torch.tensor([[1, -2], [3, 0]], dtype=torch.int16), torch.tensor([[5, 7]], dtype=torch.int8)
+    scale, rest, bias, gain = torch.tensor([0.5]), torch.tensor([1.0]), torch.tensor([0.25]), torch.tensor([2.0, 4.0])
+    # Sums of −9 and 15.
+    assert naive.integer_linear(counts, weight, scale, rest, None, bias, 3).flatten().tolist() == [-3.25, 8.75]
+    assert naive.integer_linear(counts, weight, scale, rest, gain, bias, 3).flatten().tolist() == [-1.5, 2.375]
 
 
 @backends
