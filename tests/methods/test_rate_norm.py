@@ -87,6 +87,11 @@ def test_stage_two_is_descent_on_the_rate_inference_loss(shared):
     assert record.results["loss_last"] == pytest.approx(float(loss.detach()), rel=1e-4)
 
 
+def test_the_stage_alone_fits_as_the_method_does():
+    # Two places have the same defaults.
+    assert list(RateNorm().stages()) == [FitRates()]
+
+
 def test_omega_is_a_mean_over_batches():
     one, twice = (converted(data(1) * n, fit_epochs=0).records[-1].sites for n in (1, 2))
     assert all(site["omega"] > 0 and twice[path]["omega"] == pytest.approx(site["omega"]) for path, site in one.items())
