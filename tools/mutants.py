@@ -44,7 +44,7 @@ AREAS = {
     "stages": "tests/stages tests/methods tests/contracts/test_stages.py",
     "energy": "tests/energy",
     "evaluation": "tests/evaluation tests/cli/test_evaluate.py tests/cli/test_evaluate_tasks.py "
-    "tests/cli/test_compare.py tests/data/test_for_model.py",
+    "tests/cli/test_compare.py tests/cli/test_pictures.py tests/data/test_for_model.py",
 }
 # `|` stands in annotations; bits and shifts of tensors and floats are errors that any test would notice.
 LEFT_OUT = re.compile(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from made import converted
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -243,6 +244,11 @@ def test_refusals(places: Path, tmp_path: Path) -> None:
     lm.model.set_submodule("transformer.h.0.mlp.c_proj", lm.model.transformer.h[0].mlp.c_proj.dense())
     with pytest.raises(CheckpointError, match=r"has 8 spiking layers where its configuration names 9"):
         SpikingLM(lm.model, tokenizer=tokenizer())
+    # The neurons of a layer that is missing are still there where others share them.
+    llama = converted("llama")
+    llama.set_submodule("model.layers.0.self_attn.k_proj", llama.model.layers[0].self_attn.k_proj.dense())
+    with pytest.raises(CheckpointError, match=r"has 14 spiking layers where its configuration names 15"):
+        harness._check_spikes(llama, "llama")
 
 
 def test_a_harness_that_is_not_there_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
