@@ -445,3 +445,77 @@ def test_other_dtypes_with_eight_bits(dtype, rows):
     # Weights and answer in bfloat16 have 8 bits; counts of 4 steps are the same.
     close = 0.1 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(output.float(), expected, rtol=close, atol=close)
+
+
+def _half(layer, x):
+    return layer.bfloat16(), x.bfloat16()
+
+
+def _of(name, change):
+    def applied(layer, x):
+        change(dict(layer.named_parameters(), **dict(layer.population.named_parameters()))[name].data)
+        return layer, x
+
+    return applied
+
+
+def _set(name, value):
+    def applied(layer, x):
+        setattr(layer.population.simulation, name, value)
+        return layer, x
+
+    return applied
+
+
+CHANGES = {
+    **{name: _of(name, lambda data: data.add_(0.7)) for name in ("log_threshold", "offset", "correction", "weight")},
+    "v_init": _of("v_init", lambda data: data.mul_(0.1)),
+    "timesteps": _set("timesteps", 7),
+    "ann": _set("network", "ann"),
+    "quantised": _set("network", "quantised"),
+    "stepped": _set("execution", "stepped"),
+    "int8": _set("weights", "int8"),
+    "torch": _set("kernels", "torch"),
+    "half": _half,
+    "another width of batch": lambda layer, x: (layer, x.repeat(2, 6, 1)),
+    "a strided input": lambda layer, x: (layer, x.repeat(1, 1, 2)[..., ::2]),
+    "a copy": lambda layer, x: _of("offset", lambda data: data.add_(0.7))(copy.deepcopy(layer), x),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_call_behind_others_sees_every_change(change):
+    layer = SpikingLinear(dense("linear"), population())
+    x = torch.randn(1, 1, CHANNELS)
+    with torch.no_grad():
+        before = [layer(x.clone()) for _ in range(3)]
+        assert torch.equal(before[0], before[2])
+        kept = copy.deepcopy(layer)
+        layer, changed = change(layer, x)
+        got = layer(changed)
+        fresh = copy.deepcopy(layer)
+        fresh.population.reset()
+        fresh.reset()
+        fresh._settings = None
+        assert torch.equal(got, fresh(changed))
+        assert torch.equal(kept(x), before[0])
+
+
+def test_a_call_behind_others_is_observed_and_has_gradients():
+    layer = SpikingLinear(dense("linear"), population())
+    seen, x = [], torch.randn(1, 1, CHANNELS)
+    with torch.no_grad():
+        expected = layer(x)
+        assert torch.equal(layer(x), expected)
+
+        class Seen:
+            def observe(self, path, spikes, timesteps):
+                seen.append(path)
+
+        with layer.population.simulation.using(observers=[Seen()]):
+            assert torch.equal(layer(x), expected) and seen == ["site"]
+        handle = layer.population.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+        assert torch.equal(layer(x).flatten(), layer.bias + layer.correction)
+        handle.remove()
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None and layer.population.log_threshold.grad is not None

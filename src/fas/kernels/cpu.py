@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from array import array
 from importlib.util import find_spec
 from typing import Any
 
@@ -108,14 +109,31 @@ def counts(x: Tensor, code: Code, sent: Tensor | None = None, gain: Tensor | Non
 
 
 def _encode(op: str, x: Tensor, out: Tensor, code: Code, sent: Tensor | None, gain: Tensor | None) -> Tensor:
-    table = code.table
-    if table is not None and not (table.even and sent is None):
-        entries = table.change if op == "encode" else table.settled
-        return _look_up(op, x, out, code, entries, 1, code.unit, sent, gain)
-    work = (*_rows(x, x.shape[-1]), x.data_ptr(), out.data_ptr(), *_parameters(code, code.unit))
-    more = (*_tally(sent, max(code.upper, -code.lower)), *_gain(code, gain))
-    _run()(_kernel("neuron", x.dtype, op), x.nbytes + out.nbytes, *work, *more)
+    """Run a kernel on words of which those that a call changes are filled in: most are the same for all calls."""
+    looks_up = code.table is not None and not (code.table.even and sent is None)
+    kernel, words = code.words.get((op, looks_up)) or _words(op, x, code, looks_up)
+    words = words[:]
+    words[1], words[4], words[5] = x.numel() // (words[2] or 1), x.data_ptr(), out.data_ptr()
+    if sent is not None:
+        words[-4] = sent.data_ptr()
+    if gain is not None:
+        words[-1] = gain.data_ptr()
+    _native("calling").start(kernel, x.nbytes + out.nbytes, words)
     return out
+
+
+def _words(op: str, x: Tensor, code: Code, looks_up: bool) -> Any:
+    """Make them, and keep them with the code: nobody adds up spikes by channel, or wants gains."""
+    channels = x.shape[-1]
+    work = [0, 0, channels, max(1, _PIECE // channels) if channels else 1, 0, 0, *_parameters(code, code.unit)]
+    most = max(code.upper, -code.lower)
+    if looks_up:
+        assert code.table is not None
+        entries, most = code.table.change if op == "encode" else code.table.settled, code.timesteps
+        work += [entries.data_ptr(), 1, code.table.spikes.data_ptr()]
+    words = array("q", (*work, *_tally(None, most), *_gain(code, None)))
+    made = code.words[op, looks_up] = _kernel("digits" if looks_up else "neuron", x.dtype, op), words
+    return made
 
 
 def _look_up(
@@ -215,7 +233,7 @@ def _scan(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    inner, outer = x.shape[-1], len(weight)
+    outer, inner = weight.shape
     rows = x.numel() // inner
     if rows == 0 or rows > _FEW_ROWS:
         return torch_.linear(x, weight, bias)

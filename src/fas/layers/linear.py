@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,9 @@ class SpikingLinear(SpikingLayer):
         owner: whether this layer holds the population's parameters; another layer of the site does else.
     """
 
+    # Those of the last layerwise call on floats without gradients.
+    _settings: tuple[object, ...] | None = None
+
     def __init__(self, dense: nn.Module, population: Population, *, owner: bool = True) -> None:
         self.transposed = bool(getattr(dense, "transposed", not isinstance(dense, nn.Linear)))
         shape = cast(nn.Parameter, dense.weight).shape
@@ -70,6 +73,9 @@ class SpikingLinear(SpikingLayer):
         """Map [*B, in] to [*B, out] through the spikes of the population."""
         population = self.population
         simulation = population.simulation
+        # After a call under the same settings there is less to ask.
+        if self._settings == simulation.unchanged and population.active:
+            return self._in_floats(x)
         network = simulation.network
         if network == "ann" or not population.active:
             if torch.compiler.is_compiling():
@@ -82,6 +88,7 @@ class SpikingLinear(SpikingLayer):
             return self._in_integers(x)
         trains = torch.is_grad_enabled() and self.weight.requires_grad
         if network == "snn" and not trains and simulation.schedule == "layerwise" and not population.differentiates(x):
+            self._settings = simulation.unchanged or None
             return self._in_floats(x)
         if self._takes_spikes(x):
             return self._on_spikes(x)
@@ -93,12 +100,16 @@ class SpikingLinear(SpikingLayer):
     @property
     def _neurons_elsewhere(self) -> bool:
         """Whether accelerate keeps the neurons off the memory, and brings them only while the population runs."""
-        return self.population.log_threshold.is_meta
+        return bool(self.population._parameters["log_threshold"].is_meta)  # type: ignore[union-attr]
+
+    def _present(self, name: str) -> Any:
+        # Attribute access of a module is slow; the weight of an expert is no parameter.
+        return self._parameters[name] if name in self._parameters else getattr(self, name)
 
     def _is_plain(self, x: Tensor) -> bool:
         """Whether our own products can take input and weight."""
         # Elsewhere than on the CPU, to know how many neurons have spiked would be to wait for the device.
-        weight = self.weight
+        weight = self._present("weight")
         plain = x.dtype == weight.dtype == torch.float32 and weight.is_contiguous() and x.is_cpu
         return plain and not self._neurons_elsewhere
 
@@ -107,12 +118,15 @@ class SpikingLinear(SpikingLayer):
         return self.weight.T if self.transposed else self.weight
 
     def _bias(self, dtype: torch.dtype) -> Tensor:
-        bias, correction = self.bias, self.correction.to(dtype)
-        return correction if bias is None else (bias + correction).to(dtype)
+        bias, correction = self._present("bias"), self._present("correction")
+        if correction.dtype != dtype:
+            correction = correction.to(dtype)
+        total: Tensor = correction if bias is None else bias + correction
+        return total if total.dtype == dtype else total.to(dtype)
 
     def _in_floats(self, x: Tensor) -> Tensor:
         """Layerwise without gradients: a single row reads only the weights of neurons that have spiked."""
-        population, weight, plain = self.population, self.weight, self._is_plain(x)
+        population, weight, plain = self.population, self._present("weight"), self._is_plain(x)
         rows = x.numel() // self.in_features
         steps = population.simulation.timesteps
         if not plain or rows != 1 or not self.transposed or population.neuron.bounds(steps)[1] > LARGEST:
@@ -120,7 +134,8 @@ class SpikingLinear(SpikingLayer):
             if not plain or self.transposed:
                 return functional.linear(signal, self._matrix(), self._bias(x.dtype))
             backend = choose("linear", population.simulation.kernels, x.device, x.dtype)
-            return backend.linear(signal, weight, self._bias(x.dtype))
+            product: Tensor = backend.linear(signal, weight, self._bias(x.dtype))
+            return product
         counts, gain, code = population(x, "counts")
         backend = choose("event_linear", population.simulation.kernels, x.device, x.dtype)
         if int(counts.count_nonzero()) > backend.SPARSE * self.in_features:

@@ -198,7 +198,7 @@ class Population(nn.Module):
     def _encode(self, x: Tensor, form: Form) -> Any:
         simulation, known = self.simulation, self._known
         # After a call under the same settings there is less to ask.
-        if known is not None and known.settings == simulation.unchanged and not self.differentiates(x):
+        if known is not None and known.settings == simulation.unchanged:
             if self.active and x.dtype == known.code.scale.dtype and self.code(x.dtype) is known.code:
                 return self._by_kernel(x, form, known.code)
         if simulation.network == "ann" or not self.active:

@@ -148,8 +148,14 @@ class Simulation(_Attributes):
 
     @property
     def unchanged(self) -> tuple[object, ...]:
-        """All settings; empty where somebody observes, or a block of this thread has changed any."""
-        return () if _thread.changed or self._call["observers"] else tuple(vars(self.settings).values())
+        """All settings; empty where there is more to ask than what they are.
+
+        Gradients may flow or a graph is being compiled, somebody observes, or a block of this thread has changed any.
+        """
+        torch_asks = torch.compiler.is_compiling() or torch.is_grad_enabled()
+        if torch_asks or _thread.changed or self._call["observers"]:
+            return ()
+        return tuple(vars(self.settings).values())
 
     @contextmanager
     def running(self, steps: range, *, carry: bool = False) -> Iterator[None]:

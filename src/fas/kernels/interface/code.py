@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,13 @@ from fas.types import Neuron, Recursion
 State = tuple[Tensor, Tensor]
 """Σ x and N of neurons before a step, each [*B, C]."""
 _TENSORS = ("scale", "unit", "step_unit", "threshold", "v_init", "offset")
+
+
+class _Words(dict[Any, Any]):
+    """Addresses of tensors are among them: a copy, or what is saved, starts without any."""
+
+    def __reduce__(self) -> Any:
+        return _Words, ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -40,6 +47,7 @@ class Code:
         offset: μ.
         table: of a neuron of that recursion.
         adapts: the neuron that says the gain of every token; None where it is 1, or the caller's matter.
+        words: what a kernel keeps for its next call.
     """
 
     recursion: Recursion | None
@@ -54,6 +62,7 @@ class Code:
     offset: Tensor
     table: Table | None = None
     adapts: AdaptiveDigit | None = None
+    words: _Words = field(default_factory=_Words, init=False)
 
     @classmethod
     def of(cls, neuron: Neuron, timesteps: int, threshold: Tensor, v_init: Tensor, offset: Tensor) -> Code:

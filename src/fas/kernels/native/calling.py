@@ -112,7 +112,11 @@ def run(kernel: Any, moved: int, *work: int) -> None:
         moved: bytes that it reads and writes, by which the number of threads is chosen.
         work: its words from the second on.
     """
-    words_of_all = array("q", (0, *work))
+    start(kernel, moved, array("q", (0, *work)))
+
+
+def start(kernel: Any, moved: int, words_of_all: array[int]) -> None:
+    """Run a kernel on all of its words, the first of which counts pieces of work from 0."""
     argument, _ = words_of_all.buffer_info()
     threads = min(torch.get_num_threads(), moved // _BYTES_PER_THREAD)
     if threads > 1:
