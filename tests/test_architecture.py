@@ -11,7 +11,7 @@ SOURCE = REPOSITORY / "src" / "fas"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LONGEST = 400  # lines
-LINES = 29_792  # of the whole package
+LINES = 29_791  # of the whole package
 LINES_OF_CLI = 2_500
 NAMES_THAT_HIDE_AN_IDEA = {
     "util",

@@ -124,8 +124,7 @@ def _encode(op: str, x: Tensor, out: Tensor, code: Code, sent: Tensor | None, ga
 
 def _words(op: str, x: Tensor, code: Code, looks_up: bool) -> Any:
     """Make them, and keep them with the code: nobody adds up spikes by channel, or wants gains."""
-    channels = x.shape[-1]
-    work = [0, 0, channels, max(1, _PIECE // channels) if channels else 1, 0, 0, *_parameters(code, code.unit)]
+    work = [0, *_rows(x, x.shape[-1]), 0, 0, *_parameters(code, code.unit)]
     most = max(code.upper, -code.lower)
     if looks_up:
         assert code.table is not None
